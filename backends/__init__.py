@@ -1,0 +1,1 @@
+"""Our own backends. Each is found through the entry-point group `deploy.backends`, like anybody else's."""

@@ -1,0 +1,45 @@
+"""What a backend writes, and what it says of every node beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from deploy.spec.document import Frozen
+from deploy.spec.tensors import TensorSpec
+
+
+class Verdict(Frozen):
+    """Whether a backend can run one node; ``unknown`` where it cannot be said before trying."""
+
+    node: str
+    op: str
+    support: Literal["supported", "unsupported", "unknown"]
+    reason: str = ""
+
+
+class Artifact(Frozen):
+    """Files in the backend's own format. ``files`` are relative to ``folder``, the main one first.
+
+    ``values`` maps inner values of the graph to their names in the artifact, for comparing layer by layer.
+    A ``deferred`` artifact is finished on the device; here it was checked by other means.
+    """
+
+    backend: str
+    files: tuple[str, ...] = Field(min_length=1)
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    values: dict[str, str] = {}
+    deferred: bool = False
+    toolchain: dict[str, str] = {}
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @property
+    def main(self) -> Path:
+        return self.folder / self.files[0]
+
+    def size_bytes(self) -> int:
+        """Size of the model file alone, without the scripts beside it."""
+        return self.main.stat().st_size

@@ -1,0 +1,113 @@
+"""What every file format of ours has in common: frozen, strict, numbered, canonical.
+
+A document is read with :func:`parse` and written with :func:`render`; both round-trip exactly. Unknown
+keys are errors, so that a misspelt one never changes a build silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deploy.errors import DeployError, UsageError
+
+SCHEMA: Literal[1] = 1
+"""Number of the on-disk formats described in this package. A reader refuses any other."""
+
+
+class Frozen(BaseModel):
+    """A value that lies on disk or passes between stages: immutable, comparable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+DocumentT = TypeVar("DocumentT", bound=BaseModel)
+
+
+def render(document: BaseModel) -> str:
+    """The document as canonical JSON: declared field order, two-space indent, newline at the end."""
+    return document.model_dump_json(indent=2, by_alias=True) + "\n"
+
+
+def digest(document: BaseModel) -> str:
+    """SHA-256 (hex) of the document's content, independent of indentation."""
+    canonical = json.dumps(document.model_dump(mode="json", by_alias=True), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def parse(
+    kind: type[DocumentT], text: str, *, origin: Path | str, error: type[DeployError] = UsageError
+) -> DocumentT:
+    """Read a JSON document of type ``kind``; ``origin`` names it in messages.
+
+    Raises ``error`` with the offending key where the text is not such a document.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as e:
+        raise error(f"{origin}: {_first_problem(e)}", hint=_schema_hint(e)) from e
+
+
+def parse_toml(kind: type[DocumentT], text: str, *, origin: Path | str) -> DocumentT:
+    """Read a TOML document of type ``kind``. Raises UsageError naming the line and the key."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(f"{origin}: not valid TOML: {e}", hint="fix the line named above") from e
+    try:
+        return kind.model_validate(data)
+    except ValidationError as e:
+        location = e.errors()[0]["loc"]
+        line = _line_of(text, location)
+        where = f"{origin}:{line}" if line else str(origin)
+        raise UsageError(f"{where}: {_first_problem(e)}", hint=_schema_hint(e)) from e
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"'{key}': {message}{more}" if key else f"{message}{more}"
+
+
+def _schema_hint(error: ValidationError) -> str:
+    if any(e["loc"] == ("schema",) for e in error.errors()):
+        return f"this version reads schema {SCHEMA}; use the version of deploy that wrote the file"
+    if any(e["type"] == "extra_forbidden" for e in error.errors()):
+        return "remove the key, or look up its spelling in the reference in README.md"
+    return "correct the value of that key"
+
+
+def _line_of(text: str, location: tuple[int | str, ...]) -> int | None:
+    """The line of the deepest part of ``location`` that the TOML text spells out, tables in order."""
+    lines = text.splitlines()
+    found: int | None = None
+    start = 0
+    path: list[str] = []
+    occurrence = 0
+    for part in location:
+        if isinstance(part, int):
+            occurrence = part
+            continue
+        path.append(part)
+        headers = ("[" + ".".join(path) + "]", "[[" + ".".join(path) + "]]")
+        matches = [i for i, line in enumerate(lines) if line.split("#")[0].strip() in headers]
+        if matches:
+            start = matches[min(occurrence, len(matches) - 1)]
+            found, occurrence = start + 1, 0
+            continue
+        for i in range(start, len(lines)):
+            if i > start and lines[i].lstrip().startswith("["):
+                break
+            if lines[i].split("=")[0].strip().strip('"') in (part, ".".join(path[-2:])):
+                found = i + 1
+                break
+    return found

@@ -1,0 +1,146 @@
+"""What a bundle says of itself: ``manifest.json``, ``deploy.lock`` and ``measurements.json``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from deploy.spec.artifact import Artifact
+from deploy.spec.document import SCHEMA, Frozen
+from deploy.spec.measurement import Comparison
+from deploy.spec.recipe import Recipe
+from deploy.spec.tensors import Precision
+
+
+class Evaluation(Frozen):
+    """A metric on the float baseline and on the artifact, over the same samples.
+
+    ``drop`` is positive when the artifact is worse, in the metric's unit; ``interval`` its paired 95 %
+    interval. ``role`` is the data it was taken on; ``looks`` how often those data were looked at.
+    """
+
+    metric: str
+    unit: str
+    higher_is_better: bool
+    baseline: float
+    artifact: float
+    drop: float
+    interval: tuple[float, float]
+    per_class: dict[str, tuple[float, float]] = {}
+    role: Literal["eval", "validation", "calibration", "random"]
+    samples: int
+    looks: int
+
+
+class Outcome(Frozen):
+    """The verdict on the whole build. ``float``: nothing was gained by compressing, and why."""
+
+    status: Literal["met", "missed", "float"]
+    reasons: tuple[str, ...] = ()
+
+
+class Verification(Frozen):
+    """How far the artifact is from the reference graph, against what was allowed.
+
+    Errors are the largest absolute difference over the outputs, divided by the largest reference magnitude.
+    ``noise_floor`` is the same figure between two runs of the reference by one runtime, optimised and not.
+    """
+
+    passed: bool
+    samples: int
+    error: float
+    noise_floor: float
+    tolerance: float
+    executed_by: str
+    first_divergence: str | None = None
+
+
+class SourceInfo(Frozen):
+    """The model as given."""
+
+    name: str
+    sha256: str
+    bytes: int
+    opset: int
+    parameters: int
+    macs: int | None
+    weight_bytes: int
+
+
+class CalibrationInfo(Frozen):
+    """What the ranges were found on. ``random``: on noise, since no data were given and the user agreed."""
+
+    sha256: str
+    samples: int
+    observer: str
+    random: bool = False
+
+
+class Sizes(Frozen):
+    """Bytes of the float model and of the artifact; ``weights`` counts the constants alone."""
+
+    baseline: int
+    artifact: int
+    baseline_weights: int
+    weights: int
+
+
+class Manifest(Frozen):
+    """Everything needed to trust, run and rebuild a bundle."""
+
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    target: str
+    profile: str
+    runtime: str
+    source: SourceInfo
+    recipe: Recipe
+    plan_sha256: str
+    precision: dict[Precision, int]
+    files: dict[str, str]
+    artifact: Artifact
+    options: dict[str, bool | int | str]
+    size_bytes: Sizes
+    calibration: CalibrationInfo | None
+    evaluation: Evaluation | None
+    verification: Verification
+    verdict: Outcome
+    deferred: bool
+    executed_by: str
+    toolchain: dict[str, str]
+    seed: int
+
+
+class Choice(Frozen):
+    """One decision that a measurement made."""
+
+    what: str
+    chosen: str
+    reason: str
+
+
+class Lock(Frozen):
+    """``deploy.lock``: every choice that came from a measurement, and what it was made for."""
+
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    source_sha256: str
+    calibration_sha256: str | None
+    profile_sha256: str
+    seed: int
+    choices: tuple[Choice, ...]
+    float_blocks: tuple[str, ...]
+
+
+class StageTime(Frozen):
+    name: str
+    seconds: float
+    cached: bool
+
+
+class Measurements(Frozen):
+    """``measurements.json``: one run on one machine. It lies outside the bundle's digest."""
+
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    comparison: Comparison | None
+    why_not: str = ""
+    stages: tuple[StageTime, ...] = ()

@@ -1,0 +1,124 @@
+"""The quantization plan: scale, zero point, axis and type per tensor; precision and reason per block.
+
+Ranges are found once, each (target, runtime) turns them by its rules into one plan, the plan is carried
+unchanged into the artifact and read back out of the written file. Integer weights stay in the graph; the
+plan holds their digest.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from deploy.spec.document import SCHEMA, Frozen
+from deploy.spec.tensors import RANGES, Precision, QuantType
+
+Origin = Literal["calibration", "weight", "bias", "fixed", "shared", "imported"]
+"""Where the parameters of a tensor came from."""
+
+
+class QuantParams(Frozen):
+    """Affine parameters of one tensor. One scale and zero point, or one per slice along ``axis``."""
+
+    type: QuantType
+    scale: tuple[float, ...] = Field(min_length=1)
+    zero_point: tuple[int, ...] = Field(min_length=1)
+    axis: int | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> QuantParams:
+        if len(self.scale) != len(self.zero_point):
+            raise ValueError(f"{len(self.scale)} scales but {len(self.zero_point)} zero points")
+        if self.axis is None and len(self.scale) != 1:
+            raise ValueError("several scales need an axis")
+        if any(s <= 0 for s in self.scale):
+            raise ValueError("scales must be positive")
+        low, high = RANGES[self.type]
+        if any(not low <= z <= high for z in self.zero_point):
+            raise ValueError(f"zero point outside {self.type}")
+        return self
+
+
+class TensorPlan(QuantParams):
+    """The parameters of one value of the graph, by which everyone who reads it computes.
+
+    ``uses`` holds the exceptions: consumer node name -> parameters. ``bias_of`` names (input, weight) whose
+    scales multiply to this bias's scale. ``digest`` is the SHA-256 of the integer data of a constant.
+    """
+
+    origin: Origin
+    shared_with: str | None = None
+    bias_of: tuple[str, str] | None = None
+    digest: str | None = None
+    uses: dict[str, QuantParams] = {}
+
+
+class BlockPlan(Frozen):
+    """What was chosen for a block, why, and what it costs in milliseconds and metric points if known."""
+
+    id: str
+    nodes: tuple[str, ...]
+    precision: Precision
+    sparsity: Literal["2:4"] | None = None
+    reason: str = ""
+    sqnr_db: float | None = None
+    latency_ms: float | None = None
+    cost_points: float | None = None
+
+
+class Plan(Frozen):
+    """The decisions for one graph on one runtime of one target."""
+
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    graph_sha256: str
+    target: str
+    runtime: str
+    tensors: dict[str, TensorPlan] = {}
+    blocks: tuple[BlockPlan, ...] = ()
+
+    @property
+    def quantized(self) -> bool:
+        return bool(self.tensors)
+
+
+def differences(decided: Plan, read_back: Plan, *, ulps: int = 0) -> list[str]:
+    """What an artifact carries other than the plan says, one line per tensor; empty when equal.
+
+    Only what an artifact holds is compared: type, scale, zero point, axis, integer data and per-use
+    overrides. ``ulps`` allows scales to differ by that many float32 steps, for formats that store ranges.
+    """
+    lines = []
+    for name in sorted(decided.tensors.keys() | read_back.tensors.keys()):
+        want, got = decided.tensors.get(name), read_back.tensors.get(name)
+        if want is None or got is None:
+            where = "the artifact but not in the plan" if want is None else "the plan but not in the artifact"
+            lines.append(f"{name}: in {where}")
+            continue
+        lines += [f"{name}: {d}" for d in _parameter_differences(want, got, ulps)]
+        if want.digest and got.digest != want.digest:
+            lines.append(f"{name}: integer data differ")
+        for consumer in sorted(want.uses.keys() | got.uses.keys()):
+            a, b = want.uses.get(consumer), got.uses.get(consumer)
+            if a is None or b is None:
+                lines.append(f"{name} as read by {consumer}: override on one side only")
+            else:
+                lines += [f"{name} as read by {consumer}: {d}" for d in _parameter_differences(a, b, ulps)]
+    return lines
+
+
+def _parameter_differences(want: QuantParams, got: QuantParams, ulps: int) -> list[str]:
+    found = []
+    if want.type != got.type:
+        found.append(f"type {got.type}, planned {want.type}")
+    if want.axis != got.axis:
+        found.append(f"axis {got.axis}, planned {want.axis}")
+    if want.zero_point != got.zero_point:
+        found.append(f"zero point {got.zero_point[:4]}, planned {want.zero_point[:4]}")
+    if len(want.scale) != len(got.scale):
+        found.append(f"{len(got.scale)} scales, planned {len(want.scale)}")
+    else:
+        worst = max(abs(a - b) / (abs(a) * 2.0**-23) for a, b in zip(want.scale, got.scale, strict=True))
+        if worst > ulps:
+            found.append(f"scale {got.scale[0]:.9g}, planned {want.scale[0]:.9g} ({worst:.1f} ulp apart)")
+    return found

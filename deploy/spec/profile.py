@@ -1,0 +1,138 @@
+"""What a device can do, as data: precisions, quantization rules, sparsity, memory, runtimes, costs.
+
+Profiles are TOML files in ``profiles/``. Every figure carries its unit, source and date, or is the word
+``unknown``. The rules of a (target, runtime) pair live here and never in code.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from deploy.spec.document import SCHEMA, Frozen
+from deploy.spec.tensors import Precision
+
+Unknown = Literal["unknown"]
+
+
+class Figure(Frozen):
+    """A fact with where and when it was found. ``value`` true or false states a capability."""
+
+    value: bool | int | float | str
+    unit: str = ""
+    source: str = Field(min_length=1)
+    date: date
+
+
+Fact = Figure | Unknown
+
+
+class FixedOutput(Frozen):
+    """Output parameters that a runtime prescribes for an operation, whatever the data."""
+
+    scale: float = Field(gt=0)
+    zero_point: int
+
+
+class QuantRules(Frozen):
+    """How one runtime on one device wants static INT8, q = clamp(round_half_even(x / scale) + zero_point).
+
+    ``compute`` lists ONNX operations with integer kernels; ``float_output`` those of them whose result may
+    leave the integer domain without being requantized; ``forward`` operations that only move data, so that
+    their output shares its input's parameters; ``unify`` operations all of whose operands share one set.
+    """
+
+    activation: Literal["int8", "uint8"]
+    symmetric_activation: bool = False
+    weight_bits: Literal[7, 8] = 8
+    per_channel: bool = True
+    bias: Literal["int32", "float"] = "int32"
+    scale: Literal["float32", "float16"] = "float32"
+    compute: tuple[str, ...]
+    float_output: tuple[str, ...] = ()
+    forward: tuple[str, ...] = ()
+    unify: tuple[str, ...] = ()
+    fixed_output: dict[str, FixedOutput] = {}
+    source: str = Field(min_length=1)
+    date: date
+
+
+class Sparsity(Frozen):
+    """Structured sparsity that the runtime turns into speed. ``axis`` counts in the weight's own layout."""
+
+    pattern: Literal["2:4"]
+    axis: int
+    gain: Fact
+
+
+class Cost(Frozen):
+    """One measured point of a cost table: an operation class at a size, in milliseconds."""
+
+    op: str
+    precision: Precision
+    macs: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    ms: float = Field(gt=0)
+    spread: float = Field(ge=0)
+
+
+class Runtime(Frozen):
+    """One way to run a graph on the device. ``name`` is the backend's name.
+
+    ``fuses`` lists operation chains, written ``Conv+Add+Relu``, that the runtime computes as one kernel:
+    nothing is quantized between their members. ``around`` is the type of what stays float.
+    """
+
+    name: str
+    versions: tuple[str, ...] = ()
+    onnx_opset: int = Field(ge=7)
+    around: Literal["float32", "float16"] = "float32"
+    fuses: tuple[str, ...] = ()
+    static_shapes: bool = False
+    align: int = Field(default=1, ge=1)
+    quant: QuantRules | None = None
+    sparsity: Sparsity | None = None
+    options: dict[str, bool | int | str] = {}
+    cost: tuple[Cost, ...] = ()
+    source: str = Field(min_length=1)
+    date: date
+
+
+class HostVariant(Frozen):
+    """For a profile that means "this machine": the profile to use where the CPU has all ``features``."""
+
+    features: tuple[str, ...] = ()
+    use: str
+
+
+class Profile(Frozen):
+    """A device. ``features`` are CPU flags that a host must have to stand in for it and be timed."""
+
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    aliases: tuple[str, ...] = ()
+    inherits: str | None = None
+    title: str
+    arch: Literal["x86_64", "aarch64", "armv7l", "cuda", "unknown"] = "unknown"
+    features: tuple[str, ...] = ()
+    on_host: tuple[HostVariant, ...] = ()
+    precision: dict[str, Fact] = {}
+    memory: dict[str, Fact] = {}
+    hardware: dict[str, Fact] = {}
+    runtime: tuple[Runtime, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_a_way_to_run(self) -> Profile:
+        if not self.runtime and not self.on_host and self.inherits is None:
+            raise ValueError("a profile needs at least one [[runtime]], on_host or inherits")
+        return self
+
+    def runtime_named(self, name: str) -> Runtime:
+        """The runtime of that backend name. Raises KeyError."""
+        for runtime in self.runtime:
+            if runtime.name == name:
+                return runtime
+        raise KeyError(name)

@@ -1,0 +1,76 @@
+"""``deploy.toml``: what a project builds, from which data, within which budget."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from deploy.spec.document import SCHEMA, Frozen
+from deploy.spec.recipe import Step
+from deploy.spec.tensors import Layout, Normalisation
+
+Observer = Literal["minmax", "percentile", "mse", "kl"]
+PrecisionRequest = Literal["auto", "float", "fp16", "int8", "mixed"]
+
+
+class ModelSection(Frozen):
+    path: str
+    shapes: dict[str, tuple[int, ...]] = {}
+
+
+class DataSection(Frozen):
+    """Paths of npz or npy files or image folders, or ``python:package.module:function``."""
+
+    calibration: str | None = None
+    validation: str | None = None
+    eval: str | None = None
+    labels: str = "y"
+    groups: str = "group"
+
+
+class InputSection(Frozen):
+    """How raw data become the model's input."""
+
+    layout: Layout = "any"
+    normalisation: Normalisation = Normalisation()
+
+
+class MetricSection(Frozen):
+    """``name`` of a built-in metric, or ``python:package.module:function``; ``output`` it looks at."""
+
+    name: str = "auto"
+    output: str | None = None
+    ignore_label: int | None = None
+
+
+class Budget(Frozen):
+    """What a build may cost. ``max_drop`` is absolute in the metric's unit: 0.01 is one point of accuracy."""
+
+    max_drop: float = Field(default=0.01, ge=0)
+
+
+class QuantizeSection(Frozen):
+    precision: PrecisionRequest = "auto"
+    observer: Observer = "mse"
+    exclude: tuple[str, ...] = ()
+    samples: int = Field(default=512, ge=1)
+
+
+class BuildSection(Frozen):
+    targets: tuple[str, ...] = ()
+    out: str = "dist"
+    seed: int = Field(default=0, ge=0)
+    threads: int = Field(default=1, ge=1)
+
+
+class Project(Frozen):
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    model: ModelSection
+    data: DataSection = DataSection()
+    input: dict[str, InputSection] = {}
+    metric: MetricSection = MetricSection()
+    budget: Budget = Budget()
+    quantize: QuantizeSection = QuantizeSection()
+    build: BuildSection = BuildSection()
+    recipe: tuple[Step, ...] = ()

@@ -1,0 +1,63 @@
+"""The shared words for tensors: how they are laid out, typed, normalised and quantized."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from deploy.spec.document import Frozen
+
+Layout = Literal["NCHW", "NHWC", "any"]
+"""Order of the axes of an image-like tensor; ``any`` where the axes have no such meaning."""
+
+QuantType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"]
+"""Integer storage types."""
+
+Precision = Literal["float", "fp16", "int8"]
+"""What a block computes in. ``float`` is the runtime's plain float32."""
+
+RANGES: dict[QuantType, tuple[int, int]] = {
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-32768, 32767),
+    "uint16": (0, 65535),
+    "int32": (-(2**31), 2**31 - 1),
+}
+"""Smallest and largest code of each storage type."""
+
+
+class Normalisation(Frozen):
+    """``(x * scale - mean) / std`` per channel, applied once: by the data reader or, folded, by the graph."""
+
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    folded: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Normalisation:
+        if any(s == 0 for s in self.std):
+            raise ValueError("std must not contain 0")
+        if len(self.mean) != len(self.std) and 1 not in (len(self.mean), len(self.std)):
+            raise ValueError(f"mean has {len(self.mean)} values, std has {len(self.std)}")
+        return self
+
+    @property
+    def identity(self) -> bool:
+        return self.scale == 1.0 and set(self.mean) == {0.0} and set(self.std) == {1.0}
+
+
+class TensorSpec(Frozen):
+    """An input or output. ``shape`` holds sizes, or the name of a dimension that is free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    layout: Layout = "any"
+    normalisation: Normalisation | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"

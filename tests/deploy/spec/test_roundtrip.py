@@ -1,0 +1,242 @@
+"""Every document comes back from disk as it was written, and refuses what it does not know."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from deploy.errors import UsageError
+from deploy.spec.artifact import Artifact, Verdict
+from deploy.spec.document import digest, parse, parse_toml, render
+from deploy.spec.manifest import (
+    CalibrationInfo,
+    Choice,
+    Evaluation,
+    Lock,
+    Manifest,
+    Measurements,
+    Outcome,
+    Sizes,
+    SourceInfo,
+    StageTime,
+    Verification,
+)
+from deploy.spec.measurement import Comparison, Conditions, Latency, Measurement
+from deploy.spec.plan import BlockPlan, Plan, QuantParams, TensorPlan, differences
+from deploy.spec.profile import Cost, Figure, Profile, QuantRules, Runtime, Sparsity
+from deploy.spec.project import Project
+from deploy.spec.recipe import Recipe
+from deploy.spec.tensors import Normalisation, TensorSpec
+
+TODAY = datetime.date(2026, 11, 20)
+INPUT = TensorSpec(
+    name="x",
+    dtype="float32",
+    shape=("n", 3, 32, 32),
+    layout="NCHW",
+    normalisation=Normalisation(scale=1 / 255),
+)
+OUTPUT = TensorSpec(name="y", dtype="float32", shape=("n", 10))
+ARTIFACT = Artifact(
+    backend="ort", files=("model.onnx",), inputs=(INPUT,), outputs=(OUTPUT,), toolchain={"ort": "1"}
+)
+PLAN = Plan(
+    graph_sha256="ab" * 32,
+    target="x86-vnni",
+    runtime="ort",
+    tensors={
+        "x": TensorPlan(type="uint8", scale=(0.1,), zero_point=(3,), origin="calibration"),
+        "w": TensorPlan(
+            type="int8", scale=(0.1, 0.2), zero_point=(0, 0), axis=0, origin="weight", digest="cd" * 32
+        ),
+        "s": TensorPlan(
+            type="uint8",
+            scale=(0.1,),
+            zero_point=(3,),
+            origin="shared",
+            shared_with="x",
+            uses={"conv2": QuantParams(type="uint8", scale=(0.3,), zero_point=(0,))},
+        ),
+    },
+    blocks=(BlockPlan(id="b0", nodes=("conv", "relu"), precision="int8", reason="r", sqnr_db=31.5),),
+)
+LATENCY = Latency(p50=1.0, p95=1.2, p99=1.3, samples=100, spread=0.05)
+MEASURED = Measurement(
+    latency_ms=LATENCY,
+    peak_memory_bytes=1000,
+    conditions=Conditions(device="cpu", runtime="ort 1", threads=1, batch=1, date="2026-11-20"),
+)
+PROFILE = Profile(
+    name="board",
+    title="A board",
+    precision={"int8": Figure(value=True, source="datasheet", date=TODAY), "fp16": "unknown"},
+    runtime=(
+        Runtime(
+            name="ort",
+            onnx_opset=21,
+            fuses=("Conv+Relu",),
+            quant=QuantRules(activation="uint8", compute=("Conv",), source="docs", date=TODAY),
+            sparsity=Sparsity(pattern="2:4", axis=1, gain="unknown"),
+            cost=(Cost(op="conv3x3", precision="int8", macs=1, bytes=2, ms=0.1, spread=0.0),),
+            source="docs",
+            date=TODAY,
+        ),
+    ),
+)
+MANIFEST = Manifest(
+    target="x86-cpu",
+    profile="x86-vnni",
+    runtime="ort",
+    source=SourceInfo(
+        name="m.onnx", sha256="00" * 32, bytes=10, opset=17, parameters=3, macs=None, weight_bytes=12
+    ),
+    recipe=Recipe(),
+    plan_sha256=digest(PLAN),
+    precision={"int8": 3, "float": 1},
+    files={"artifact/model.onnx": "11" * 32},
+    artifact=ARTIFACT,
+    options={"threads": 1},
+    size_bytes=Sizes(baseline=40, artifact=10, baseline_weights=36, weights=9),
+    calibration=CalibrationInfo(sha256="22" * 32, samples=64, observer="mse"),
+    evaluation=Evaluation(
+        metric="top1",
+        unit="fraction",
+        higher_is_better=True,
+        baseline=0.9,
+        artifact=0.89,
+        drop=0.01,
+        interval=(0.0, 0.02),
+        per_class={"3": (0.9, 0.8)},
+        role="eval",
+        samples=100,
+        looks=1,
+    ),
+    verification=Verification(
+        passed=True, samples=4, error=1e-7, noise_floor=1e-7, tolerance=1e-6, executed_by="onnxruntime"
+    ),
+    verdict=Outcome(status="met"),
+    deferred=False,
+    executed_by="onnxruntime",
+    toolchain={"onnxruntime": "1.31.1"},
+    seed=0,
+)
+MEASUREMENTS = Measurements(
+    comparison=Comparison(baseline=MEASURED, artifact=MEASURED, speedup=1.0, interval=(0.9, 1.1)),
+    stages=(StageTime(name="calibrate", seconds=0.5, cached=False),),
+)
+LOCK = Lock(
+    source_sha256="00" * 32,
+    calibration_sha256=None,
+    profile_sha256="33" * 32,
+    seed=0,
+    choices=(Choice(what="precision", chosen="int8", reason="2.1 times float"),),
+    float_blocks=("b3",),
+)
+VERDICT = Verdict(node="n", op="Einsum", support="unsupported", reason="no kernel")
+PROJECT = Project.model_validate({"model": {"path": "m.onnx", "shapes": {"x": [1, 3, 8, 8]}}})
+
+
+@pytest.mark.parametrize(
+    "document",
+    [INPUT, ARTIFACT, PLAN, PROFILE, MANIFEST, MEASUREMENTS, LOCK, VERDICT, PROJECT],
+    ids=lambda d: type(d).__name__,
+)
+def test_round_trip_is_exact(document: BaseModel) -> None:
+    text = render(document)
+    back = parse(type(document), text, origin="test")
+    assert back == document
+    assert render(back) == text
+    assert digest(back) == digest(document)
+
+
+@pytest.mark.parametrize("document", [PLAN, PROFILE, MANIFEST, MEASUREMENTS, LOCK, PROJECT])
+def test_another_schema_and_unknown_keys_are_refused(document: BaseModel) -> None:
+    data: dict[str, Any] = document.model_dump(mode="json", by_alias=True)
+    with pytest.raises(ValidationError):
+        type(document).model_validate(data | {"schema": 2})
+    with pytest.raises(ValidationError):
+        type(document).model_validate(data | {"colour": "red"})
+
+
+def test_documents_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        PLAN.target = "other"  # type: ignore[misc]
+
+
+float32 = st.floats(min_value=2.0**-40, max_value=2.0**20, width=32)
+
+
+@given(st.lists(float32, min_size=1, max_size=8))
+def test_float32_scales_survive_json_exactly(scales: list[float]) -> None:
+    tensor = TensorPlan(
+        type="int8",
+        scale=tuple(scales),
+        zero_point=(0,) * len(scales),
+        axis=0,
+        origin="weight",
+    )
+    assert parse(TensorPlan, render(tensor), origin="test").scale == tuple(scales)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"scale": (0.1, 0.2)}, "zero points"),
+        ({"scale": (0.1, 0.2), "zero_point": (0, 0)}, "axis"),
+        ({"scale": (-0.1,)}, "positive"),
+        ({"zero_point": (256,)}, "outside uint8"),
+    ],
+)
+def test_impossible_parameters_are_refused(change: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        QuantParams.model_validate({"type": "uint8", "scale": (0.1,), "zero_point": (0,)} | change)
+
+
+def test_differences_name_the_tensor() -> None:
+    assert differences(PLAN, PLAN) == []
+    data = PLAN.model_dump(by_alias=True)
+    data["tensors"]["x"]["scale"] = (0.1000001,)
+    data["tensors"]["w"]["digest"] = "ee" * 32
+    del data["tensors"]["s"]
+    found = differences(PLAN, Plan.model_validate(data))
+    assert [line.split(":")[0] for line in found] == ["s", "w", "x"]
+
+
+def test_one_ulp_is_allowed_only_when_asked() -> None:
+    data = PLAN.model_dump(by_alias=True)
+    data["tensors"]["x"]["scale"] = (0.1 * (1 + 2.0**-24),)
+    other = Plan.model_validate(data)
+    assert differences(PLAN, other)
+    assert differences(PLAN, other, ulps=1) == []
+
+
+TOML = """\
+[model]
+path = "m.onnx"
+
+[budget]
+max_drop = "much"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TOML, "deploy.toml:5: 'budget.max_drop'"),
+        ('[model]\npath = "m"\nshape = 3\n', "deploy.toml:3: unknown key 'model.shape'"),
+        ('[model]\npath = "m"\n[modle]\n', "deploy.toml:3: unknown key 'modle'"),
+        ("[model]\npath = \n", "line 2"),
+        ('[data]\neval = "e.npz"\n', "'model'"),
+        ('[model]\npath = "m"\n[input.x]\nnormalisation = { std = [0.0] }\n', "deploy.toml:4:"),
+    ],
+)
+def test_a_malformed_project_names_line_and_key(text: str, expected: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_toml(Project, text, origin="deploy.toml")
+    assert expected in error.value.message
+    assert error.value.hint
