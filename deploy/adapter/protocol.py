@@ -1,0 +1,79 @@
+"""What a backend and an opened artifact must offer. Five methods and one; nothing else is asked of a vendor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.progress import Progress
+from deploy.spec.artifact import Artifact, Verdict
+from deploy.spec.plan import Plan
+from deploy.spec.profile import Runtime
+from deploy.spec.tensors import TensorSpec
+
+Arrays = Mapping[str, np.ndarray]
+Options = Mapping[str, bool | int | str]
+"""A backend's own settings for one artifact, plain enough to lie in the manifest."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether the runtime behind a backend is here. ``missing`` says what to install, empty when found."""
+
+    runtime: str
+    version: str | None
+    missing: str = ""
+
+
+class Runner(Protocol):
+    """An opened artifact. A context manager; arrays go in and out by name."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """The outputs for ``feeds``, plus the inner values named in ``want``.
+
+        Raises DataError where the feeds do not fit, BackendError where the runtime fails.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    """One vendor's format and runtime. ``runtime`` is the profile's table for it: rules, opset, options."""
+
+    name: str
+
+    def available(self) -> Availability: ...
+
+    def options(self, runtime: Runtime, threads: int) -> Options:
+        """The settings an artifact is opened with."""
+
+    def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
+        """Supported, unsupported with the reason, or unknown: for every node."""
+
+    def lower(
+        self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
+    ) -> Artifact:
+        """Write the Q/DQ graph that carries ``plan`` in the backend's own format into ``workdir``.
+
+        Raises UnsupportedError listing every node that it cannot express, BackendError where a vendor's
+        toolchain fails.
+        """
+
+    def read_plan(self, artifact: Artifact) -> Plan:
+        """The tensors' parameters as they stand in the written file, never from memory."""
+
+    def open(self, artifact: Artifact, options: Options) -> Runner:
+        """Raises ToolchainError where the runtime is missing."""
