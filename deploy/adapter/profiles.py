@@ -1,0 +1,203 @@
+"""Finds device profiles: ours in ``profiles/``, anybody's through the entry-point group ``deploy.profiles``.
+
+A profile may inherit once. Its tables then override the parent's key by key, its ``[[runtime]]`` entries
+those of the same name; lists (and with them ``compute`` or ``cost``) are replaced, never joined.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from pydantic import model_validator
+
+from deploy.errors import ToolchainError, UsageError
+from deploy.spec.document import parse_toml
+from deploy.spec.profile import Profile
+
+GROUP = "deploy.profiles"
+_PACKAGE = Path(__file__).parents[1]
+_OURS = (_PACKAGE / "_profiles", _PACKAGE.parent / "profiles")
+"""Where our own files lie: in an installed wheel, in a checkout."""
+
+_NOT_INHERITED = ("aliases", "on_host")
+"""What belongs to one profile alone: the names it answers to and what it stands for on a host."""
+
+Table = Mapping[str, object]
+
+
+def load_profile(name: str) -> Profile:
+    """The profile of that name or alias. Raises UsageError naming the nearest where there is none."""
+    profiles = _installed()
+    for profile in profiles.values():
+        if name == profile.name or name in profile.aliases:
+            return profile
+    known = sorted({word for p in profiles.values() for word in (p.name, *p.aliases)})
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    suggestion = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UsageError(f"unknown target '{name}'", hint=f"{suggestion}`deploy targets` lists all of them")
+
+
+def profile_names() -> list[str]:
+    """Names of all profiles, without aliases, sorted."""
+    return list(_installed())
+
+
+def all_profiles() -> list[Profile]:
+    """All profiles, sorted by name."""
+    return list(_installed().values())
+
+
+def resolve(profile: Profile, features: Collection[str]) -> Profile:
+    """The profile to use on a host with these CPU ``features`` (flags as Linux spells them).
+
+    A profile that means "this machine" becomes its first variant all of whose features the host has; any
+    other is returned as it is. Raises UsageError where no variant fits.
+    """
+    if not profile.on_host:
+        return profile
+    for variant in profile.on_host:
+        if set(variant.features) <= set(features):
+            return load_profile(variant.use)
+    needed = " or ".join("+".join(variant.features) for variant in profile.on_host)
+    raise UsageError(
+        f"this machine's CPU is not one that '{profile.name}' stands for: it has none of {needed}",
+        hint=f"name a fixed target instead: {', '.join(dict.fromkeys(v.use for v in profile.on_host))}",
+    )
+
+
+def read_profiles(folders: Iterable[Traversable]) -> dict[str, Profile]:
+    """All profiles in ``folders``, by name, sorted, with inheritance resolved.
+
+    Raises UsageError where a file is malformed (with file, line and key), where two files claim one name
+    or alias, or where a profile refers to one that does not exist.
+    """
+    sources = [_read(path) for folder in folders for path in folder.iterdir() if path.name.endswith(".toml")]
+    by_name = {source.profile_name: source for source in sources}
+    profiles = [_parse(source, by_name) for source in sorted(sources, key=lambda s: s.profile_name)]
+    _check_names(profiles, sources)
+    for profile in profiles:
+        for variant in profile.on_host:
+            if variant.use not in by_name:
+                raise UsageError(
+                    f"{by_name[profile.name].origin}: on_host uses '{variant.use}', which is not a profile",
+                    hint=f"known profiles: {', '.join(sorted(by_name))}",
+                )
+    return {profile.name: profile for profile in profiles}
+
+
+def merge(parent: Table, child: Table) -> dict[str, object]:
+    """``parent`` with ``child``'s keys over it: tables key by key, ``runtime`` entries by name, others whole.
+
+    The child's runtimes come first, in its own order.
+    """
+    merged = dict(parent)
+    for key, value in child.items():
+        inherited = parent.get(key)
+        if isinstance(value, dict) and isinstance(inherited, dict):
+            merged[key] = merge(inherited, value)
+        elif key == "runtime" and isinstance(value, list) and isinstance(inherited, list):
+            merged[key] = _merge_runtimes(inherited, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _merge_runtimes(inherited: list[Table], own: list[Table]) -> list[Table]:
+    parents = {runtime.get("name"): runtime for runtime in inherited}
+    overridden = {runtime.get("name") for runtime in own}
+    rest = [runtime for runtime in inherited if runtime.get("name") not in overridden]
+    return [merge(parents.get(runtime.get("name"), {}), runtime) for runtime in own] + rest
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One TOML file, read but not yet checked."""
+
+    origin: str
+    text: str
+    table: Table
+
+    @property
+    def profile_name(self) -> str:
+        return str(self.table.get("name", self.origin))
+
+
+def _read(path: Traversable) -> _Source:
+    text = path.read_text(encoding="utf-8")
+    try:
+        return _Source(str(path), text, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(f"{path}: not valid TOML: {e}", hint="fix the line named above") from e
+
+
+def _parse(source: _Source, by_name: Mapping[str, _Source]) -> Profile:
+    parent_name = source.table.get("inherits")
+    if parent_name is None:
+        return parse_toml(Profile, source.text, origin=source.origin)
+    parent = by_name.get(str(parent_name))
+    if parent is None:
+        raise UsageError(
+            f"{source.origin}: inherits '{parent_name}', which is not a profile",
+            hint=f"known profiles: {', '.join(sorted(by_name))}",
+        )
+    if "inherits" in parent.table:
+        raise UsageError(
+            f"{source.origin}: inherits '{parent_name}', which itself inherits '{parent.table['inherits']}'",
+            hint="a profile inherits once: name the last one and repeat what differs",
+        )
+    inherited = {key: value for key, value in parent.table.items() if key not in _NOT_INHERITED}
+
+    class Merged(Profile):
+        """A profile whose text is read on top of its parent, so that errors keep the child's lines."""
+
+        @model_validator(mode="before")
+        @classmethod
+        def _over_parent(cls, own: dict[str, object]) -> dict[str, object]:
+            return merge(inherited, own)
+
+    parse_toml(Merged, source.text, origin=source.origin)
+    return Profile.model_validate(merge(inherited, source.table))
+
+
+def _check_names(profiles: Iterable[Profile], sources: Iterable[_Source]) -> None:
+    """Refuse a name or alias that two files claim."""
+    names = [(source.profile_name, source.origin) for source in sources]
+    origins = dict(names)
+    claims = names + [(alias, origins[profile.name]) for profile in profiles for alias in profile.aliases]
+    claimed: dict[str, str] = {}
+    for word, origin in claims:
+        if word in claimed:
+            raise UsageError(
+                f"{origin}: the name '{word}' is already taken by {claimed[word]}",
+                hint="rename one of the two profiles or drop the alias",
+            )
+        claimed[word] = origin
+
+
+@cache
+def _installed() -> dict[str, Profile]:
+    ours = next((folder for folder in _OURS if folder.is_dir()), None)
+    if ours is None:
+        raise ToolchainError(
+            "the device profiles are missing from this installation",
+            hint="reinstall: pip install --force-reinstall deploy-compiler",
+        )
+    return read_profiles([ours, *(_folder(entry) for entry in entry_points(group=GROUP))])
+
+
+def _folder(entry: EntryPoint) -> Traversable:
+    try:
+        return files(entry.value)
+    except ImportError as e:
+        raise ToolchainError(
+            f"profiles '{entry.name}' cannot be loaded: {e}",
+            hint=f"reinstall the package that provides them ({entry.value})",
+        ) from e
