@@ -1,0 +1,1 @@
+"""Whatever comes in becomes one graph at one opset. The only home of protobuf in `deploy`."""

@@ -1,0 +1,300 @@
+"""ONNX files: read one from anybody, write ours.
+
+Reading trusts nothing: no unpickling, no file outside the model's folder, no memory that the file's size does
+not justify, and one clear error for each way in which a file can be bad. Weights stored as external data stay
+memory-mapped. Writing is deterministic: the same graph gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from deploy.errors import ModelError
+from deploy.frontend import external_data, normalise, wellformed
+from deploy.frontend.opset import IR_VERSION, upgrade
+from deploy.frontend.recognise import MAX_PROTOBUF_BYTES, refuse_beyond_scope, refuse_unless_onnx
+
+if TYPE_CHECKING:
+    import onnx
+
+EXTERNAL_BEYOND = 1_900_000_000
+"""Bytes from which `write` puts the weights beside the model: one protobuf message ends at 2 GiB."""
+
+_EXTERNAL_TENSOR_BYTES = 1024
+_DATA_ALIGNMENT = 64
+_PRODUCER = "deploy"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it was handed in, and the graph it became.
+
+    ``model`` follows the graph convention: the pinned opset, constants are initializers and initializers are
+    no inputs, functions inlined, every node named. ``opset``, ``bytes`` (file and external data) and
+    ``sha256`` (over the file, then its external data in the order of their names) describe the file as given.
+    """
+
+    model: ir.Model
+    path: Path | None
+    name: str
+    sha256: str
+    bytes: int
+    opset: int
+
+
+def read(path: Path) -> Source:
+    """Read an ONNX file of opset 7 or later.
+
+    Raises ModelError where the file is not a sound ONNX model (the message says what and where, the hint what
+    to do), UnsupportedError where it needs operations that nothing here knows, listing all of them.
+    """
+    size = refuse_unless_onnx(path)
+    proto = _parse(path)
+    files = external_data.check(proto, path)
+    refuse_beyond_scope(path, size + sum(files.values()))
+    opset = wellformed.check(proto, path)
+    model = ir.serde.deserialize_model(proto)
+    del proto
+    normalise.normalise(model, path)
+    wellformed.check_operations(model, path)
+    wellformed.check_weights(model, path)
+    model = upgrade(model)
+    return Source(
+        model=model,
+        path=path,
+        name=path.stem,
+        sha256=_digest([path, *files]),
+        bytes=size + sum(files.values()),
+        opset=opset,
+    )
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """The graph as one protobuf message, weights included. The same graph gives the same bytes.
+
+    Raises ModelError where that is more than a message can hold (2 GiB): `write` it instead.
+    """
+    if weight_bytes(model) > MAX_PROTOBUF_BYTES:
+        raise ModelError(
+            f"{model.graph.name}: more than 2 GiB of weights do not fit one protobuf message",
+            hint="write the model to a file with external data",
+        )
+    return b"".join(_message(model, [_embedded(v) for v in _initializers(model)]))
+
+
+def digest(model: ir.Model) -> str:
+    """SHA-256 (hex) of `to_bytes`, without holding those bytes and whatever the model's size."""
+    found = hashlib.sha256()
+    for chunk in _message(model, [_embedded(v) for v in _initializers(model)]):
+        found.update(chunk)
+    return found.hexdigest()
+
+
+def write(model: ir.Model, path: Path) -> None:
+    """Write the graph to ``path``; weights go to ``<name>.data`` beside it only beyond about 1.9 GB.
+
+    The file appears whole or not at all.
+    """
+    if weight_bytes(model) <= EXTERNAL_BEYOND:
+        _replace(path, _message(model, [_embedded(v) for v in _initializers(model)]))
+        return
+    data_path = path.with_name(path.name + ".data")
+    tensors: list[_Tensor] = []
+    stored: list[ir.TensorProtocol] = []
+    offset = 0
+    for value in _initializers(model):
+        tensor = _constant(value)
+        if tensor.nbytes < _EXTERNAL_TENSOR_BYTES or tensor.dtype == ir.DataType.STRING:
+            tensors.append(_embedded(value))
+            continue
+        offset = -(-offset // _DATA_ALIGNMENT) * _DATA_ALIGNMENT
+        tensors.append(_reference(value, data_path.name, offset))
+        stored.append(tensor)
+        offset += tensor.nbytes
+    _replace(data_path, _aligned(stored))
+    _replace(path, _message(model, tensors))
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers of the graph, as stored."""
+    return sum(_constant(value).nbytes for value in _initializers(model))
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
+
+    hint = "the file is truncated or damaged: export or copy it again"
+    try:
+        proto = onnx.load_model_from_string(path.read_bytes())
+    except DecodeError as e:
+        raise ModelError(f"{path}: not a readable ONNX model", hint=hint) from e
+    except OSError as e:
+        raise ModelError(f"{path}: cannot be read: {e}", hint="check the file's permissions") from e
+    if not proto.HasField("graph") or not (proto.ir_version or proto.opset_import):
+        raise ModelError(f"{path}: holds no ONNX graph", hint=hint)
+    return proto
+
+
+def _digest(paths: list[Path]) -> str:
+    found = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                found.update(chunk)
+    return found.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """An initializer on its way out: its message without the data, and the data."""
+
+    header: bytes
+    data: ir.TensorProtocol | None
+
+    def __len__(self) -> int:
+        if self.data is None:
+            return len(self.header)
+        nbytes = self.data.nbytes
+        return len(self.header) + len(_tag(9, nbytes)) + nbytes
+
+    def chunks(self) -> Iterator[bytes]:
+        yield self.header
+        if self.data is not None:
+            yield _tag(9, self.data.nbytes)  # TensorProto.raw_data
+            yield self.data.tobytes()
+
+
+def _message(model: ir.Model, tensors: list[_Tensor]) -> Iterator[bytes]:
+    """The ModelProto in pieces. Only one tensor is in memory at a time, which is why the two outer messages
+    are framed here by hand: protobuf would hold the whole model twice."""
+    head, graph = _without_weights(model)
+    length = len(graph) + sum(len(_tag(5, len(t))) + len(t) for t in tensors)
+    yield head
+    yield _tag(7, length)  # ModelProto.graph
+    yield graph
+    for tensor in tensors:
+        yield _tag(5, len(tensor))  # GraphProto.initializer
+        yield from tensor.chunks()
+
+
+def _tag(field: int, length: int) -> bytes:
+    """Key and length of a length-delimited field (Protocol Buffers encoding, wire type 2)."""
+    out = bytearray([field << 3 | 2])
+    while length > 0x7F:
+        out.append(length & 0x7F | 0x80)
+        length >>= 7
+    out.append(length)
+    return bytes(out)
+
+
+def _without_weights(model: ir.Model) -> tuple[bytes, bytes]:
+    """The model without its graph, and the graph without its initializers, both serialized canonically."""
+    import onnx
+
+    head = onnx.ModelProto(ir_version=model.ir_version or IR_VERSION, producer_name=_PRODUCER)
+    for domain, version in sorted(model.opset_imports.items()):
+        head.opset_import.add(domain=domain, version=version)
+    for key, text in sorted(model.metadata_props.items()):
+        head.metadata_props.add(key=key, value=text)
+    graph = onnx.GraphProto(name=model.graph.name or "graph")
+    graph.node.extend(ir.serde.serialize_node(node) for node in model.graph)
+    graph.input.extend(ir.serde.serialize_value(value) for value in model.graph.inputs)
+    graph.output.extend(ir.serde.serialize_value(value) for value in model.graph.outputs)
+    inner = [out for node in model.graph for out in node.outputs if not out.is_graph_output()]
+    known = [v for v in inner if v.name and v.type is not None]
+    graph.value_info.extend(ir.serde.serialize_value(value) for value in known)
+    _canonical(graph)
+    return head.SerializeToString(deterministic=True), graph.SerializeToString(deterministic=True)
+
+
+def _canonical(graph: onnx.GraphProto) -> None:
+    """Drop prose and put in order whatever has no order of its own, in inner graphs too."""
+    graph.ClearField("doc_string")
+    graph.ClearField("quantization_annotation")
+    graph.value_info.sort(key=lambda info: info.name)
+    graph.initializer.sort(key=lambda tensor: tensor.name)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.ClearField("doc_string")
+        value.metadata_props.sort(key=lambda prop: prop.key)
+    for node in graph.node:
+        node.ClearField("doc_string")
+        node.metadata_props.sort(key=lambda prop: prop.key)
+        node.attribute.sort(key=lambda attribute: attribute.name)
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _canonical(inner)
+
+
+def _initializers(model: ir.Model) -> list[ir.Value]:
+    return [value for _, value in sorted(model.graph.initializers.items())]
+
+
+def _constant(value: ir.Value) -> ir.TensorProtocol:
+    if value.const_value is None:
+        raise ValueError(f"initializer {value.name} has no data")
+    return value.const_value
+
+
+def _embedded(value: ir.Value) -> _Tensor:
+    import onnx
+
+    tensor = _constant(value)
+    if tensor.dtype == ir.DataType.STRING:
+        proto = onnx.TensorProto(
+            name=value.name,
+            data_type=tensor.dtype.value,
+            dims=tensor.shape.numpy(),
+            string_data=tensor.numpy().flat,
+        )
+        return _Tensor(proto.SerializeToString(deterministic=True), None)
+    proto = onnx.TensorProto(name=value.name, data_type=tensor.dtype.value, dims=tensor.shape.numpy())
+    return _Tensor(proto.SerializeToString(deterministic=True), tensor)
+
+
+def _reference(value: ir.Value, location: str, offset: int) -> _Tensor:
+    import onnx
+
+    tensor = _constant(value)
+    proto = onnx.TensorProto(
+        name=value.name,
+        data_type=tensor.dtype.value,
+        dims=tensor.shape.numpy(),
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    for key, text in (("location", location), ("offset", str(offset)), ("length", str(tensor.nbytes))):
+        proto.external_data.add(key=key, value=text)
+    return _Tensor(proto.SerializeToString(deterministic=True), None)
+
+
+def _aligned(tensors: list[ir.TensorProtocol]) -> Iterator[bytes]:
+    offset = 0
+    for tensor in tensors:
+        yield bytes(-offset % _DATA_ALIGNMENT)
+        offset += -offset % _DATA_ALIGNMENT + tensor.nbytes
+        yield tensor.tobytes()
+
+
+def _replace(path: Path, chunks: Iterator[bytes]) -> None:
+    """Write to a temporary neighbour, then rename over ``path``: readers see the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(chunks)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
