@@ -1,1 +1,1 @@
-"""Graph in, graph out: clean, fuse, legalize, quantize; and what is known of a graph: shapes, blocks, cost."""
+"""Graph in, graph out: clean, fuse, legalize, quantize; what is known of a graph: shapes, blocks, cost."""
