@@ -1,0 +1,1 @@
+"""Datasets that stream, and the metrics that are computed on them."""
