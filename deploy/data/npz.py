@@ -24,7 +24,7 @@ from numpy.lib import format as npy
 from deploy.data.source import Column, check_column
 from deploy.errors import DataError
 
-_PIECE = 1 << 20
+_PIECE = 1 << 18
 _WHOLE_LIMIT = 256 << 20
 """Largest column-major array that is read at once: its samples are scattered over the whole file."""
 _BOMB_RATIO, _BOMB_BYTES = 200, 4 << 30
