@@ -92,7 +92,8 @@ def _expected_bytes(tensor: onnx.TensorProto, path: Path) -> int:
         )
     if dtype == ir.DataType.STRING:
         return int(sum(len(text) for text in tensor.string_data))
-    return math.ceil(math.prod(tensor.dims) * dtype.bitwidth / 8)
+    elements: int = math.prod(tensor.dims)
+    return math.ceil(elements * dtype.bitwidth / 8)
 
 
 def _check_embedded(tensor: onnx.TensorProto, expected: int, path: Path) -> None:

@@ -41,6 +41,7 @@ def normalise(model: ir.Model, path: Path) -> None:
         tensor = _constant(value)
         value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
     name_nodes(model)
+    _free_negative_sizes(model)
     _drop_exporter_metadata(model)
 
 
@@ -211,6 +212,16 @@ def _drop_exporter_metadata(model: ir.Model) -> None:
         for value in values:
             value.doc_string = None
             _drop_prefixed(value.metadata_props)
+
+
+def _free_negative_sizes(model: ir.Model) -> None:
+    """Some exporters write -1 for a size that is free, which ONNX has another word for."""
+    for graph in model.graphs():
+        values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+        for value in values:
+            shape = value.shape
+            if shape is not None and any(isinstance(dim, int) and dim < 0 for dim in shape):
+                value.shape = ir.Shape([None if isinstance(d, int) and d < 0 else d for d in shape])
 
 
 def _drop_prefixed(metadata: dict[str, str]) -> None:

@@ -218,7 +218,7 @@ def _operation_problem(node: ir.Node, version: int) -> tuple[bool, str]:
     for name, given in node.attributes.items():
         if name not in schema.attributes:
             return True, f"has the attribute '{name}', which opset {version} does not define"
-        if given.type.name != schema.attributes[name].type.name:
+        if str(schema.attributes[name].type) != f"AttrType.{given.type.name}":
             return True, f"has attribute '{name}' of type {given.type.name}"
     return True, ""
 
