@@ -138,6 +138,18 @@ def remove(nodes: Iterable[ir.Node]) -> None:
         node.graph.remove(node, safe=True)
 
 
+def remove_dead(nodes: Iterable[ir.Node]) -> None:
+    """Take out those of ``nodes`` that nobody reads, then what only they read, and so on upwards."""
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
+            continue
+        producers = [v.producer() for v in node.inputs if v is not None]
+        node.graph.remove(node, safe=True)
+        pending.extend(p for p in producers if p is not None)
+
+
 def insert_before(
     anchor: ir.Node,
     op_type: str,
