@@ -16,7 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from deploy.data import fit
+from deploy.data.images import open_images
 from deploy.data.npz import open_npy, open_npz
+from deploy.data.python_ref import PREFIX, open_python
 from deploy.data.source import ArraySource, Source, check_column
 from deploy.errors import DataError
 from deploy.spec.tensors import Normalisation, TensorSpec
@@ -153,7 +155,10 @@ def open_dataset(
     Raises DataError where the data are missing, damaged or do not fit, naming file, array and remedy.
     """
     fit.check_settings(inputs, normalisation)
-    opened, images = _open_source(source, inputs, root)
+    try:
+        opened, images = _open_source(source, inputs, labels, root)
+    except OSError as e:
+        raise DataError(f"{source}: cannot be read: {e.strerror}", hint="check path and permissions") from e
     columns = opened.columns
     for name, column in columns.items():
         check_column(opened.origin, name, column)
@@ -166,6 +171,11 @@ def open_dataset(
                 f"{opened.origin}: label array '{name}' has type {columns[name].dtype}, expected numbers",
                 hint="save class numbers counted from 0",
             )
+    if names.groups and len(columns[names.groups].shape) != 1:
+        raise DataError(
+            f"{opened.origin}: group array '{names.groups}' has shape {columns[names.groups].shape}",
+            hint="give one number or word per sample",
+        )
     scaling = {spec.name: normalisation.get(spec.name, spec.normalisation) for spec in inputs}
     converters = {
         spec.name: fit.converter(opened.origin, spec, columns[spec.name], scaling[spec.name], image=images)
@@ -178,6 +188,7 @@ def open_dataset(
 def _open_source(
     source: str | Path | Mapping[str, np.ndarray],
     inputs: Sequence[TensorSpec],
+    labels: str,
     root: Path | None,
 ) -> tuple[Source, bool]:
     """The source, and whether its samples are images that were fitted to the input's size."""
@@ -187,23 +198,27 @@ def _open_source(
         if not source:
             raise DataError("no arrays given", hint="give one array per input of the model")
         return ArraySource("data", {name: np.asarray(array) for name, array in source.items()}), False
+    if str(source).startswith(PREFIX):
+        return open_python(str(source), [spec.name for spec in inputs], labels, root), False
     path = Path(source) if root is None else root / source
     if not path.exists():
         raise DataError(f"{path}: no such file", hint="check the path; relative ones start at deploy.toml")
+    if path.is_dir():
+        return open_images(path, _only(path, inputs), labels), True
     if path.suffix == ".npy":
-        return open_npy(path, _only(path, inputs)), False
+        return open_npy(path, _only(path, inputs).name), False
     return open_npz(path), False
 
 
-def _only(origin: str | Path, inputs: Sequence[TensorSpec]) -> str:
-    """The name of the model's only input. Raises DataError where there are several."""
+def _only(origin: str | Path, inputs: Sequence[TensorSpec]) -> TensorSpec:
+    """The model's only input. Raises DataError where there are several."""
     if len(inputs) > 1:
         names = ", ".join(spec.name for spec in inputs)
         raise DataError(
             f"{origin}: holds data for one input, but the model has {len(inputs)} ({names})",
             hint="save all of them in one file: np.savez('data.npz', " + f"{inputs[0].name}=..., ...)",
         )
-    return inputs[0].name
+    return inputs[0]
 
 
 def take(dataset: Dataset, start: int, stop: int) -> Dataset:

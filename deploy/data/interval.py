@@ -67,10 +67,6 @@ def _mean_drops(
     if groups is not None:
         members = np.unique(groups, return_inverse=True)[1].reshape(-1)
         sums, sizes = np.bincount(members, differences), np.bincount(members).astype(np.float64)
-    values, counts = np.unique(sums, return_counts=True)
-    if groups is None and len(values) <= 16:  # hits and misses: how often each value is drawn says it all
-        drawn = rng.multinomial(len(sums), counts / len(sums), size=resamples)
-        return np.asarray(drawn @ values / len(sums))
     means = np.empty(resamples)
     step = max(1, _BLOCK // len(sums))
     for start in range(0, resamples, step):

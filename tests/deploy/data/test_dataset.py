@@ -267,6 +267,11 @@ def test_a_single_value_and_objects_and_text_labels() -> None:
     assert "label array 'y' has type <U3" in problem({"x": SAMPLES, "y": np.array(["cat"] * 10)}).message
 
 
+def test_groups_of_more_than_one_entry() -> None:
+    e = problem({"x": SAMPLES, "group": np.zeros((10, 2))})
+    assert "group array 'group' has shape (10, 2)" in e.message
+
+
 def test_normalisation_that_fits_nothing() -> None:
     with pytest.raises(UsageError, match="'xx', which is not an input"):
         open_dataset({"x": SAMPLES}, [X], normalisation={"xx": Normalisation()})
@@ -299,6 +304,7 @@ def test_labels_out_of_range() -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     assert "nothing.npz: no such file" in problem(tmp_path / "nothing.npz").message
     assert str(tmp_path) in problem("nothing.npz", root=tmp_path).message
+    problem(tmp_path / f"{'n' * 300}.npz")  # the file system itself refuses such a name
 
 
 def test_views_without_samples() -> None:
