@@ -72,23 +72,13 @@ def check_counts(origin: str, columns: Mapping[str, Column]) -> int:
 
 
 def check_shapes(origin: str, columns: Mapping[str, Column], inputs: Sequence[TensorSpec]) -> None:
-    """Every array has the shape of its input behind the first axis. A free dimension has one size in all
-    inputs; the first axis is free whatever the model says, since samples are fed in batches."""
-    bound: dict[str, tuple[int, str]] = {}
+    """Every array has the shape of its input behind the first axis, which is free whatever the model says,
+    since samples are fed in batches. Free dimensions are not compared: names are made up for unnamed ones,
+    so equal names do not prove equal sizes."""
     for spec in inputs:
         found = columns[spec.name].shape
         expected = ("samples", *spec.shape[1:])
-        fits = len(found) == len(expected)
-        for size, want in zip(found[1:], expected[1:], strict=False):
-            if isinstance(want, int):
-                fits = fits and size == want
-            elif want and bound.setdefault(want, (size, spec.name))[0] != size:
-                raise DataError(
-                    f"{origin}: dimension '{want}' is {size} in array '{spec.name}' but "
-                    f"{bound[want][0]} in '{bound[want][1]}'",
-                    hint="inputs that share a dimension need the same size there",
-                )
-        if not fits:
+        if len(found) != len(expected) or not _matches(found, expected):
             raise DataError(
                 f"{origin}: array '{spec.name}' has shape {_shape(found)}, expected {_shape(expected)}",
                 hint=_shape_hint(found, expected),
