@@ -47,9 +47,9 @@ def expand(node: ir.Node, version: int, edit: Edit) -> dict[ir.Node, int]:
     before = set(ir.traversal.RecursiveGraphIterator(model.graph))
     _write_out_defaults(node, schema)
     proto, body_version = _body(node, cast(_Schema, schema), version)
+    _match_outputs(proto, len(node.outputs))
     body = ir.serde.deserialize_function(proto)
     _prefix_names(body, node, edit)
-    del body.graph.outputs[len(node.outputs) :]
     body.opset_imports.clear()
     # A domain of its own per call: the body of one node need not be that of the next.
     body.domain, body.name, body.overload = "deploy.body", node.op_type, edit.fresh(f"{node.name}/body")
@@ -86,6 +86,15 @@ def _body(node: ir.Node, schema: _Schema, version: int) -> tuple[onnx.FunctionPr
     serialized = ir.serde.serialize_node(node).SerializeToString()
     body = schema.get_context_dependent_function_with_opset_version(at, serialized, types)
     return onnx.FunctionProto.FromString(body), at
+
+
+def _match_outputs(proto: onnx.FunctionProto, count: int) -> None:
+    """As many outputs as the node has. One that it leaves out in between, the body may not compute at all."""
+    del proto.output[count:]
+    computed = {name for node in proto.node for name in node.output}
+    for name in proto.output:
+        if name not in computed:
+            proto.node.add(op_type="Identity", input=[proto.input[0]], output=[name])
 
 
 def _type_bytes(value: ir.Value | None) -> bytes:

@@ -62,6 +62,7 @@ def retarget(model: ir.Model, opset: int) -> ir.Model:
         )
     model = model.clone()
     if opset != OPSET:
+        _infer_types(model)
         used = _used_initializers(model)
         edit = Edit(model)
         lower(edit, OPSET, opset, raise_nodes)
@@ -75,7 +76,7 @@ def retarget(model: ir.Model, opset: int) -> ir.Model:
 
 
 def _bring(source: ir.Model, version: int, shapes: dict[str, ir.Shape]) -> tuple[ir.Model, bool]:
-    """``source`` at the pinned opset, and whether some rule lacked a rank. ``shapes`` are known beforehand."""
+    """``source`` at the pinned opset, and whether a rule lacked a rank. ``shapes`` are known beforehand."""
     model = source.clone()
     _infer_types(model)
     for value in (out for node in ir.traversal.RecursiveGraphIterator(model.graph) for out in node.outputs):
