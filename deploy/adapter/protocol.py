@@ -1,4 +1,4 @@
-"""What a backend and an opened artifact must offer. Five methods and one; nothing else is asked of a vendor."""
+"""What a backend and an opened artifact must offer; nothing else is asked of a vendor."""
 
 from __future__ import annotations
 

@@ -223,3 +223,14 @@ def _check(sample: Sample) -> int:
 
 def _told(form: Mapping[str, Column]) -> str:
     return ", ".join(f"{name} {column.dtype}{list(column.shape)}" for name, column in form.items())
+
+
+def code_digest(reference: str, root: Path | None) -> str:
+    """SHA-256 (hex) of the file that holds the user's function; empty for a built-in name.
+
+    It stands for the code in cache keys. What that file imports is not followed.
+    """
+    if not reference.startswith(PREFIX):
+        return ""
+    path = inspect.getsourcefile(load_function(reference, root))
+    return "" if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()

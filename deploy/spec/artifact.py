@@ -24,7 +24,8 @@ class Artifact(Frozen):
     """Files in the backend's own format. ``files`` are relative to ``folder``, the main one first.
 
     ``values`` maps inner values of the graph to their names in the artifact, for comparing layer by layer.
-    A ``deferred`` artifact is finished on the device; here it was checked by other means.
+    ``weight_bytes`` counts the constants in the file, quantization parameters included. A ``deferred``
+    artifact is finished on the device; here it was checked by other means.
     """
 
     backend: str
@@ -32,6 +33,7 @@ class Artifact(Frozen):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     values: dict[str, str] = {}
+    weight_bytes: int = Field(default=0, ge=0)
     deferred: bool = False
     toolchain: dict[str, str] = {}
     folder: Path = Field(default=Path(), exclude=True)

@@ -43,14 +43,17 @@ class QuantParams(Frozen):
 class TensorPlan(QuantParams):
     """The parameters of one value of the graph, by which everyone who reads it computes.
 
-    ``uses`` holds the exceptions: consumer node name -> parameters. ``bias_of`` names (input, weight) whose
-    scales multiply to this bias's scale. ``digest`` is the SHA-256 of the integer data of a constant.
+    ``readers`` are the consumers that read it quantized, all of them where empty: where a float block made
+    the value, other float blocks read it as it was. ``uses`` holds the exceptions: consumer node name ->
+    parameters. ``bias_of`` names (input, weight) whose scales multiply to this bias's scale. ``digest`` is
+    the SHA-256 of the integer data of a constant, little-endian, in row order.
     """
 
     origin: Origin
     shared_with: str | None = None
     bias_of: tuple[str, str] | None = None
     digest: str | None = None
+    readers: tuple[str, ...] = ()
     uses: dict[str, QuantParams] = {}
 
 
@@ -98,6 +101,8 @@ def differences(decided: Plan, read_back: Plan, *, ulps: int = 0) -> list[str]:
         lines += [f"{name}: {d}" for d in _parameter_differences(want, got, ulps)]
         if want.digest and got.digest != want.digest:
             lines.append(f"{name}: integer data differ")
+        if set(want.readers) != set(got.readers):
+            lines.append(f"{name}: quantized for {sorted(got.readers)}, planned {sorted(want.readers)}")
         for consumer in sorted(want.uses.keys() | got.uses.keys()):
             a, b = want.uses.get(consumer), got.uses.get(consumer)
             if a is None or b is None:

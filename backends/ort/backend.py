@@ -1,0 +1,125 @@
+"""The artifact is the Q/DQ graph itself as one ``model.onnx``; ONNX Runtime fuses it into integer kernels."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from deploy.adapter.protocol import Availability, Options, Runner
+from deploy.errors import BackendError, UnsupportedError
+from deploy.execute.reference import Session, open_graph
+from deploy.frontend.onnx_file import write
+from deploy.frontend.opset import retarget
+from deploy.graph.edit import weight_bytes
+from deploy.graph.qdq import read_tensors
+from deploy.graph.summary import tensor_specs
+from deploy.progress import Progress
+from deploy.spec.artifact import Artifact, Verdict
+from deploy.spec.plan import Plan
+from deploy.spec.profile import Runtime
+
+_FILE = "model.onnx"
+
+
+class OnnxRuntime:
+    """The ``ort`` backend."""
+
+    name = "ort"
+
+    def available(self) -> Availability:
+        import onnxruntime
+
+        return Availability("onnxruntime", onnxruntime.__version__)
+
+    def options(self, runtime: Runtime, threads: int) -> Options:
+        """Threads, and the session settings that the profile lists (ONNX Runtime's configuration keys)."""
+        return {"threads": threads, **runtime.options}
+
+    def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
+        """ONNX Runtime says itself what it cannot run: the whole graph is tried first, then node by node."""
+        del runtime
+        try:
+            with open_graph(graph, optimised=False):
+                return [_verdict(node, "") for node in graph.graph]
+        except BackendError:
+            return [_verdict(node, _refusal(graph, node)) for node in graph.graph]
+
+    def lower(
+        self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
+    ) -> Artifact:
+        del plan, progress  # the Q/DQ graph carries the plan, and writing it is quick
+        refused = [v for v in self.check(graph, runtime) if v.support == "unsupported"]
+        if refused:
+            listed = "; ".join(f"{v.op} '{v.node}': {v.reason}" for v in refused)
+            raise UnsupportedError(
+                f"ONNX Runtime cannot run {len(refused)} nodes: {listed}",
+                hint="replace these operations in the model",
+            )
+        write(retarget(graph, runtime.onnx_opset), workdir / _FILE)
+        return Artifact(
+            backend=self.name,
+            files=tuple(sorted((p.name for p in workdir.iterdir()), key=lambda n: (n != _FILE, n))),
+            inputs=tensor_specs(graph.graph.inputs),
+            outputs=tensor_specs(graph.graph.outputs),
+            weight_bytes=weight_bytes(graph),
+            toolchain={"onnxruntime": version("onnxruntime")},
+            folder=workdir,
+        )
+
+    def read_plan(self, artifact: Artifact) -> Plan:
+        return Plan(
+            graph_sha256="", target="", runtime=self.name, tensors=read_tensors(ir.load(artifact.main))
+        )
+
+    def open(self, artifact: Artifact, options: Options) -> Runner:
+        settings = {k: str(int(v) if isinstance(v, bool) else v) for k, v in options.items() if "." in k}
+        return Session(artifact.main, threads=int(options.get("threads", 1)), settings=settings)
+
+
+def _verdict(node: ir.Node, reason: str) -> Verdict:
+    return Verdict(
+        node=node.name or "",
+        op=node.op_type,
+        support="unsupported" if reason else "supported",
+        reason=reason,
+    )
+
+
+def _refusal(graph: ir.Model, node: ir.Node) -> str:
+    """Why ONNX Runtime refuses this node alone; empty where it takes it."""
+    inputs: list[ir.Value] = []
+    initializers: list[ir.Value] = []
+    for value in node.inputs:
+        if value is None:
+            continue
+        copy = ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=value.const_value)
+        (inputs if value.const_value is None else initializers).append(copy)
+    known = {v.name: v for v in (*inputs, *initializers)}
+    twin = ir.Node(
+        node.domain,
+        node.op_type,
+        [None if v is None else known[v.name] for v in node.inputs],
+        list(node.attributes.values()),
+        num_outputs=len(node.outputs),
+        name=node.name,
+    )
+    for new, old in zip(twin.outputs, node.outputs, strict=True):
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+    alone = ir.Model(
+        ir.Graph(
+            list(dict.fromkeys(inputs)),
+            list(twin.outputs),
+            nodes=[twin],
+            initializers=list({v.name: v for v in initializers}.values()),
+            opset_imports=dict(graph.opset_imports),
+            name="one_node",
+        ),
+        ir_version=graph.ir_version,
+    )
+    try:
+        with open_graph(alone, optimised=False):
+            return ""
+    except BackendError as e:
+        return e.message.partition(": ")[2]

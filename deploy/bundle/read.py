@@ -1,0 +1,88 @@
+"""Reading a bundle: its manifest, its measurements, and its artifact opened in the runtime."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.adapter.discover import find_backend
+from deploy.adapter.protocol import Runner
+from deploy.errors import UsageError
+from deploy.spec.document import parse
+from deploy.spec.manifest import Manifest, Measurements
+
+MANIFEST, MEASUREMENTS, SELFTEST = "manifest.json", "measurements.json", "selftest.npz"
+ARTIFACT, GRAPH, PLAN, LOCK, LOG = "artifact", "graph.onnx", "plan.json", "deploy.lock", "build.log"
+_LARGEST_DOCUMENT = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A build's folder. ``digest`` is the manifest's, which holds the hash of every file that source, data,
+    recipe, profile, seed, versions and recorded choices decide."""
+
+    folder: Path
+    manifest: Manifest
+    measurements: Measurements
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.folder} ({self.manifest.verdict.status})"
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read the documents of a bundle. Raises UsageError where it is not one, or names a file outside."""
+    folder = Path(path)
+    manifest_path = folder / MANIFEST
+    if not manifest_path.is_file():
+        what = "no such folder" if not folder.exists() else "not a bundle: it has no manifest.json"
+        raise UsageError(
+            f"{folder}: {what}", hint="give the folder that `deploy build` wrote, such as dist/x86-cpu"
+        )
+    manifest = parse(Manifest, _text(manifest_path), origin=manifest_path)
+    for name in (*manifest.files, *(f"{ARTIFACT}/{f}" for f in manifest.artifact.files)):
+        _require_inside(folder, name)
+    measured_path = folder / MEASUREMENTS
+    measurements = (
+        parse(Measurements, _text(measured_path), origin=measured_path)
+        if measured_path.is_file()
+        else Measurements(comparison=None, why_not="the bundle holds no measurements")
+    )
+    return Bundle(folder, manifest, measurements, file_digest(manifest_path))
+
+
+def open_bundle(path: Path | str) -> Runner:
+    """Open the artifact of a bundle; a context manager. Raises UsageError, ToolchainError, BackendError."""
+    return open_artifact(load_bundle(path))
+
+
+def open_artifact(bundle: Bundle) -> Runner:
+    """The runner over the bundle's artifact, opened as it was measured."""
+    artifact = bundle.manifest.artifact.model_copy(update={"folder": bundle.folder / ARTIFACT})
+    return find_backend(artifact.backend).open(artifact, bundle.manifest.options)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file, streamed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _text(path: Path) -> str:
+    size = path.stat().st_size
+    if size > _LARGEST_DOCUMENT:
+        raise UsageError(f"{path}: {size} bytes is no document of ours", hint="build the bundle again")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{path}: not text", hint="build the bundle again") from e
+
+
+def _require_inside(folder: Path, name: str) -> None:
+    """A bundle may come from anywhere: no file that it names may lie elsewhere."""
+    root = folder.resolve()
+    if not (root / name).resolve().is_relative_to(root):
+        raise UsageError(
+            f"{folder}: the manifest names '{name}', outside the bundle", hint="do not use this bundle"
+        )

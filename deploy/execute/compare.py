@@ -1,0 +1,108 @@
+"""Do two graphs compute the same? Answered by running both on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.adapter.protocol import Arrays
+from deploy.errors import BackendError, DataError, ModelError
+from deploy.execute.reference import Session, open_graph
+from deploy.spec.tensors import TensorSpec
+
+TOLERANCE = 1e-4
+"""Largest relative difference by which a rewritten graph may differ: float32 sums in another order."""
+
+_SIZES = (1, 8, 16, 32, 64, 128, 224, 256, 512)
+
+
+def relative_error(reference: np.ndarray, other: np.ndarray) -> float:
+    """Largest difference over the largest reference magnitude; infinite where NaN or shapes differ."""
+    if reference.shape != other.shape:
+        return float("inf")
+    if reference.size == 0:
+        return 0.0
+    if reference.dtype.kind not in "fc":
+        return 0.0 if np.array_equal(reference, other) else float("inf")
+    a, b = reference.astype(np.float64), other.astype(np.float64)
+    odd = ~np.isfinite(a)
+    if not np.array_equal(a[odd], b[odd], equal_nan=True) or not np.isfinite(b[~odd]).all():
+        return float("inf")
+    if odd.all():
+        return 0.0
+    scale = max(float(np.abs(a[~odd]).max()), 1e-30)
+    return float(np.abs(a[~odd] - b[~odd]).max()) / scale
+
+
+def largest_error(reference: Arrays, other: Arrays) -> float:
+    """The largest relative error over all arrays of ``reference``."""
+    return max((relative_error(reference[name], other[name]) for name in reference), default=0.0)
+
+
+def random_feeds(
+    inputs: Sequence[TensorSpec], seed: int, *, batch: int = 2, free: int = 32
+) -> dict[str, np.ndarray]:
+    """Standard normal floats, small integers and booleans; free dimensions take ``batch`` or ``free``."""
+    generator = np.random.default_rng(seed)
+    feeds = {}
+    for spec in inputs:
+        shape = [
+            d if isinstance(d, int) else batch if axis == 0 else free for axis, d in enumerate(spec.shape)
+        ]
+        kind = np.dtype(spec.dtype).kind
+        if kind == "f":
+            feeds[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+        elif kind == "b":
+            feeds[spec.name] = generator.random(shape) < 0.5
+        else:
+            feeds[spec.name] = generator.integers(0, 2, shape).astype(spec.dtype)
+    return feeds
+
+
+def workable_feeds(session: Session, seed: int) -> dict[str, np.ndarray]:
+    """Random feeds that the model accepts, found by trying sizes for its free dimensions.
+
+    Raises ModelError where none of the usual sizes works.
+    """
+    last: Exception | None = None
+    for batch in (2, 1):
+        for free in _SIZES[3:] + _SIZES[:3]:
+            feeds = random_feeds(session.inputs, seed, batch=batch, free=free)
+            try:
+                session.run(feeds)
+            except (BackendError, DataError) as e:
+                last = e
+                continue
+            return feeds
+    free_inputs = [str(s) for s in session.inputs if any(isinstance(d, str) for d in s.shape[1:])]
+    raise ModelError(
+        f"the model runs with none of the usual sizes: {last}",
+        hint="give its input shape, for example --shape "
+        + (free_inputs[0].split(":")[0] if free_inputs else "x")
+        + "=1,3,224,224",
+    )
+
+
+def prover(
+    feeds: Sequence[Mapping[str, np.ndarray]], threads: int = 1
+) -> Callable[[ir.Model, ir.Model], str | None]:
+    """A function that says how two graphs differ on ``feeds``, or None where they agree."""
+
+    def prove(before: ir.Model, after: ir.Model) -> str | None:
+        with (
+            open_graph(before, optimised=False, threads=threads) as one,
+            open_graph(after, optimised=False, threads=threads) as other,
+        ):
+            for sample in feeds:
+                want, got = one.run(sample), other.run(sample)
+                for name in want:
+                    if name not in got:
+                        return f"output '{name}' is gone"
+                    error = relative_error(want[name], got[name])
+                    if error > TOLERANCE:
+                        return f"output '{name}' differs by {error:.2g} of its magnitude"
+        return None
+
+    return prove

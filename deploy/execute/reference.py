@@ -1,0 +1,166 @@
+"""The reference executor: ONNX Runtime over a graph or a file, optimised or taken literally.
+
+Taken literally (no graph optimisation) every node computes what ONNX says, in order; that is the meaning
+against which artifacts are verified. Optimised it is the float baseline that an artifact has to beat.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.adapter.protocol import Arrays
+from deploy.errors import BackendError, DataError
+from deploy.frontend.onnx_file import to_bytes, write
+from deploy.graph.edit import weight_bytes
+from deploy.spec.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_IN_MEMORY_LIMIT = 1_500_000_000
+"""Above this many weight bytes a graph goes through a file: a protobuf message ends at 2 GB."""
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    **{f"tensor({t})": t for t in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
+}
+
+
+class Session:
+    """An ONNX Runtime session that speaks arrays by name. Implements the Runner protocol."""
+
+    def __init__(
+        self,
+        model: bytes | Path,
+        *,
+        optimised: bool = True,
+        threads: int = 1,
+        settings: Mapping[str, str] | None = None,
+        exposed: int = 0,
+        cleanup: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        if not optimised:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        for key, value in (settings or {}).items():
+            options.add_session_config_entry(key, value)
+        given = model if isinstance(model, bytes) else str(model)
+        try:
+            self._session: onnxruntime.InferenceSession | None = ort.InferenceSession(
+                given, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as e:
+            raise BackendError(
+                f"ONNX Runtime cannot open the model: {_first_line(e)}",
+                hint="run `deploy inspect` on the model; if it is valid, report this graph",
+            ) from e
+        self._cleanup = cleanup
+        self.inputs = tuple(_spec(a) for a in self._session.get_inputs())
+        outputs = [_spec(a) for a in self._session.get_outputs()]
+        self.outputs = tuple(outputs[: len(outputs) - exposed])
+        self._names = [o.name for o in self.outputs]
+
+    def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """The outputs by name, and the exposed inner values named in ``want``."""
+        if self._session is None:
+            raise BackendError("the runner is closed", hint="open the artifact again")
+        names = self._names + [name for name in want if name not in self._names]
+        try:
+            results = self._session.run(names, dict(feeds))
+        except Exception as e:
+            self._explain(feeds)
+            raise BackendError(
+                f"ONNX Runtime failed while running: {_first_line(e)}",
+                hint="check the shapes fed against `deploy inspect`",
+            ) from e
+        return dict(zip(names, results, strict=True))
+
+    def _explain(self, feeds: Arrays) -> None:
+        """Raise DataError where the feeds are to blame for a failed run."""
+        for spec in self.inputs:
+            if spec.name not in feeds:
+                got = ", ".join(sorted(feeds)) or "nothing"
+                raise DataError(f"input '{spec.name}' is missing (got {got})", hint=f"the model takes {spec}")
+            array = feeds[spec.name]
+            fits = array.ndim == len(spec.shape) and all(
+                isinstance(want, str) or want == have
+                for want, have in zip(spec.shape, array.shape, strict=True)
+            )
+            if not fits or array.dtype.name != spec.dtype:
+                raise DataError(
+                    f"input '{spec.name}' is {array.dtype}{list(array.shape)}",
+                    hint=f"the model takes {spec}",
+                )
+        unknown = sorted(set(feeds) - {s.name for s in self.inputs})
+        if unknown:
+            raise DataError(
+                f"the model has no input '{unknown[0]}'",
+                hint="its inputs: " + ", ".join(str(s) for s in self.inputs),
+            )
+
+    def close(self) -> None:
+        self._session = None
+        if self._cleanup is not None:
+            self._cleanup.cleanup()
+            self._cleanup = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_graph(
+    model: ir.Model, *, optimised: bool = True, threads: int = 1, expose: Sequence[str] = ()
+) -> Session:
+    """A session over a graph. Inner values named in ``expose`` can then be asked for in ``run``."""
+    graph = exposed(model, expose) if expose else model
+    extra = len(graph.graph.outputs) - len(model.graph.outputs)
+    if weight_bytes(graph) < _IN_MEMORY_LIMIT:
+        return Session(to_bytes(graph), optimised=optimised, threads=threads, exposed=extra)
+    scratch = tempfile.TemporaryDirectory(prefix="deploy-graph-")
+    path = Path(scratch.name) / "graph.onnx"
+    write(graph, path)
+    return Session(path, optimised=optimised, threads=threads, exposed=extra, cleanup=scratch)
+
+
+def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of the graph that also returns the inner values ``names``. Raises KeyError for one unknown."""
+    copy = model.clone()
+    present = {v.name for v in copy.graph.outputs}
+    values = {out.name: out for node in copy.graph for out in node.outputs}
+    values |= {v.name: v for v in copy.graph.inputs}
+    for name in names:
+        if name not in present:
+            copy.graph.outputs.append(values[name])
+            present.add(name)
+    return copy
+
+
+def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
+    shape = tuple(d if isinstance(d, int) else (d or f"d{i}") for i, d in enumerate(argument.shape))
+    return TensorSpec(
+        name=argument.name, dtype=_DTYPES.get(argument.type, argument.type), shape=shape, layout="any"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,1 @@
+"""Accuracy on data, and latency and memory on this machine."""

@@ -1,0 +1,90 @@
+"""Latency of several runners, timed in turn within one run, so that a drifting clock hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploy.adapter.protocol import Arrays, Runner
+from deploy.spec.measurement import Latency
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How long to measure. A round times every runner once, for about ``slice_s`` seconds each."""
+
+    seconds: float = 1.5
+    slice_s: float = 0.01
+    rounds: int = 12
+    most: int = 200
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Single runs in milliseconds, and the median of each round."""
+
+    runs: np.ndarray
+    rounds: np.ndarray
+
+    def summary(self) -> Latency:
+        p25, p50, p75, p95, p99 = np.percentile(self.runs, [25, 50, 75, 95, 99])
+        return Latency(
+            p50=float(p50),
+            p95=float(p95),
+            p99=float(p99),
+            samples=len(self.runs),
+            spread=float((p75 - p25) / p50),
+        )
+
+
+def measure(
+    runners: Mapping[str, Runner], feeds: Arrays, plan: TimingPlan = TimingPlan()
+) -> dict[str, Timing]:
+    """Time every runner on the same feeds, interleaved. The order turns round by round."""
+    repeats = {name: _warm_up(runner, feeds, plan.slice_s) for name, runner in runners.items()}
+    runs: dict[str, list[float]] = {name: [] for name in runners}
+    medians: dict[str, list[float]] = {name: [] for name in runners}
+    order = list(runners)
+    start = time.perf_counter()
+    rounds = 0
+    while rounds < plan.rounds or (rounds < plan.most and time.perf_counter() - start < plan.seconds):
+        for name in order:
+            runner = runners[name]
+            times = []
+            for _ in range(repeats[name]):
+                begin = time.perf_counter()
+                runner.run(feeds)
+                times.append((time.perf_counter() - begin) * 1e3)
+            runs[name] += times
+            medians[name].append(float(np.median(times)))
+        order.reverse()
+        rounds += 1
+        if rounds >= 3 and time.perf_counter() - start > 10 * plan.seconds:
+            break  # a model so slow that a dozen rounds would take minutes
+    return {name: Timing(np.asarray(runs[name]), np.asarray(medians[name])) for name in runners}
+
+
+def _warm_up(runner: Runner, feeds: Arrays, slice_s: float) -> int:
+    """Run until caches and allocators have settled; returns how many runs fill a slice."""
+    runner.run(feeds)
+    best = float("inf")
+    begin = time.perf_counter()
+    for _ in range(20):
+        start = time.perf_counter()
+        runner.run(feeds)
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - begin > 0.2:
+            break
+    return max(1, min(200, round(slice_s / best)))
+
+
+def speedup(baseline: Timing, other: Timing, *, seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """Median ratio baseline / other over the rounds, with its 95 % bootstrap interval."""
+    ratios = baseline.rounds / other.rounds
+    generator = np.random.default_rng(seed)
+    resampled = np.median(generator.choice(ratios, (1000, len(ratios))), axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return float(np.median(ratios)), (float(low), float(high))

@@ -1,0 +1,117 @@
+"""A build, from the trained model to the verified bundle: the stages in their order.
+
+    read -> clean -> data -> calibrate -> choose -> measure -> verify -> bundle
+
+Each stage that takes time leaves its result in the content-addressed cache, so a second build with the same
+model, data, settings and versions does nothing twice, and targets share what does not depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from deploy.bundle.read import Bundle, load_bundle
+from deploy.bundle.write import staged
+from deploy.progress import SILENT, Progress
+from deploy.spec.project import Budget, InputSection, MetricSection, Observer, PrecisionRequest
+from deploy.spec.recipe import Recipe
+from deploy.stages import steps
+from deploy.stages.record import Record, open_cache
+from deploy.stages.request import Data, Request
+
+
+def run(request: Request, progress: Progress = SILENT) -> Bundle:
+    """Build one bundle, ``<out>/<target>``. A missed budget is a verdict in its manifest, not an exception.
+
+    Raises the errors of deploy/errors.py; then nothing was written and an older bundle still stands.
+    """
+    record = Record(progress)
+    cache = open_cache(request.cache, progress)
+    target = steps.find_target(request.target)
+    destination = Path(request.out) / request.target
+    with staged(destination) as folder:
+        source = steps.read_source(request, record)
+        prepared = steps.clean(source, request, cache, record)
+        roles = steps.open_data(prepared, request, record)
+        steps.check(target, prepared)
+        histograms = steps.calibrate(prepared, target, roles, request, cache, record)
+        baseline = steps.baseline(source, prepared)
+        compiled, plan = steps.compile(target, prepared, baseline, roles, histograms, request, cache, record)
+        steps.write(compiled, plan, target, prepared, roles, request, folder, record)
+    return load_bundle(destination)
+
+
+def build_all(request: Request, targets: Sequence[str], progress: Progress = SILENT) -> list[Bundle]:
+    """Build the same request for several targets, one after the other. All target names are checked first."""
+    for target in targets:
+        steps.find_target(target)
+    return [run(replace(request, target=target), progress) for target in targets]
+
+
+def build(
+    source: str | Path,
+    *,
+    target: str,
+    data: Data | None = None,
+    validation: Data | None = None,
+    eval: Data | None = None,
+    recipe: Recipe = Recipe(),
+    budget: Budget = Budget(),
+    precision: PrecisionRequest = "auto",
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    inputs: Mapping[str, InputSection] | None = None,
+    metric: MetricSection = MetricSection(),
+    labels: str = "y",
+    observer: Observer = "mse",
+    samples: int = 512,
+    exclude: Sequence[str] = (),
+    out: str | Path = "dist",
+    seed: int = 0,
+    threads: int = 1,
+    measure: bool = True,
+    random_calibration: bool = False,
+    cache: Path | None = None,
+    lock: Path | None = None,
+    progress: Progress = SILENT,
+) -> Bundle:
+    """Compile ``source`` for ``target`` and write the bundle ``<out>/<target>``.
+
+    ``data``, ``validation`` and ``eval`` are paths of npz or npy files or image folders, ``python:``
+    references, or arrays by name with samples along the first axis and labels under ``labels``. ``budget``
+    is in the metric's unit. ``shapes`` pins free dimensions. Without ``data`` nothing is quantized.
+
+        bundle = deploy.build("model.onnx", target="x86-cpu", data="calib.npz")
+        bundle.manifest.verdict.status      # "met", "missed" or "float"
+
+    Raises the subclasses of DeployError, each with a hint: ModelError, DataError, UnsupportedError (listing
+    every node), ToolchainError, BackendError, VerificationError, UsageError.
+    """
+    return run(
+        Request(
+            source=source,
+            target=target,
+            data=data,
+            validation=validation,
+            eval=eval,
+            recipe=recipe,
+            budget=budget,
+            precision=precision,
+            shapes=shapes or {},
+            inputs=inputs or {},
+            metric=metric,
+            labels=labels,
+            observer=observer,
+            samples=samples,
+            exclude=tuple(exclude),
+            out=out,
+            seed=seed,
+            threads=threads,
+            measure=measure,
+            random_calibration=random_calibration,
+            cache=cache,
+            lock=lock,
+        ),
+        progress,
+    )

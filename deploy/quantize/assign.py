@@ -1,0 +1,167 @@
+"""Turns ranges into parameters by a runtime's rules: the numbers of the plan, and the integers of constants.
+
+activations   one scale and zero point per tensor, from the group's merged histogram
+weights       symmetric, per output channel, codes in [-127, 127] (7-bit: [-64, 64])
+biases        int32 with scale = input scale x weight scale, where the rules say so
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.graph.edit import constant
+from deploy.graph.qdq import data_digest, quantize_array
+from deploy.quantize.place import Placement
+from deploy.quantize.ranges import Histogram, find_range
+from deploy.spec.plan import QuantParams, TensorPlan
+from deploy.spec.profile import QuantRules
+from deploy.spec.project import Observer
+from deploy.spec.tensors import RANGES
+
+_SMALLEST_SCALE = 1e-12
+_BIAS_LIMIT = 2.0**30
+"""Biases stay below half of int32, so that adding the accumulator cannot overflow."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The plan's tensors, and the integer data of those that are constants."""
+
+    tensors: dict[str, TensorPlan]
+    codes: dict[str, np.ndarray]
+
+
+def assign(
+    model: ir.Model,
+    placement: Placement,
+    histograms: Mapping[str, Histogram],
+    rules: QuantRules,
+    observer: Observer,
+) -> Assignment:
+    """Parameters for every value in ``placement``. Raises KeyError for a value without a histogram."""
+    tensors = _activations(placement, histograms, rules, observer)
+    codes: dict[str, np.ndarray] = {}
+    bias_of_weight = {weight: (bias, source) for bias, (source, weight) in placement.biases.items()}
+    for name, (head, slot) in placement.weights.items():
+        array = _array(model, name)
+        axis = _channel_axis(head, slot, array.ndim) if rules.per_channel else None
+        scale = _weight_scale(array, axis, rules)
+        if name in bias_of_weight:
+            bias, source = bias_of_weight[name]
+            scale = _wide_enough_for(np.abs(_array(model, bias)), scale, tensors[source].scale[0])
+        params = QuantParams(
+            type="int8", scale=_floats(_stored(scale, rules)), zero_point=(0,) * scale.size, axis=axis
+        )
+        limit = 127 if rules.weight_bits == 8 else 64
+        codes[name] = quantize_array(array, params, low=-limit, high=limit)
+        tensors[name] = TensorPlan(**params.model_dump(), origin="weight", digest=data_digest(codes[name]))
+    for bias, (source, weight) in placement.biases.items():
+        scale = np.float32(tensors[source].scale[0]) * np.asarray(tensors[weight].scale, np.float32)
+        params = QuantParams(
+            type="int32",
+            scale=_floats(scale),
+            zero_point=(0,) * scale.size,
+            axis=None if tensors[weight].axis is None else 0,
+        )
+        codes[bias] = quantize_array(_array(model, bias), params)
+        tensors[bias] = TensorPlan(
+            **params.model_dump(), origin="bias", bias_of=(source, weight), digest=data_digest(codes[bias])
+        )
+    return Assignment(tensors, codes)
+
+
+def _activations(
+    placement: Placement,
+    histograms: Mapping[str, Histogram],
+    rules: QuantRules,
+    observer: Observer,
+) -> dict[str, TensorPlan]:
+    members: dict[str, list[str]] = {}
+    for name, group in placement.groups.items():
+        members.setdefault(group, []).append(name)
+    fixed = {
+        chain.output.name: rules.fixed_output[chain.nodes[-1].op_type]
+        for chain in placement.chains
+        if chain.nodes[-1].op_type in rules.fixed_output
+    }
+    tensors = {}
+    for group, names in members.items():
+        prescribed = next((fixed[name] for name in names if name in fixed), None)
+        if prescribed is not None:
+            params = QuantParams(
+                type=rules.activation, scale=(prescribed.scale,), zero_point=(prescribed.zero_point,)
+            )
+        else:
+            merged = Histogram()
+            for name in names:
+                merged.merge(histograms[name])
+            low, high = find_range(merged, observer, symmetric=rules.symmetric_activation)
+            params = activation_params(low, high, rules)
+        for name in names:
+            origin = "fixed" if prescribed is not None else "calibration" if name == group else "shared"
+            tensors[name] = TensorPlan(
+                **params.model_dump(),
+                origin=origin,
+                shared_with=None if name == group else group,
+                readers=placement.readers.get(name, ()),
+            )
+    return tensors
+
+
+def activation_params(low: float, high: float, rules: QuantRules) -> QuantParams:
+    """One scale and zero point that cover ``[low, high]`` (which contains 0) in the rules' type."""
+    bottom, top = RANGES[rules.activation]
+    if rules.symmetric_activation:
+        scale = _stored(np.asarray([max(-low, high) / top]), rules)
+        return QuantParams(type=rules.activation, scale=_floats(scale), zero_point=(0,))
+    scale = _stored(np.asarray([(high - low) / (top - bottom)]), rules)
+    zero = round(bottom - low / float(scale[0]))
+    return QuantParams(type=rules.activation, scale=_floats(scale), zero_point=(min(max(zero, bottom), top),))
+
+
+def _weight_scale(array: np.ndarray, axis: int | None, rules: QuantRules) -> np.ndarray:
+    axes = tuple(i for i in range(array.ndim) if i != axis)
+    largest = np.abs(array.astype(np.float64)).max(axis=axes if axis is not None else None)
+    return np.atleast_1d(largest / (127 if rules.weight_bits == 8 else 64))
+
+
+def _wide_enough_for(bias: np.ndarray, scale: np.ndarray, input_scale: float) -> np.ndarray:
+    """Widen channels whose bias would not fit int32; their weights are then too small to matter."""
+    needed = bias.astype(np.float64) / (input_scale * _BIAS_LIMIT)
+    return np.asarray(np.maximum(scale, needed.max() if scale.size == 1 else needed))
+
+
+def _stored(scale: np.ndarray, rules: QuantRules) -> np.ndarray:
+    """Scales as the artifact can hold them: float32, or float16 rounded up so that nothing is clipped."""
+    scale = np.maximum(scale, _SMALLEST_SCALE)
+    if rules.scale == "float32":
+        return scale.astype(np.float32)
+    half = np.maximum(scale.astype(np.float16), np.float16(2.0**-24))
+    return np.asarray(np.where(half.astype(np.float64) < scale, np.nextafter(half, np.float16(np.inf)), half))
+
+
+def _floats(scale: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(s) for s in scale)
+
+
+def _channel_axis(head: ir.Node, slot: int, rank: int) -> int | None:
+    """The output-channel axis of a weight; None where one scale must do."""
+    if head.op_type == "Conv":
+        return 0
+    if head.op_type == "ConvTranspose":
+        return 1 if head.attributes.get_int("group", 1) == 1 else None
+    if head.op_type == "Gemm" and slot == 1:
+        return 0 if head.attributes.get_int("transB", 0) else 1
+    if head.op_type == "MatMul" and slot == 1 and rank == 2:
+        return 1
+    return None
+
+
+def _array(model: ir.Model, name: str) -> np.ndarray:
+    array = constant(model.graph.initializers[name])
+    assert array is not None
+    return array

@@ -1,0 +1,67 @@
+"""Runs the float graph over calibration data and keeps a histogram of every value that may be quantized."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.adapter.batching import fixed_batch, run_samples
+from deploy.data.dataset import Dataset
+from deploy.errors import DataError
+from deploy.execute.reference import open_graph
+from deploy.progress import SILENT, Progress
+from deploy.quantize.ranges import Histogram
+
+_BATCH_BYTES = 32 * 2**20
+_MOST_PER_SAMPLE = 8192
+"""Values counted per sample and tensor. Extremes are always taken over all of them."""
+
+
+def calibrate(
+    model: ir.Model,
+    dataset: Dataset,
+    values: Sequence[str],
+    *,
+    samples: int,
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> dict[str, Histogram]:
+    """Histograms of ``values`` over the first ``samples`` samples of ``dataset``.
+
+    Samples stream through in batches that keep the observed arrays under 32 MB, so peak memory does not
+    depend on how many there are. Raises DataError where a value becomes NaN or infinite.
+    """
+    histograms = {name: Histogram() for name in values}
+    total = min(samples, len(dataset))
+    with open_graph(model, threads=threads, expose=list(values)) as runner:
+        probe = next(dataset.batches(1))
+        one = run_samples(runner, probe.feeds, 1, values)
+        bytes_each = max(1, sum(one[name].nbytes for name in values))
+        size = fixed_batch(runner.inputs) or max(1, min(64, _BATCH_BYTES // bytes_each))
+        done = 0
+        for batch in dataset.batches(size, limit=total):
+            results = run_samples(runner, batch.feeds, size, values)
+            for name in values:
+                _count(histograms[name], name, results[name], len(batch.ids), done)
+            done += len(batch.ids)
+            progress.advance(done, total)
+    return histograms
+
+
+def _count(histogram: Histogram, name: str, array: np.ndarray, samples: int, first: int) -> None:
+    if array.size == 0:
+        return
+    low, high = float(array.min()), float(array.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DataError(
+            f"value '{name}' becomes {'NaN' if math.isnan(low + high) else 'infinite'} "
+            f"on calibration samples {first} to {first + samples - 1}",
+            hint="check the normalisation of the data ([input.<name>] in deploy.toml) and the model",
+        )
+    rows = array.reshape(samples, -1) if array.ndim and len(array) == samples else array.reshape(1, -1)
+    # An odd stride is coprime to the powers of two that channel counts and sizes are made of.
+    stride = max(1, -(-rows.shape[1] // _MOST_PER_SAMPLE)) | 1
+    histogram.add(np.ascontiguousarray(rows[:, ::stride], np.float32), low, high)

@@ -1,0 +1,137 @@
+"""From a choice of float blocks to a written artifact that provably carries its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.adapter.protocol import Backend, Options
+from deploy.errors import VerificationError
+from deploy.graph.blocks import Block
+from deploy.graph.qdq import insert
+from deploy.progress import SILENT
+from deploy.quantize.assign import Assignment, assign
+from deploy.quantize.place import Chain, place
+from deploy.quantize.ranges import Histogram
+from deploy.spec.artifact import Artifact
+from deploy.spec.plan import BlockPlan, Plan, TensorPlan, differences
+from deploy.spec.profile import Runtime
+from deploy.spec.project import Observer
+from deploy.spec.tensors import Precision
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What does not change while candidates are tried: one graph for one runtime of one target."""
+
+    graph: ir.Model
+    graph_sha256: str
+    target: str
+    runtime: Runtime
+    backend: Backend
+    options: Options
+    blocks: tuple[Block, ...]
+    chains: list[Chain]
+    histograms: Mapping[str, Histogram]
+    observer: Observer
+    excluded: frozenset[str]
+    imported: Mapping[str, TensorPlan] = field(default_factory=dict)
+
+    @property
+    def float_precision(self) -> Precision:
+        return "fp16" if self.runtime.around == "float16" else "float"
+
+    def int8_blocks(self) -> list[str]:
+        """Ids of the blocks that hold an integer kernel and may therefore be INT8, in graph order."""
+        heads = {chain.nodes[0].name for chain in self.chains} - self.excluded
+        return [block.id for block in self.blocks if heads & set(block.nodes)]
+
+    def assignment(self, float_blocks: Collection[str]) -> Assignment:
+        """Parameters and integers when ``float_blocks`` stay float."""
+        if self.runtime.quant is None:
+            return Assignment({}, {})
+        precision: dict[str, Precision] = {
+            b.id: self.float_precision if b.id in float_blocks else "int8" for b in self.blocks
+        }
+        placement = place(self.graph, self.blocks, precision, self.chains, self.runtime, self.excluded)
+        return assign(self.graph, placement, self.histograms, self.runtime.quant, self.observer)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan, the graph that carries it, and the artifact it became."""
+
+    plan: Plan
+    qdq: ir.Model
+    artifact: Artifact
+
+
+def build_candidate(
+    subject: Subject,
+    float_blocks: Collection[str],
+    workdir: Path,
+    *,
+    sqnr: Mapping[str, float] | None = None,
+    reasons: Mapping[str, str] | None = None,
+) -> Candidate:
+    """Assign, insert, lower, read back. Raises VerificationError where the file carries another plan."""
+    assignment = subject.assignment(float_blocks)
+    qdq = insert(subject.graph, assignment.tensors, assignment.codes) if assignment.tensors else subject.graph
+    plan = Plan(
+        graph_sha256=subject.graph_sha256,
+        target=subject.target,
+        runtime=subject.runtime.name,
+        tensors=assignment.tensors,
+        blocks=_block_plans(subject, assignment, float_blocks, sqnr or {}, reasons or {}),
+    )
+    workdir.mkdir(parents=True, exist_ok=True)
+    artifact = subject.backend.lower(qdq, plan, subject.runtime, workdir, SILENT)
+    wrong = differences(plan, subject.backend.read_plan(artifact))
+    if wrong:
+        listed = "; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise VerificationError(
+            f"the {subject.runtime.name} artifact does not carry the plan: {listed}",
+            hint="this is a defect of the backend: report it with the model",
+        )
+    return Candidate(plan, qdq, artifact)
+
+
+def _block_plans(
+    subject: Subject,
+    assignment: Assignment,
+    float_blocks: Collection[str],
+    sqnr: Mapping[str, float],
+    reasons: Mapping[str, str],
+) -> tuple[BlockPlan, ...]:
+    able = set(subject.int8_blocks())
+    plans = []
+    for block in subject.blocks:
+        integer = bool(assignment.tensors) and block.id in able and block.id not in float_blocks
+        plans.append(
+            BlockPlan(
+                id=block.id,
+                nodes=block.nodes,
+                precision="int8" if integer else subject.float_precision,
+                reason=reasons.get(block.id, "") or _reason(subject, block, able, integer),
+                sqnr_db=_finite(sqnr.get(block.id)),
+            )
+        )
+    return tuple(plans)
+
+
+def _reason(subject: Subject, block: Block, able: Collection[str], integer: bool) -> str:
+    if integer:
+        return ""
+    if subject.excluded & set(block.nodes):
+        return "excluded by the user"
+    if block.id not in able:
+        return f"{subject.runtime.name} has no integer kernel for {block.kind} here"
+    return "float build" if not subject.histograms else "kept float to hold the accuracy budget"
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(value, 2)

@@ -1,0 +1,71 @@
+"""Which blocks compute in INT8: all that the budget allows, and only if it pays.
+
+The search knows neither backends nor devices. It is handed a function that scores a candidate (the set of
+blocks that stay float) and one that times it.
+
+1. While the drop is over budget, the blocks with the worst signal-to-noise ratio go back to float. How many
+   is found by doubling and then halving the interval, so that n blocks cost about 2 log2(n) trials.
+2. An artifact slower than the float baseline is replaced by the float one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deploy.data.interval import Drop
+from deploy.progress import Progress
+from deploy.spec.manifest import Choice
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The blocks that stay float, the drop that was measured, and why. ``None``: nothing was measured."""
+
+    float_blocks: frozenset[str]
+    drop: Drop | None
+    within_budget: bool
+    choices: tuple[Choice, ...]
+
+
+def hold_budget(
+    worst_first: Sequence[str],
+    score: Callable[[frozenset[str]], Drop],
+    max_drop: float,
+    progress: Progress,
+    *,
+    start: int = 0,
+) -> Decision:
+    """The fewest of ``worst_first`` to keep float so that the drop is within ``max_drop``.
+
+    ``start`` blocks are float from the outset. If even all of them do not hold it, all stay float.
+    """
+    tried: dict[int, Drop] = {}
+
+    def holds(count: int) -> bool:
+        if count not in tried:
+            tried[count] = score(frozenset(worst_first[:count]))
+            progress.note(f"{count} of {len(worst_first)} blocks float: drop {tried[count].drop:+.4f}")
+        return tried[count].drop <= max_drop
+
+    total = len(worst_first)
+    count, step, failed = start, 1, start - 1
+    while not holds(count):
+        failed = count
+        if count == total:
+            break
+        count, step = min(total, count + step), step * 2
+    while holds(count) and count - failed > 1:
+        middle = (count + failed) // 2
+        if holds(middle):
+            count = middle
+        else:
+            failed = middle
+    drop = tried[count]
+    reason = f"drop {drop.drop:.4f} against a budget of {max_drop:.4f}"
+    return Decision(
+        frozenset(worst_first[:count]),
+        drop,
+        drop.drop <= max_drop,
+        (Choice(what="float blocks for accuracy", chosen=f"{count} of {total}", reason=reason),),
+    )

@@ -1,0 +1,138 @@
+"""The decision for one runtime: which blocks are INT8, judged on validation and accepted on eval data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.data.dataset import Dataset
+from deploy.data.interval import Drop
+from deploy.progress import Progress
+from deploy.quantize.candidate import Candidate, Subject, build_candidate
+from deploy.quantize.choose import Decision, hold_budget
+from deploy.quantize.sensitivity import block_sqnr
+from deploy.spec.manifest import Choice
+from deploy.spec.project import PrecisionRequest
+
+_SQNR_SAMPLES = 64
+
+Judge = Callable[[Candidate], Drop]
+"""Scores an artifact against the float baseline."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The chosen candidate, its measured drop (None where nothing could be scored) and how it came about."""
+
+    candidate: Candidate
+    float_blocks: frozenset[str]
+    drop: Drop | None
+    within_budget: bool
+    choices: tuple[Choice, ...]
+
+
+def decide(
+    subject: Subject,
+    *,
+    precision: PrecisionRequest,
+    max_drop: float,
+    calibration: Dataset | None,
+    judge: Judge | None,
+    accept: Judge | None,
+    locked: frozenset[str] | None,
+    workdir: Path,
+    threads: int,
+    progress: Progress,
+) -> Decided:
+    """The artifact with as much INT8 as the budget allows.
+
+    ``judge`` scores on validation data while searching; ``accept`` on eval data, once if all goes well. If
+    eval data refuse what validation data allowed, twice as many blocks go back to float and they are looked
+    at again. ``precision`` "int8" keeps every block INT8 whatever it costs; "float" and "fp16" none.
+    ``locked`` names the float blocks of an earlier build, which are then taken as they are.
+    """
+    able = subject.int8_blocks()
+    if precision in ("float", "fp16") or not able or calibration is None:
+        return decide_float(subject, judge, accept, max_drop, workdir)
+    if locked is not None:
+        return _decide_locked(subject, locked, judge, accept, max_drop, workdir)
+    sqnr = block_sqnr(
+        subject.graph,
+        subject.blocks,
+        subject.assignment(()),
+        calibration,
+        samples=_SQNR_SAMPLES,
+        threads=threads,
+    )
+    worst_first = sorted(able, key=lambda block: sqnr.get(block, float("inf")))
+    built: dict[frozenset[str], Candidate] = {}
+
+    def candidate(float_blocks: frozenset[str]) -> Candidate:
+        if float_blocks not in built:
+            built[float_blocks] = build_candidate(
+                subject, float_blocks, workdir / f"candidate-{len(built)}", sqnr=sqnr
+            )
+        return built[float_blocks]
+
+    def scored(float_blocks: frozenset[str]) -> Drop:
+        assert judge is not None
+        return judge(candidate(float_blocks))
+
+    guarded = precision in ("auto", "mixed")
+    allowed = max_drop if guarded else float("inf")
+    start = 0
+    choices: list[Choice] = []
+    while True:
+        if judge is None:
+            decision = Decision(frozenset(worst_first[:start]), None, True, ())
+        else:
+            decision = hold_budget(worst_first, scored, allowed, progress, start=start)
+        choices += decision.choices
+        chosen = candidate(decision.float_blocks)
+        final = decision.drop
+        if accept is not None:
+            final = accept(chosen)
+        count = len(decision.float_blocks)
+        refused = accept is not None and final is not None and final.drop > allowed
+        if not refused or count == len(worst_first):
+            break
+        assert final is not None
+        start = min(len(worst_first), max(count + 1, 2 * count))
+        choices.append(
+            Choice(
+                what="float blocks for accuracy",
+                chosen=f"at least {start} of {len(worst_first)}",
+                reason=f"eval data refused {count}: drop {final.drop:.4f} over {max_drop:.4f}",
+            )
+        )
+        progress.note(f"eval data: drop {final.drop:+.4f}, over budget; trying {start} float blocks")
+    within = final is None or final.drop <= max_drop
+    return Decided(chosen, decision.float_blocks, final, within, tuple(choices))
+
+
+def _decide_locked(
+    subject: Subject,
+    locked: frozenset[str],
+    judge: Judge | None,
+    accept: Judge | None,
+    max_drop: float,
+    workdir: Path,
+) -> Decided:
+    if locked >= set(subject.int8_blocks()):
+        return decide_float(subject, judge, accept, max_drop, workdir)
+    chosen = build_candidate(subject, locked, workdir / "locked")
+    scorer = accept or judge
+    drop = scorer(chosen) if scorer is not None else None
+    return Decided(chosen, locked, drop, drop is None or drop.drop <= max_drop, ())
+
+
+def decide_float(
+    subject: Subject, judge: Judge | None, accept: Judge | None, max_drop: float, workdir: Path
+) -> Decided:
+    """The artifact without any INT8."""
+    able = frozenset(subject.int8_blocks())
+    plain = build_candidate(subject, frozenset(b.id for b in subject.blocks), workdir / "float")
+    scorer = accept or judge
+    drop = scorer(plain) if scorer is not None else None
+    return Decided(plain, able, drop, drop is None or drop.drop <= max_drop, ())

@@ -1,0 +1,213 @@
+"""Decides which values are quantized: the placement, before any number is known.
+
+A runtime computes some operations in integers (``compute``), moves data in whatever type it gets
+(``forward``), wants all operands of some alike (``unify``), and computes some chains as one kernel
+(``fuses``), inside which nothing may be quantized. From these rules and the precision of each block follow
+the values that carry parameters, the groups that share one set, and who reads them quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from deploy.graph.blocks import Block
+from deploy.graph.edit import is_constant, sole_consumer
+from deploy.spec.profile import Runtime
+from deploy.spec.tensors import Precision
+
+_WEIGHT_SLOT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
+_BIAS_SLOT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Max", "Min")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Nodes that the runtime computes as one integer kernel, first to last."""
+
+    nodes: tuple[ir.Node, ...]
+
+    @property
+    def output(self) -> ir.Value:
+        return self.nodes[-1].outputs[0]
+
+    def inputs(self) -> Iterable[tuple[ir.Node, ir.Value]]:
+        """Activations that enter the chain from outside, with the node that reads them."""
+        inner = {id(node.outputs[0]) for node in self.nodes[:-1]}
+        for node in self.nodes:
+            for index, value in enumerate(node.inputs):
+                if value is None or id(value) in inner or is_constant(value):
+                    continue
+                if index == 0 or node.op_type not in ("Clip", "Pad", "Resize"):
+                    yield node, value
+
+
+@dataclass
+class Placement:
+    """``groups``: value name -> name of the group's first value. ``readers``: see TensorPlan.
+
+    ``weights`` maps constants to (chain head, input index); ``biases`` to (input value, weight value).
+    """
+
+    groups: dict[str, str] = field(default_factory=dict)
+    readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: dict[str, tuple[ir.Node, int]] = field(default_factory=dict)
+    biases: dict[str, tuple[str, str]] = field(default_factory=dict)
+    chains: list[Chain] = field(default_factory=list)
+
+
+def eligible(node: ir.Node, runtime: Runtime) -> bool:
+    """Whether the runtime has an integer kernel for this node as it stands."""
+    rules = runtime.quant
+    if rules is None or node.op_type not in rules.compute or node.domain not in ("", "ai.onnx"):
+        return False
+    if not node.outputs or node.outputs[0].dtype not in (None, ir.DataType.FLOAT):
+        return False
+    if node.op_type == "Gemm" and not (
+        node.attributes.get_float("alpha", 1.0) == 1.0 and node.attributes.get_float("beta", 1.0) == 1.0
+    ):
+        return False
+    constant = [v is not None and is_constant(v) for v in node.inputs]
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+        return not constant[0] and constant[1]
+    if node.op_type in _ELEMENTWISE:
+        return not any(constant)  # an operand that is constant costs less in float than a requantization
+    return not constant[0]
+
+
+def find_chains(model: ir.Model, blocks: Iterable[Block], runtime: Runtime) -> list[Chain]:
+    """All integer kernels that the graph could become if every block were INT8."""
+    block_of: dict[str | None, str] = {name: block.id for block in blocks for name in block.nodes}
+    patterns = {tuple(p.split("+")) for p in runtime.fuses}
+    taken: set[int] = set()
+    chains = []
+    for node in model.graph:
+        if id(node) in taken or not eligible(node, runtime):
+            continue
+        nodes = _longest(node, patterns, block_of)
+        taken.update(id(n) for n in nodes)
+        chains.append(Chain(tuple(nodes)))
+    return chains
+
+
+def _longest(
+    head: ir.Node, patterns: Collection[tuple[str, ...]], block_of: Mapping[str | None, str]
+) -> list[ir.Node]:
+    nodes, best = [head], 1
+    while True:
+        kinds = tuple(n.op_type for n in nodes)
+        if kinds in patterns:
+            best = len(nodes)
+        if not any(p[: len(kinds)] == kinds and len(p) > len(kinds) for p in patterns):
+            return nodes[:best]
+        following = sole_consumer(nodes[-1].outputs[0])
+        if following is None or block_of.get(following.name) != block_of.get(head.name):
+            return nodes[:best]
+        nodes.append(following)
+
+
+def observed_values(model: ir.Model, chains: Iterable[Chain], runtime: Runtime) -> list[str]:
+    """Every activation whose range may be needed for any choice of precisions, in graph order."""
+    wanted: set[str | None] = set()
+    for chain in chains:
+        wanted.update(value.name for _, value in chain.inputs())
+        wanted.add(chain.output.name)
+    rules = runtime.quant
+    movers = () if rules is None else (*rules.forward, *rules.unify)
+    for node in reversed(list(model.graph)):
+        if node.op_type in movers and any(o.name in wanted for o in node.outputs):
+            wanted.update(v.name for v in _moved(node) if not is_constant(v))
+    order = list(model.graph.inputs) + [o for n in model.graph for o in n.outputs]
+    return [v.name for v in order if v.name in wanted and v.name and v.dtype in (None, ir.DataType.FLOAT)]
+
+
+def place(
+    model: ir.Model,
+    blocks: Iterable[Block],
+    precision: Mapping[str, Precision],
+    chains: Iterable[Chain],
+    runtime: Runtime,
+    excluded: Collection[str] = (),
+) -> Placement:
+    """The placement when each block has its ``precision``; ``excluded`` nodes stay float in any case."""
+    rules = runtime.quant
+    placement = Placement()
+    if rules is None:
+        return placement
+    int8 = {name for b in blocks if precision.get(b.id) == "int8" for name in b.nodes} - set(excluded)
+    placement.chains = [c for c in chains if c.nodes[0].name in int8]
+    integer_nodes = {n.name for c in placement.chains for n in c.nodes}
+
+    needed: dict[str, ir.Value] = {}
+    for chain in placement.chains:
+        for _, value in chain.inputs():
+            needed[value.name or ""] = value
+    for chain in placement.chains:
+        output = chain.output
+        free = chain.nodes[0].op_type in rules.float_output and len(chain.nodes) == 1
+        if not free or output.name in needed:
+            needed[output.name or ""] = output
+
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while leader.get(name, name) != name:
+            name = leader[name]
+        return name
+
+    movers = set()
+    for node in reversed(list(model.graph)):
+        if node.op_type not in (*rules.forward, *rules.unify) or node.name not in int8:
+            continue
+        results = [o for o in node.outputs if o.name in needed]
+        sources = [v for v in _moved(node) if not is_constant(v)]
+        if not results or not sources or len(results) < len(node.outputs):
+            continue
+        movers.add(node.name)
+        for value in sources:
+            needed[value.name or ""] = value
+        first = find(sources[0].name or "")
+        for other in [*sources[1:], *results]:
+            leader[find(other.name or "")] = first
+
+    for name, value in needed.items():
+        placement.groups[name] = find(name)
+        producer = value.producer()
+        if producer is None or producer.name not in integer_nodes | movers:
+            users = {u.name or "" for u, _ in value.uses()}
+            quantized = users & (integer_nodes | movers)
+            if quantized < users or value.is_graph_output():
+                placement.readers[name] = tuple(sorted(quantized))
+    for chain in placement.chains:
+        _place_constants(chain, placement, rules.bias == "int32")
+    return placement
+
+
+def _moved(node: ir.Node) -> list[ir.Value]:
+    """The inputs whose data a mover passes on: all of a Concat, the first of everything else."""
+    values = [v for v in node.inputs if v is not None]
+    return values if node.op_type == "Concat" else values[:1]
+
+
+def _place_constants(chain: Chain, placement: Placement, integer_bias: bool) -> None:
+    head = chain.nodes[0]
+    slot = _WEIGHT_SLOT.get(head.op_type)
+    weight = head.inputs[slot] if slot is not None and slot < len(head.inputs) else None
+    if weight is None or not is_constant(weight):
+        return
+    assert slot is not None and weight.name is not None
+    placement.weights.setdefault(weight.name, (head, slot))
+    bias_slot = _BIAS_SLOT.get(head.op_type)
+    bias = head.inputs[bias_slot] if bias_slot is not None and bias_slot < len(head.inputs) else None
+    source = head.inputs[0]
+    if (
+        integer_bias
+        and bias is not None
+        and is_constant(bias)
+        and source is not None
+        and len(bias.uses()) == 1
+    ):
+        assert bias.name is not None and source.name is not None
+        placement.biases[bias.name] = (source.name, weight.name)

@@ -1,0 +1,222 @@
+"""Streaming histograms of activations, and the range that each observer reads out of one.
+
+A histogram has a fixed number of bins over ``[-2**k, 2**k)``. When a value falls outside, neighbouring bins
+are added in pairs and ``k`` grows by one. Bin edges are powers of two apart and nest, so the result depends
+neither on the order of the batches nor on how they were cut, two histograms can be merged exactly, and
+memory is flat whatever the number of samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deploy.spec.project import Observer
+
+BINS = 4096
+_PERCENTILE = 99.99
+_LEVELS = 255
+
+
+@dataclass
+class Histogram:
+    """Counts over ``[-2**exponent, 2**exponent)``; exact zeros are counted apart: they quantize exactly."""
+
+    exponent: int = -100
+    counts: np.ndarray | None = None
+    zeros: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+
+    def add(self, values: np.ndarray, low: float, high: float) -> None:
+        """Count float32 ``values``, maybe a part of a tensor whose extremes are ``low`` and ``high``."""
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._reach(max(abs(low), abs(high)))
+        assert self.counts is not None
+        inverse_width = np.float32(BINS / 2 / 2.0**self.exponent)
+        index = np.floor(values.ravel() * inverse_width).astype(np.int32)
+        index += BINS // 2
+        counts = np.bincount(index, minlength=BINS)
+        zeros = int(values.size - np.count_nonzero(values))
+        counts[BINS // 2] -= zeros
+        self.counts += counts
+        self.zeros += zeros
+
+    def merge(self, other: Histogram) -> None:
+        """Add the counts of ``other``."""
+        if other.counts is None:
+            return
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        top = max(self.exponent, other.exponent)
+        self._grow_to(top)
+        assert self.counts is not None
+        self.counts += _coarsened(other.counts, top - other.exponent)
+        self.zeros += other.zeros
+
+    def _reach(self, magnitude: float) -> None:
+        # frexp: magnitude = m * 2**e with m < 1, so magnitude < 2**e strictly.
+        self._grow_to(max(self.exponent, math.frexp(magnitude)[1]) if magnitude else self.exponent)
+
+    def _grow_to(self, exponent: int) -> None:
+        if self.counts is None:
+            self.counts = np.zeros(BINS, np.int64)
+        elif exponent > self.exponent:
+            self.counts = _coarsened(self.counts, exponent - self.exponent)
+        self.exponent = max(self.exponent, exponent)
+
+    @property
+    def total(self) -> int:
+        return self.zeros + (0 if self.counts is None else int(self.counts.sum()))
+
+    def edges(self) -> np.ndarray:
+        """The ``BINS + 1`` bin edges, float64."""
+        return np.linspace(-(2.0**self.exponent), 2.0**self.exponent, BINS + 1)
+
+
+def _coarsened(counts: np.ndarray, steps: int) -> np.ndarray:
+    """The same counts over a range ``2**steps`` times as wide."""
+    half = BINS // 2
+    if steps >= half.bit_length():
+        # Everything collapses into the two bins around zero.
+        result = np.zeros_like(counts)
+        result[half - 1], result[half] = counts[:half].sum(), counts[half:].sum()
+        return result
+    factor = 1 << steps
+    kept = BINS >> steps
+    result = np.zeros_like(counts)
+    start = half - kept // 2
+    result[start : start + kept] = counts.reshape(kept, factor).sum(axis=1)
+    return result
+
+
+def find_range(histogram: Histogram, observer: Observer, *, symmetric: bool) -> tuple[float, float]:
+    """The real interval ``(low, high)``, containing 0, that the integer codes should cover.
+
+    ``minmax`` takes everything seen. ``percentile`` cuts 0.01 % off each end. ``mse`` minimises the expected
+    squared error of rounding and clipping together. ``kl`` minimises the Kullback-Leibler divergence between
+    the distribution and its quantized form (Migacz, "8-bit Inference with TensorRT", GTC 2017).
+    """
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    if histogram.total == 0 or low == high:
+        return low, high
+    if observer == "percentile":
+        low, high = _percentile(histogram, low, high)
+    elif observer == "mse":
+        low, high = _least_error(histogram, low, high, symmetric)
+    elif observer == "kl":
+        limit = _least_divergence(histogram)
+        low, high = max(low, -limit), min(high, limit)
+    if symmetric:
+        high = max(-low, high)
+        low = -high
+    return low, high
+
+
+def _percentile(histogram: Histogram, low: float, high: float) -> tuple[float, float]:
+    assert histogram.counts is not None
+    counts = histogram.counts.copy()
+    counts[BINS // 2] += histogram.zeros
+    share = np.cumsum(counts) / counts.sum()
+    edges = histogram.edges()
+    cut = 1 - _PERCENTILE / 100
+    below = edges[int(np.searchsorted(share, cut, side="right"))]
+    above = edges[int(np.searchsorted(share, 1 - cut, side="left")) + 1]
+    return min(max(low, float(below)), 0.0), max(min(high, float(above)), 0.0)
+
+
+def _least_error(histogram: Histogram, low: float, high: float, symmetric: bool) -> tuple[float, float]:
+    """Search a grid of clipped ranges; rounding costs step**2 / 12 a value, clipping its squared distance."""
+    assert histogram.counts is not None
+    edges = histogram.edges()
+    centres = (edges[:-1] + edges[1:]) / 2
+    counts = histogram.counts.astype(np.float64)
+    moments = [np.concatenate([[0.0], np.cumsum(counts * centres**p)]) for p in (0, 1, 2)]
+
+    def clipped(limit: np.ndarray, above: bool) -> tuple[np.ndarray, np.ndarray]:
+        """How many values lie beyond each limit, and the sum of their squared distances to it."""
+        at = np.searchsorted(centres, limit, side="right" if above else "left")
+        n, s, q = ((m[-1] - m[at]) if above else m[at] for m in moments)
+        return n, np.maximum(q - 2 * limit * s + limit**2 * n, 0.0)
+
+    shrink = np.linspace(1.0, 0.3, 71)
+    if symmetric:
+        top = max(-low, high) * shrink
+        (n_high, e_high), (n_low, e_low) = clipped(top, True), clipped(-top, False)
+        step = 2 * top / (_LEVELS - 1)
+        best = int(np.argmin((counts.sum() - n_high - n_low) * step**2 / 12 + e_high + e_low))
+        return -float(top[best]), float(top[best])
+    lows = low * shrink if low < 0 else np.zeros(1)
+    highs = high * shrink if high > 0 else np.zeros(1)
+    (n_low, e_low), (n_high, e_high) = clipped(lows, False), clipped(highs, True)
+    if low == 0:
+        n_low, e_low = np.zeros(1), np.zeros(1)
+    if high == 0:
+        n_high, e_high = np.zeros(1), np.zeros(1)
+    step = (highs[None, :] - lows[:, None]) / _LEVELS
+    inside = counts.sum() - n_low[:, None] - n_high[None, :]
+    error = inside * step**2 / 12 + e_low[:, None] + e_high[None, :]
+    i, j = np.unravel_index(int(np.argmin(error)), error.shape)
+    return float(lows[i]), float(highs[j])
+
+
+def _least_divergence(histogram: Histogram, levels: int = 128) -> float:
+    """The magnitude beyond which to clip. Candidates are bin edges from ``levels`` bins upwards."""
+    assert histogram.counts is not None
+    half = BINS // 2
+    positive, negative = histogram.counts[half:], histogram.counts[:half][::-1]
+    counts = (positive + negative).astype(np.float64)
+    used = int(np.flatnonzero(counts)[-1]) + 1
+    width = 2.0**histogram.exponent / half
+    best, best_divergence = used, math.inf
+    for limit in range(min(levels, used), used + 1, max(1, used // 256)):
+        reference = counts[:limit].copy()
+        reference[-1] += counts[limit:].sum()
+        divergence = _divergence(reference, counts[:limit], levels)
+        if divergence < best_divergence:
+            best, best_divergence = limit, divergence
+    return best * width
+
+
+def _divergence(reference: np.ndarray, counts: np.ndarray, levels: int) -> float:
+    """KL divergence between ``reference`` and ``counts`` spread evenly over ``levels`` codes."""
+    level_of = (np.arange(len(counts)) * levels) // len(counts)
+    occupied = counts > 0
+    mass = np.bincount(level_of, counts, minlength=levels)
+    bins = np.bincount(level_of, occupied, minlength=levels)
+    spread = np.where(occupied, mass[level_of] / np.maximum(bins[level_of], 1), 0.0)
+    p, q = reference / reference.sum(), spread / max(spread.sum(), 1e-300)
+    present = p > 0
+    # A bin that only clipping fills has no counterpart: a small mass keeps the logarithm finite.
+    return float(np.sum(p[present] * np.log(p[present] / np.maximum(q[present], 1e-9))))
+
+
+def save_histograms(histograms: Mapping[str, Histogram], path: Path) -> None:
+    """Store histograms as one npz; :func:`load_histograms` reads it back exactly."""
+    names = list(histograms)
+    empty = np.zeros(BINS, np.int64)
+    np.savez_compressed(
+        path,
+        allow_pickle=False,
+        names=np.asarray(names, dtype=np.str_),
+        exponents=np.asarray([histograms[n].exponent for n in names], np.int64),
+        zeros=np.asarray([histograms[n].zeros for n in names], np.int64),
+        extremes=np.asarray([(histograms[n].low, histograms[n].high) for n in names], np.float64),
+        counts=np.stack([empty if (c := histograms[n].counts) is None else c for n in names] or [empty]),
+    )
+
+
+def load_histograms(path: Path) -> dict[str, Histogram]:
+    """What :func:`save_histograms` stored."""
+    with np.load(path, allow_pickle=False) as stored:
+        names, counts = stored["names"], stored["counts"]
+        exponents, zeros, extremes = stored["exponents"], stored["zeros"], stored["extremes"]
+    return {
+        str(name): Histogram(
+            int(exponents[i]), counts[i], int(zeros[i]), float(extremes[i][0]), float(extremes[i][1])
+        )
+        for i, name in enumerate(names)
+    }

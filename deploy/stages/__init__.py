@@ -1,0 +1,1 @@
+"""What each line of the pipeline does: from a request to everything that a bundle is written from."""

@@ -1,0 +1,138 @@
+"""The float baseline, the file as the user gave it, and artifacts judged and timed against it."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from deploy.adapter.protocol import Arrays, Backend, Options, Runner
+from deploy.data.dataset import Dataset
+from deploy.data.interval import Drop, paired_drop
+from deploy.data.metrics import default_metric, make_metric
+from deploy.data.scores import Metric
+from deploy.measure.accuracy import evaluate
+from deploy.measure.host import host
+from deploy.measure.latency import measure, speedup
+from deploy.measure.memory import finish, start_peak_memory
+from deploy.spec.artifact import Artifact
+from deploy.spec.manifest import Evaluation
+from deploy.spec.measurement import Comparison, Conditions, Measurement
+from deploy.spec.project import MetricSection
+
+Role = Literal["eval", "validation", "calibration", "random"]
+Opener = Callable[[], AbstractContextManager[Runner]]
+
+
+@dataclass
+class Examiner:
+    """Scores runners against the baseline on one dataset; runs the baseline once and counts the looks."""
+
+    dataset: Dataset
+    open_baseline: Opener
+    section: MetricSection
+    root: Path | None
+    looks: int = 0
+    metric: str = ""
+    _baseline: Metric | None = None
+    _artifact: Metric | None = None
+    _drop: Drop | None = None
+
+    def examine(self, runner: Runner) -> Drop:
+        """The paired drop of ``runner``."""
+        if self._baseline is None:
+            with self.open_baseline() as baseline:
+                name = self.section.name
+                self.metric = default_metric(self.dataset, baseline.outputs) if name == "auto" else name
+                self._baseline = evaluate(baseline, self.dataset, self._new(None))
+        self._artifact = evaluate(runner, self.dataset, self._new(self._baseline))
+        self.looks += 1
+        self._drop = paired_drop(self._baseline, self._artifact, groups=_groups(self.dataset))
+        return self._drop
+
+    def _new(self, reference: Metric | None) -> Metric:
+        return make_metric(
+            self.metric,
+            output=self.section.output,
+            ignore_label=self.section.ignore_label,
+            reference=reference,
+            root=self.root,
+        )
+
+    def evaluation(self, role: Role) -> Evaluation:
+        """The figures of the last runner examined."""
+        assert self._baseline is not None and self._artifact is not None and self._drop is not None
+        before, after = self._baseline.result(), self._artifact.result()
+        return Evaluation(
+            metric=self.metric,
+            unit=before.unit,
+            higher_is_better=before.higher_is_better,
+            baseline=before.value,
+            artifact=after.value,
+            drop=self._drop.drop,
+            interval=(self._drop.low, self._drop.high),
+            per_class={
+                name: (value, after.per_class[name])
+                for name, value in before.per_class.items()
+                if name in after.per_class
+            },
+            role=role,
+            samples=len(self.dataset),
+            looks=self.looks,
+        )
+
+
+def _groups(dataset: Dataset) -> np.ndarray | None:
+    """Which samples belong together, in order; None where every sample stands alone."""
+    parts = [batch.groups for batch in dataset.batches(4096, feeds=False) if batch.groups is not None]
+    return np.concatenate(parts) if parts else None
+
+
+def compare_speed(
+    baseline: tuple[Backend, Artifact, Options],
+    artifact: tuple[Backend, Artifact, Options],
+    feeds: Arrays,
+    *,
+    threads: int,
+    scratch: Path,
+) -> Comparison:
+    """Latency, interleaved in this process, and peak memory, each in a child of its own."""
+    names = ("baseline", "artifact")
+    children = [
+        start_peak_memory(a, options, feeds, scratch / name)
+        for name, (_, a, options) in zip(names, (baseline, artifact), strict=True)
+    ]
+    memory = dict(zip(names, (finish(child) for child in children), strict=True))
+    with (
+        baseline[0].open(baseline[1], baseline[2]) as one,
+        artifact[0].open(artifact[1], artifact[2]) as other,
+    ):
+        timings = measure({"baseline": one, "artifact": other}, feeds)
+
+    def measurement(name: str, backend: Backend) -> Measurement:
+        here = backend.available()
+        return Measurement(
+            latency_ms=timings[name].summary(),
+            peak_memory_bytes=memory[name],
+            conditions=Conditions(
+                device=f"{host().cpu} ({platform.system()})",
+                runtime=f"{here.runtime} {here.version}",
+                threads=threads,
+                batch=len(next(iter(feeds.values()))),
+                date=datetime.date.today().isoformat(),
+            ),
+        )
+
+    ratio, interval = speedup(timings["baseline"], timings["artifact"])
+    return Comparison(
+        baseline=measurement("baseline", baseline[0]),
+        artifact=measurement("artifact", artifact[0]),
+        speedup=ratio,
+        interval=interval,
+    )

@@ -1,0 +1,172 @@
+"""From the file as given to the graph that everything starts from, every step proved by running it.
+
+    read -> pin shapes -> compare with the file -> fold the input normalisation -> clean -> fuse
+
+Two graphs come out: ``clean`` with batch norm as nodes, which compression and training work on, and
+``fused``, which is quantized and lowered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.errors import ModelError
+from deploy.execute.compare import TOLERANCE, largest_error, prover, random_feeds, workable_feeds
+from deploy.execute.reference import Session, open_graph
+from deploy.frontend.onnx_file import Source, digest, write
+from deploy.graph.clean import Rewritten, clean
+from deploy.graph.cost import macs, parameters
+from deploy.graph.edit import weight_bytes
+from deploy.graph.fuse import fuse
+from deploy.graph.normalise import fold_normalisation
+from deploy.graph.shapes import infer, name_dimensions, pin
+from deploy.progress import Progress
+from deploy.spec.document import Frozen, parse, render
+from deploy.spec.manifest import SourceInfo
+from deploy.spec.tensors import Normalisation, TensorSpec
+
+_CLEAN, _FUSED, _FACTS = "clean.onnx", "fused.onnx", "prepared.json"
+
+
+class Facts(Frozen):
+    """What was found while preparing; it lies beside the graphs in the cache."""
+
+    source: SourceInfo
+    clean_sha256: str
+    fused_sha256: str
+    folded_inputs: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``clean`` and ``fused`` compute what the file computes; both are read lazily from the cache."""
+
+    folder: Path
+    facts: Facts
+    clean: ir.Model
+    fused: ir.Model
+
+    @property
+    def clean_path(self) -> Path:
+        return self.folder / _CLEAN
+
+    @property
+    def fused_path(self) -> Path:
+        return self.folder / _FUSED
+
+
+def prepare(
+    source: Source,
+    folder: Path,
+    *,
+    shapes: Mapping[str, Sequence[int]],
+    normalisation: Mapping[str, Normalisation],
+    seed: int,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Write both graphs and the facts into ``folder``; :func:`load` reads them back.
+
+    Raises ModelError where the model does not run, or where bringing it to the pinned operator set changes
+    what it computes.
+    """
+    model = name_dimensions(source.model)
+    if shapes:
+        model = pin(model, shapes)
+    model = infer(model)
+    notes: list[str] = []
+    feeds = _trial_feeds(model, source, seed, threads)
+    model = _usable_batch(model, feeds[0], notes, threads)
+    feeds = [feeds[0], random_feeds_like(feeds[0], seed + 1)]
+    folded = {name: n for name, n in normalisation.items() if n.folded and not n.identity}
+    if folded:
+        model = infer(fold_normalisation(model, folded))
+    prove = prover(feeds, threads)
+    cleaned = clean(model, prove)
+    fused = fuse(cleaned.model, prove)
+    for result in (cleaned, fused):
+        notes += _rolled_back(result)
+    for note in notes:
+        progress.warn(note)
+    clean_model, fused_model = infer(cleaned.model), infer(fused.model)
+    write(clean_model, folder / _CLEAN)
+    write(fused_model, folder / _FUSED)
+    facts = Facts(
+        source=SourceInfo(
+            name=source.name,
+            sha256=source.sha256,
+            bytes=source.bytes,
+            opset=source.opset,
+            parameters=parameters(clean_model),
+            macs=macs(fused_model),
+            weight_bytes=weight_bytes(source.model),
+        ),
+        clean_sha256=digest(clean_model),
+        fused_sha256=digest(fused_model),
+        folded_inputs=tuple(sorted(folded)),
+        notes=tuple(notes),
+    )
+    (folder / _FACTS).write_text(render(facts))
+
+
+def load(folder: Path) -> Prepared:
+    """What :func:`prepare` left in ``folder``."""
+    facts = parse(Facts, (folder / _FACTS).read_text(), origin=folder / _FACTS)
+    return Prepared(folder, facts, infer(ir.load(folder / _CLEAN)), infer(ir.load(folder / _FUSED)))
+
+
+def random_feeds_like(feeds: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Other random numbers of the same shapes and types."""
+    specs = [TensorSpec(name=n, dtype=a.dtype.name, shape=a.shape) for n, a in feeds.items()]
+    return random_feeds(specs, seed)
+
+
+def _trial_feeds(model: ir.Model, source: Source, seed: int, threads: int) -> list[dict[str, np.ndarray]]:
+    """Random inputs on which the graph at the pinned operator set equals the file as given."""
+    with open_graph(model, optimised=False, threads=threads) as upgraded:
+        feeds = workable_feeds(upgraded, seed)
+        got = upgraded.run(feeds)
+    if source.path is not None:
+        with Session(source.path, optimised=False, threads=threads) as given:
+            want = given.run(feeds)
+        error = largest_error(want, got)
+        if error > TOLERANCE:
+            raise ModelError(
+                f"{source.name}: operator set {source.opset} brought to 21 computes something else "
+                f"(outputs differ by {error:.2g} of their magnitude)",
+                hint="export the model at operator set 17 or newer, and report this model",
+            )
+    return [feeds]
+
+
+def _usable_batch(
+    model: ir.Model, feeds: Mapping[str, np.ndarray], notes: list[str], threads: int
+) -> ir.Model:
+    """Pin the batch to 1 where the file says that it is free but computes samples wrongly together."""
+    free = [
+        v for v in model.graph.inputs if v.shape is not None and v.shape and not isinstance(v.shape[0], int)
+    ]
+    if not free or any(len(a) < 2 for a in feeds.values()):
+        return model
+    with open_graph(model, optimised=False, threads=threads) as session:
+        together = session.run(feeds)
+        single = [session.run({n: a[i : i + 1] for n, a in feeds.items()}) for i in range(2)]
+    apart = {
+        name: np.concatenate([s[name] for s in single]) if single[0][name].ndim else single[0][name]
+        for name in together
+    }
+    if largest_error(together, apart) <= TOLERANCE:
+        return model
+    notes.append("samples in one batch influence each other: the batch is pinned to 1")
+    shapes = {v.name or "": (1, *[None] * (len(v.shape) - 1)) for v in free if v.shape is not None}
+    return infer(pin(model, shapes))
+
+
+def _rolled_back(result: Rewritten) -> list[str]:
+    return [f"step '{r.step}' was rolled back: {r.why}" for r in result.rewrites if not r.kept]

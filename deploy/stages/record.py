@@ -1,0 +1,55 @@
+"""Keeps the time of every stage, tells the progress, and opens the cache."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.cache import Cache, default_root
+from deploy.progress import Progress
+from deploy.spec.manifest import StageTime
+
+
+@dataclass
+class Stage:
+    """The running stage; ``outcome`` says in a few words what came out."""
+
+    outcome: str = ""
+    cached: bool = False
+
+
+@dataclass
+class Record:
+    """The stages of one build, in order."""
+
+    progress: Progress
+    times: list[StageTime] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Run a stage: its time counts until the block ends, and is lost if the block raises."""
+        self.progress.start(name)
+        stage = Stage()
+        begin = time.perf_counter()
+        yield stage
+        seconds = time.perf_counter() - begin
+        self.times.append(StageTime(name=name, seconds=round(seconds, 3), cached=stage.cached))
+        self.lines.append(f"{name:<10} {seconds:8.2f} s  {'cached  ' if stage.cached else ''}{stage.outcome}")
+        self.progress.finish(name, seconds, stage.cached, stage.outcome)
+
+
+def open_cache(root: Path | None, progress: Progress) -> Cache:
+    """The cache at ``root`` or in the user's cache folder; one for this process alone where that fails."""
+    wanted = root or default_root()
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=wanted):
+            return Cache(wanted)
+    except OSError as e:
+        progress.warn(f"the cache {wanted} cannot be written ({e.strerror}); this build keeps nothing")
+        return Cache(Path(tempfile.mkdtemp(prefix="deploy-cache-")))

@@ -1,0 +1,122 @@
+"""What a build was asked for, and the data opened in their three roles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from deploy.data.dataset import Dataset, open_dataset
+from deploy.errors import UsageError
+from deploy.execute.compare import random_feeds
+from deploy.progress import Progress
+from deploy.spec.project import Budget, InputSection, MetricSection, Observer, PrecisionRequest
+from deploy.spec.recipe import Recipe
+from deploy.spec.tensors import Normalisation, TensorSpec
+from deploy.stages.baseline import Role
+
+Data = str | Path | Mapping[str, np.ndarray]
+_RANDOM_SAMPLES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything that one build for one target depends on. ``root`` is where relative data paths start."""
+
+    source: str | Path
+    target: str
+    data: Data | None = None
+    validation: Data | None = None
+    eval: Data | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    budget: Budget = field(default_factory=Budget)
+    precision: PrecisionRequest = "auto"
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    inputs: Mapping[str, InputSection] = field(default_factory=dict)
+    metric: MetricSection = field(default_factory=MetricSection)
+    labels: str = "y"
+    groups: str = "group"
+    observer: Observer = "mse"
+    samples: int = 512
+    exclude: tuple[str, ...] = ()
+    out: str | Path = "dist"
+    seed: int = 0
+    threads: int = 1
+    measure: bool = True
+    random_calibration: bool = False
+    cache: Path | None = None
+    lock: Path | None = None
+    root: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget.max_drop < 0:
+            raise UsageError("max_drop must not be negative", hint="0.01 allows one point of accuracy")
+        if self.threads < 1:
+            raise UsageError(f"threads must be at least 1, not {self.threads}", hint="give --threads 1")
+
+    @property
+    def normalisation(self) -> dict[str, Normalisation]:
+        return {name: section.normalisation for name, section in self.inputs.items()}
+
+    @property
+    def source_path(self) -> Path:
+        path = Path(self.source)
+        return path if path.is_absolute() or self.root is None else self.root / path
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Calibration finds ranges, validation chooses, eval accepts. ``random``: calibration is noise."""
+
+    calibration: Dataset | None
+    validation: Dataset | None
+    eval: Dataset | None
+    random: bool = False
+
+    @property
+    def judged_on(self) -> Role:
+        """The role whose figures the manifest reports."""
+        if self.eval is not None:
+            return "eval"
+        if self.random:
+            return "random"
+        return "validation" if self.validation is not self.calibration else "calibration"
+
+
+def open_roles(request: Request, inputs: Sequence[TensorSpec], progress: Progress) -> Roles:
+    """Open the data that were given.
+
+    Without validation data the calibration samples choose as well: ranges have too few degrees of freedom to
+    overfit a budget. Raises DataError where data do not fit the model, UsageError for contradictory roles.
+    """
+
+    def opened(data: Data | None) -> Dataset | None:
+        if data is None:
+            return None
+        return open_dataset(
+            data,
+            inputs,
+            normalisation=request.normalisation,
+            labels=request.labels,
+            groups=request.groups,
+            root=request.root,
+        )
+
+    calibration, random = opened(request.data), False
+    if calibration is None and request.random_calibration:
+        progress.warn("calibrating on random noise: ranges will not fit real data")
+        parts = [random_feeds(inputs, request.seed + i, batch=1) for i in range(_RANDOM_SAMPLES)]
+        noise = {spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in inputs}
+        calibration, random = open_dataset(noise, inputs), True
+    elif calibration is None:
+        progress.warn(
+            "no calibration data: a float build (give --data, or --random-calibration to use noise)"
+        )
+    elif request.random_calibration:
+        raise UsageError("both calibration data and --random-calibration were given", hint="drop one of them")
+    validation = opened(request.validation)
+    if validation is None:
+        validation = calibration
+    return Roles(calibration, validation, opened(request.eval), random)

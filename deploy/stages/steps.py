@@ -1,0 +1,356 @@
+"""The steps that the pipeline calls, one for each line of it, each with its cache key."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import deploy
+from deploy.adapter.discover import find_backend
+from deploy.adapter.profiles import load_profile, resolve
+from deploy.bundle.read import (
+    ARTIFACT,
+    GRAPH,
+    LOCK,
+    LOG,
+    MANIFEST,
+    MEASUREMENTS,
+    PLAN,
+    SELFTEST,
+    file_digest,
+)
+from deploy.cache import Cache
+from deploy.data.dataset import Dataset
+from deploy.data.python_ref import code_digest
+from deploy.errors import UnsupportedError, UsageError
+from deploy.frontend.onnx_file import Source, read
+from deploy.graph.blocks import partition
+from deploy.graph.summary import tensor_specs
+from deploy.measure.host import host
+from deploy.quantize.calibrate import calibrate as observe
+from deploy.quantize.place import find_chains, observed_values
+from deploy.quantize.ranges import Histogram, load_histograms, save_histograms
+from deploy.spec.artifact import Artifact, Verdict
+from deploy.spec.document import digest, parse, render
+from deploy.spec.manifest import CalibrationInfo, Lock, Manifest, Measurements, Sizes
+from deploy.spec.plan import Plan
+from deploy.spec.tensors import Normalisation, TensorSpec
+from deploy.stages.compile import Compiled, Target, compile_for, load_compiled
+from deploy.stages.prepare import Prepared, load, prepare
+from deploy.stages.record import Record
+from deploy.stages.request import Request, Roles, open_roles
+
+_HISTOGRAMS = "histograms.npz"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The float model that an artifact has to match and beat, as a file that ONNX Runtime opens."""
+
+    artifact: Artifact
+    sha256: str
+
+
+def find_target(name: str) -> Target:
+    """The device of that name on its first runtime that is installed here."""
+    profile = resolve(load_profile(name), host().features)
+    runtime = profile.runtime[0]
+    return Target(name, profile, runtime, find_backend(runtime.name))
+
+
+def read_source(request: Request, record: Record) -> Source:
+    """The model file, checked."""
+    with record.stage("read") as stage:
+        source = read(request.source_path)
+        stage.outcome = f"{source.name}, operator set {source.opset}, {source.bytes / 1e6:.2f} MB"
+    return source
+
+
+def clean(source: Source, request: Request, cache: Cache, record: Record) -> Prepared:
+    """The graph that everything starts from."""
+    folded = {name: n for name, n in request.normalisation.items() if n.folded and not n.identity}
+    key = cache.key(
+        "clean",
+        source=source.sha256,
+        shapes={name: list(shape) for name, shape in request.shapes.items()},
+        folded={name: digest(n) for name, n in folded.items()},
+        seed=request.seed,
+    )
+    with record.stage("clean") as stage:
+        folder, stage.cached = cache.fetch(
+            key,
+            lambda new: prepare(
+                source,
+                new,
+                shapes=request.shapes,
+                normalisation=folded,
+                seed=request.seed,
+                threads=request.threads,
+                progress=record.progress,
+            ),
+        )
+        prepared = load(folder)
+        before = sum(1 for _ in source.model.graph)
+        stage.outcome = f"{before} nodes became {len(prepared.fused.graph)}"
+    return prepared
+
+
+def open_data(prepared: Prepared, request: Request, record: Record) -> Roles:
+    """The data in their roles, fitted to the model's inputs."""
+    with record.stage("data") as stage:
+        roles = open_roles(request, tensor_specs(prepared.fused.graph.inputs), record.progress)
+        counts = [
+            f"{len(dataset)} {name}"
+            for name, dataset in (("calibration", roles.calibration), ("eval", roles.eval))
+            if dataset is not None
+        ]
+        stage.outcome = ", ".join(counts) or "none"
+    return roles
+
+
+def baseline(source: Source, prepared: Prepared) -> Baseline:
+    """The file as given, or the cleaned graph where the artifact's interface is not the file's."""
+    given, now = (tensor_specs(m.graph.inputs) for m in (source.model, prepared.clean))
+    same = [(s.name, s.dtype, s.shape) for s in given] == [(s.name, s.dtype, s.shape) for s in now]
+    unchanged = same and prepared.facts.folded_inputs == ()
+    path = source.path if source.path is not None and unchanged else prepared.clean_path
+    artifact = Artifact(
+        backend="ort",
+        files=(path.name,),
+        inputs=now,
+        outputs=tensor_specs(prepared.clean.graph.outputs),
+        folder=path.parent,
+    )
+    return Baseline(artifact, source.sha256 if unchanged else prepared.facts.clean_sha256)
+
+
+def check(target: Target, prepared: Prepared) -> list[Verdict]:
+    """What the backend says of every node. Raises UnsupportedError listing all that it cannot run."""
+    verdicts = target.backend.check(prepared.fused, target.runtime)
+    refused = [v for v in verdicts if v.support == "unsupported"]
+    if refused:
+        listed = "\n".join(f"  {v.op} '{v.node}': {v.reason}" for v in refused)
+        raise UnsupportedError(
+            f"{target.name} ({target.runtime.name}) cannot run {len(refused)} of its {len(verdicts)} nodes:\n{listed}",
+            hint="replace these operations in the model, or build for another target",
+        )
+    return verdicts
+
+
+def calibrate(
+    prepared: Prepared, target: Target, roles: Roles, request: Request, cache: Cache, record: Record
+) -> dict[str, Histogram]:
+    """Histograms of every value that may be quantized; none without data, rules or a wish for INT8."""
+    if roles.calibration is None or target.runtime.quant is None or request.precision in ("float", "fp16"):
+        return {}
+    dataset = roles.calibration
+    chains = find_chains(prepared.fused, partition(prepared.fused), target.runtime)
+    values = observed_values(prepared.fused, chains, target.runtime)
+    if not values:
+        return {}
+    key = cache.key(
+        "calibrate",
+        graph=prepared.facts.fused_sha256,
+        data=dataset.digest,
+        samples=request.samples,
+        values=values,
+        threads=request.threads,
+    )
+
+    def write(folder: Path) -> None:
+        found = observe(
+            prepared.fused,
+            dataset,
+            values,
+            samples=request.samples,
+            threads=request.threads,
+            progress=record.progress,
+        )
+        save_histograms(found, folder / _HISTOGRAMS)
+
+    with record.stage("calibrate") as stage:
+        folder, stage.cached = cache.fetch(key, write)
+        histograms = load_histograms(folder / _HISTOGRAMS)
+        stage.outcome = f"{len(values)} values over {min(request.samples, len(dataset))} samples"
+    return histograms
+
+
+def compile(
+    target: Target,
+    prepared: Prepared,
+    against: Baseline,
+    roles: Roles,
+    histograms: dict[str, Histogram],
+    request: Request,
+    cache: Cache,
+    record: Record,
+) -> tuple[Compiled, Plan]:
+    """Choose, measure and verify for the target."""
+    lock = _read_lock(request, prepared)
+    key = cache.key(
+        "compile",
+        graph=prepared.facts.fused_sha256,
+        baseline=against.sha256,
+        profile=digest(target.profile),
+        target=target.name,
+        data=[_digest(d) for d in (roles.calibration, roles.validation, roles.eval)],
+        random=roles.random,
+        precision=request.precision,
+        budget=request.budget.max_drop,
+        metric=digest(request.metric),
+        metric_code=code_digest(request.metric.name, request.root),
+        observer=request.observer,
+        samples=request.samples,
+        exclude=sorted(request.exclude),
+        threads=request.threads,
+        seed=request.seed,
+        measure=request.measure,
+        lock=None if lock is None else digest(lock),
+        host=[host().cpu, sorted(host().features)],
+    )
+    if cache.folder(key).is_dir():
+        for name in ("choose", "measure", "verify"):
+            with record.stage(name) as stage:
+                stage.cached = True
+    folder, _ = cache.fetch(
+        key,
+        lambda new: compile_for(
+            target, prepared, against.artifact, roles, histograms, lock, request, new, record
+        ),
+    )
+    return load_compiled(folder)
+
+
+def write(
+    compiled: Compiled,
+    plan: Plan,
+    target: Target,
+    prepared: Prepared,
+    roles: Roles,
+    request: Request,
+    folder: Path,
+    record: Record,
+) -> None:
+    """Everything a bundle holds, into ``folder``."""
+    with record.stage("bundle") as stage:
+        artifact = compiled.artifact
+        shutil.copytree(artifact.folder, folder / ARTIFACT)
+        shutil.copyfile(artifact.folder.parent / SELFTEST, folder / SELFTEST)
+        shutil.copyfile(prepared.fused_path, folder / GRAPH)
+        (folder / PLAN).write_text(render(plan))
+        (folder / LOCK).write_text(render(_lock(compiled, target, prepared, roles, request)))
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        hashes = {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
+        manifest = _manifest(compiled, plan, target, prepared, roles, request, hashes)
+        (folder / MANIFEST).write_text(render(manifest))
+        stage.outcome = (
+            f"{manifest.size_bytes.artifact / 1e6:.2f} MB, "
+            f"{manifest.size_bytes.baseline / manifest.size_bytes.artifact:.2f} times smaller"
+        )
+    measurements = Measurements(
+        comparison=compiled.comparison, why_not=compiled.why_not_measured, stages=tuple(record.times)
+    )
+    (folder / MEASUREMENTS).write_text(render(measurements))
+    (folder / LOG).write_text("\n".join(record.lines) + "\n")
+
+
+def _manifest(
+    compiled: Compiled,
+    plan: Plan,
+    target: Target,
+    prepared: Prepared,
+    roles: Roles,
+    request: Request,
+    hashes: dict[str, str],
+) -> Manifest:
+    facts, artifact = prepared.facts.source, compiled.artifact
+    counts = {p: sum(b.precision == p for b in plan.blocks) for p in {b.precision for b in plan.blocks}}
+    return Manifest(
+        target=target.name,
+        profile=target.profile.name,
+        runtime=target.runtime.name,
+        source=facts,
+        recipe=request.recipe,
+        plan_sha256=digest(plan),
+        precision=dict(sorted(counts.items())),
+        files=hashes,
+        artifact=artifact.model_copy(update={"inputs": _with_normalisation(artifact.inputs, request)}),
+        options=compiled.options,
+        size_bytes=Sizes(
+            baseline=facts.bytes,
+            artifact=artifact.size_bytes(),
+            baseline_weights=facts.weight_bytes,
+            weights=artifact.weight_bytes,
+        ),
+        calibration=None
+        if roles.calibration is None or not plan.quantized
+        else CalibrationInfo(
+            sha256=roles.calibration.digest,
+            samples=min(request.samples, len(roles.calibration)),
+            observer=request.observer,
+            random=roles.random,
+        ),
+        evaluation=compiled.evaluation,
+        verification=compiled.verification,
+        verdict=compiled.verdict,
+        deferred=artifact.deferred,
+        executed_by=compiled.executed_by,
+        toolchain={
+            "deploy-compiler": deploy.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "onnx", "onnx_ir", "onnxruntime")},
+            **artifact.toolchain,
+        },
+        seed=request.seed,
+    )
+
+
+def _with_normalisation(inputs: tuple[TensorSpec, ...], request: Request) -> tuple[TensorSpec, ...]:
+    """What must still be done to raw data, and what the artifact does itself, in the manifest's words."""
+    settings = request.inputs
+
+    def spec(tensor: TensorSpec) -> TensorSpec:
+        section = settings.get(tensor.name)
+        if section is None:
+            return tensor
+        normalisation: Normalisation | None = section.normalisation
+        if normalisation is not None and normalisation.identity:
+            normalisation = None
+        layout = tensor.layout if section.layout == "any" else section.layout
+        return tensor.model_copy(update={"normalisation": normalisation, "layout": layout})
+
+    return tuple(spec(tensor) for tensor in inputs)
+
+
+def _lock(compiled: Compiled, target: Target, prepared: Prepared, roles: Roles, request: Request) -> Lock:
+    return Lock(
+        source_sha256=prepared.facts.source.sha256,
+        calibration_sha256=_digest(roles.calibration),
+        profile_sha256=digest(target.profile),
+        seed=request.seed,
+        choices=compiled.choices,
+        float_blocks=compiled.float_blocks,
+    )
+
+
+def _read_lock(request: Request, prepared: Prepared) -> Lock | None:
+    if request.lock is None:
+        return None
+    if not request.lock.is_file():
+        raise UsageError(
+            f"{request.lock}: no such lock file", hint="give the deploy.lock of an earlier bundle"
+        )
+    lock = parse(Lock, request.lock.read_text(encoding="utf-8"), origin=request.lock)
+    if lock.source_sha256 != prepared.facts.source.sha256:
+        raise UsageError(
+            f"{request.lock}: it was written for another model",
+            hint="build without --lock, or give the model that it belongs to",
+        )
+    return lock
+
+
+def _digest(dataset: Dataset | None) -> str | None:
+    return None if dataset is None else dataset.digest
