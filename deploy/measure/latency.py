@@ -16,7 +16,7 @@ from deploy.spec.measurement import Latency
 class TimingPlan:
     """How long to measure. A round times every runner once, for about ``slice_s`` seconds each."""
 
-    seconds: float = 1.5
+    seconds: float = 1.0
     slice_s: float = 0.01
     rounds: int = 12
     most: int = 200

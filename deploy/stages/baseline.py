@@ -19,7 +19,7 @@ from deploy.data.metrics import default_metric, make_metric
 from deploy.data.scores import Metric
 from deploy.measure.accuracy import evaluate
 from deploy.measure.host import host
-from deploy.measure.latency import measure, speedup
+from deploy.measure.latency import Timing, measure, speedup
 from deploy.measure.memory import finish, start_peak_memory
 from deploy.spec.artifact import Artifact
 from deploy.spec.manifest import Evaluation
@@ -94,31 +94,53 @@ def _groups(dataset: Dataset) -> np.ndarray | None:
     return np.concatenate(parts) if parts else None
 
 
-def compare_speed(
-    baseline: tuple[Backend, Artifact, Options],
-    artifact: tuple[Backend, Artifact, Options],
-    feeds: Arrays,
-    *,
-    threads: int,
-    scratch: Path,
-) -> Comparison:
-    """Latency, interleaved in this process, and peak memory, each in a child of its own."""
-    names = ("baseline", "artifact")
-    children = [
-        start_peak_memory(a, options, feeds, scratch / name)
-        for name, (_, a, options) in zip(names, (baseline, artifact), strict=True)
-    ]
-    memory = dict(zip(names, (finish(child) for child in children), strict=True))
-    with (
-        baseline[0].open(baseline[1], baseline[2]) as one,
-        artifact[0].open(artifact[1], artifact[2]) as other,
-    ):
-        timings = measure({"baseline": one, "artifact": other}, feeds)
+@dataclass(frozen=True)
+class Contender:
+    """An artifact with the backend that opens it and how."""
 
-    def measurement(name: str, backend: Backend) -> Measurement:
-        here = backend.available()
+    backend: Backend
+    artifact: Artifact
+    options: Options
+
+    def open(self) -> Runner:
+        return self.backend.open(self.artifact, self.options)
+
+
+@dataclass(frozen=True)
+class Race:
+    """Times of baseline and artifact, taken in turn in this process."""
+
+    baseline: Timing
+    artifact: Timing
+
+    @property
+    def speedup(self) -> float:
+        return speedup(self.baseline, self.artifact)[0]
+
+
+def race(baseline: Contender, artifact: Contender, feeds: Arrays) -> Race:
+    """Time both on the same feeds, interleaved."""
+    with baseline.open() as one, artifact.open() as other:
+        timings = measure({"baseline": one, "artifact": other}, feeds)
+    return Race(timings["baseline"], timings["artifact"])
+
+
+def compare(
+    baseline: Contender, artifact: Contender, times: Race, feeds: Arrays, *, threads: int, scratch: Path
+) -> Comparison:
+    """The figures of a race, with the peak memory of each contender in a child process of its own."""
+    pairs = {"baseline": (baseline, times.baseline), "artifact": (artifact, times.artifact)}
+    children = {
+        name: start_peak_memory(who.artifact, who.options, feeds, scratch / name)
+        for name, (who, _) in pairs.items()
+    }
+    memory = {name: finish(child) for name, child in children.items()}
+
+    def measurement(name: str) -> Measurement:
+        who, timing = pairs[name]
+        here = who.backend.available()
         return Measurement(
-            latency_ms=timings[name].summary(),
+            latency_ms=timing.summary(),
             peak_memory_bytes=memory[name],
             conditions=Conditions(
                 device=f"{host().cpu} ({platform.system()})",
@@ -129,10 +151,7 @@ def compare_speed(
             ),
         )
 
-    ratio, interval = speedup(timings["baseline"], timings["artifact"])
+    ratio, interval = speedup(times.baseline, times.artifact)
     return Comparison(
-        baseline=measurement("baseline", baseline[0]),
-        artifact=measurement("artifact", artifact[0]),
-        speedup=ratio,
-        interval=interval,
+        baseline=measurement("baseline"), artifact=measurement("artifact"), speedup=ratio, interval=interval
     )

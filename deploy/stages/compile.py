@@ -35,7 +35,7 @@ from deploy.spec.measurement import Comparison
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Profile, Runtime
 from deploy.spec.tensors import TensorSpec
-from deploy.stages.baseline import Examiner, compare_speed
+from deploy.stages.baseline import Contender, Examiner, compare, race
 from deploy.stages.prepare import Prepared
 from deploy.stages.record import Record
 from deploy.stages.request import Request, Roles
@@ -100,15 +100,24 @@ def compile_for(
         comparison, why_not = None, _why_not_measured(target, request)
         if not why_not:
             with record.stage("measure") as stage:
-                comparison = _timed(subject, decided.candidate, baseline, roles, request, work)
-                stage.outcome = f"{comparison.speedup:.2f} times the float speed"
-                if _must_pay(decided, comparison, lock, request):
+                feeds = _one_inference(decided.candidate.artifact.inputs, roles, request)
+                against = Contender(find_backend(baseline.backend), baseline, {"threads": request.threads})
+                times = race(against, _contender(subject, decided), feeds)
+                if _must_pay(decided, lock, request) and times.speedup < 1.0:
                     record.progress.note(
-                        f"INT8 runs at {comparison.speedup:.2f} times the float speed: float it is"
+                        f"INT8 runs at {times.speedup:.2f} times the float speed: float it is"
                     )
-                    decided = _float_instead(subject, judge, accept, decided, comparison, request, work)
-                    comparison = _timed(subject, decided.candidate, baseline, roles, request, work)
-                    stage.outcome = f"INT8 does not pay; float: {comparison.speedup:.2f} times"
+                    decided = _float_instead(subject, judge, accept, decided, times.speedup, request, work)
+                    times = race(against, _contender(subject, decided), feeds)
+                comparison = compare(
+                    against,
+                    _contender(subject, decided),
+                    times,
+                    feeds,
+                    threads=request.threads,
+                    scratch=work / "memory",
+                )
+                stage.outcome = f"{comparison.speedup:.2f} times the float speed"
         with record.stage("verify") as stage:
             feeds = _selftest_feeds(decided.candidate.artifact.inputs, roles, request)
             executed_by = subject.backend.available().runtime
@@ -213,17 +222,8 @@ def _scores(subject: Subject, examiner: Examiner) -> Judge:
     return score
 
 
-def _timed(
-    subject: Subject, candidate: Candidate, baseline: Artifact, roles: Roles, request: Request, work: Path
-) -> Comparison:
-    ort = find_backend(baseline.backend)
-    return compare_speed(
-        (ort, baseline, {"threads": request.threads}),
-        (subject.backend, candidate.artifact, subject.options),
-        _one_inference(candidate.artifact.inputs, roles, request),
-        threads=request.threads,
-        scratch=work / "memory",
-    )
+def _contender(subject: Subject, decided: Decided) -> Contender:
+    return Contender(subject.backend, decided.candidate.artifact, subject.options)
 
 
 def _why_not_measured(target: Target, request: Request) -> str:
@@ -234,9 +234,9 @@ def _why_not_measured(target: Target, request: Request) -> str:
     return ""
 
 
-def _must_pay(decided: Decided, comparison: Comparison, lock: Lock | None, request: Request) -> bool:
-    quantized = decided.candidate.plan.quantized
-    return quantized and request.precision == "auto" and lock is None and comparison.speedup < 1.0
+def _must_pay(decided: Decided, lock: Lock | None, request: Request) -> bool:
+    """Whether a slower artifact is replaced by float: not where the user, or a lock, said what to build."""
+    return decided.candidate.plan.quantized and request.precision == "auto" and lock is None
 
 
 def _float_instead(
@@ -244,7 +244,7 @@ def _float_instead(
     judge: Examiner | None,
     accept: Examiner | None,
     decided: Decided,
-    comparison: Comparison,
+    speed: float,
     request: Request,
     work: Path,
 ) -> Decided:
@@ -255,7 +255,7 @@ def _float_instead(
         request.budget.max_drop,
         work,
     )
-    reason = f"INT8 ran at {comparison.speedup:.2f} times the float speed"
+    reason = f"INT8 ran at {speed:.2f} times the float speed"
     slower = Choice(what="precision", chosen=subject.float_precision, reason=reason)
     return replace(plain, choices=(*decided.choices, slower))
 

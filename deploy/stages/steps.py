@@ -132,9 +132,9 @@ def check(target: Target, prepared: Prepared) -> list[Verdict]:
     verdicts = target.backend.check(prepared.fused, target.runtime)
     refused = [v for v in verdicts if v.support == "unsupported"]
     if refused:
-        listed = "\n".join(f"  {v.op} '{v.node}': {v.reason}" for v in refused)
+        listed = "".join(f"\n  {v.op} '{v.node}': {v.reason}" for v in refused)
         raise UnsupportedError(
-            f"{target.name} ({target.runtime.name}) cannot run {len(refused)} of its {len(verdicts)} nodes:\n{listed}",
+            f"{target.name} ({target.runtime.name}) cannot run {len(refused)} of {len(verdicts)} nodes:{listed}",
             hint="replace these operations in the model, or build for another target",
         )
     return verdicts
