@@ -6,11 +6,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from deploy.adapter.profiles import all_profiles, load_profile, merge, profile_names, read_profiles, resolve
 from deploy.errors import UsageError
-from deploy.spec.profile import Figure, Profile
+from deploy.spec.profile import Figure, Profile, QuantRules
 
 ROOT = Path(__file__).parents[3]
 MINIMAL = """\
@@ -69,8 +72,6 @@ def test_each_fact_says_where_it_is_from(name: str) -> None:
 
 @pytest.mark.parametrize("profile", [p for p in all_profiles() if p.runtime], ids=lambda p: p.name)
 def test_rules_are_consistent(profile: Profile) -> None:
-    import onnx
-
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
     for runtime in profile.runtime:
         chain_members = {op for chain in runtime.fuses for op in chain.split("+")}
@@ -80,8 +81,10 @@ def test_rules_are_consistent(profile: Profile) -> None:
             continue
         assert {*rules.compute, *rules.forward, *rules.unify, *rules.fixed_output} <= known
         assert set(rules.float_output) <= set(rules.compute)
-        assert not set(rules.forward) & set(rules.compute), "an operation either computes or only moves"
-        assert all(len(set(ops)) == len(ops) for ops in (rules.compute, rules.forward, rules.unify))
+        kinds = [*rules.compute, *rules.forward, *rules.unify]
+        assert len(set(kinds)) == len(kinds), "an operation computes, moves one operand or joins several"
+        assert {chain.split("+")[0] for chain in runtime.fuses} <= set(rules.compute)
+        assert not (rules.symmetric_activation and rules.activation == "uint8")
 
 
 def test_a_cpu_without_dot_products_gets_seven_bit_weights_and_nothing_else_changes() -> None:
@@ -89,6 +92,157 @@ def test_a_cpu_without_dot_products_gets_seven_bit_weights_and_nothing_else_chan
     assert vnni is not None and avx2 is not None
     assert (vnni.weight_bits, avx2.weight_bits) == (8, 7)
     assert avx2.compute == vnni.compute and avx2.activation == vnni.activation == "uint8"
+    assert load_profile("x86-vnni").runtime_named("ort").cost
+    assert not load_profile("x86-avx2").runtime_named("ort").cost, "times of another CPU are not inherited"
+
+
+def test_the_promised_targets_are_there() -> None:
+    assert load_profile("jetson").name == "jetson-orin-nano"
+    assert load_profile("rpi").name == "rpi5"
+    wanted = {"x86-cpu", "x86-vnni", "x86-avx2", "jetson-orin-nano", "jetson-agx-orin"}
+    assert wanted | {"nvidia-a100", "nvidia-h200", "rpi4", "rpi5"} <= set(profile_names())
+
+
+@pytest.mark.parametrize("name", ["jetson-orin-nano", "jetson-agx-orin", "nvidia-a100", "nvidia-h200"])
+def test_tensorrt_gets_symmetric_activations_and_float_biases(name: str) -> None:
+    runtime = load_profile(name).runtime_named("tensorrt")
+    assert runtime.around == "float16" and runtime.onnx_opset >= 19, "Q/DQ take float16 scales from 19 on"
+    assert runtime.quant is not None
+    assert (runtime.quant.activation, runtime.quant.symmetric_activation) == ("int8", True)
+    assert (runtime.quant.bias, runtime.quant.scale, runtime.quant.per_channel) == ("float", "float16", True)
+
+
+@pytest.mark.parametrize("name", ["rpi4", "rpi5"])
+def test_arm_gets_affine_int8_activations(name: str) -> None:
+    rules = load_profile(name).runtime_named("ort").quant
+    assert rules is not None and (rules.activation, rules.symmetric_activation) == ("int8", False)
+    assert rules.weight_bits == 8, "products are added into 32 bits there: nothing saturates"
+
+
+# --- what we say of ONNX Runtime, asked of ONNX Runtime ---------------------------------------------------
+
+IMAGE, ROWS, POINT = "float[1,8,6,6]", "float[3,8]", "float[1,8,1,1]"
+BODIES = {
+    "Conv": (IMAGE, "Conv<pads=[1,1,1,1]>(a, w, bias)"),
+    "MatMul": (ROWS, "MatMul(a, w)"),
+    "Gemm": (ROWS, "Gemm<transB=1>(a, w, bias)"),
+    "Add": (IMAGE, "Add(a, b)"),
+    "Mul": (IMAGE, "Mul(a, b)"),
+    "Concat": (IMAGE, "Concat<axis=1>(a, b)"),
+    "Transpose": (IMAGE, "Transpose<perm=[0,2,3,1]>(a)"),
+    "MaxPool": (IMAGE, "MaxPool<kernel_shape=[2,2],strides=[2,2]>(a)"),
+    "Split": (IMAGE, "Split<axis=1,num_outputs=1>(a)"),
+    "Gather": (IMAGE, "Gather<axis=1>(a, zero)"),
+    "GatherElements": (POINT, "GatherElements<axis=1>(a, zeros)"),
+    "Reshape": (IMAGE, "Reshape(a, flat)"),
+    "Squeeze": (POINT, "Squeeze(a, spatial)"),
+    "Unsqueeze": (IMAGE, "Unsqueeze(a, zero)"),
+    "Slice": (IMAGE, "Slice(a, zero, three)"),
+    "Expand": (POINT, "Expand(a, large)"),
+    "Tile": (IMAGE, "Tile(a, twice)"),
+    "DepthToSpace": (IMAGE, "DepthToSpace<blocksize=2>(a)"),
+    "Resize": (IMAGE, "Resize<mode='nearest',coordinate_transformation_mode='asymmetric'>(a, , scales)"),
+    "ReduceMax": (IMAGE, "ReduceMax(a, spatial)"),
+    "ReduceMin": (IMAGE, "ReduceMin(a, spatial)"),
+}
+"""How to write an operation that needs more than the value ``a``; ``b`` is a second one like it."""
+
+WEIGHT_SHAPES = {"Conv": (8, 8, 3, 3), "MatMul": (8, 8), "Gemm": (8, 8)}
+
+
+def qdq_graph(chain: str, rules: QuantRules, *, quantized_output: bool) -> onnx.ModelProto:
+    """The chain as its plan would write it: operands in [-6, 6], a computed result in [0, 6]."""
+    head, *activations = chain.split("+")
+    type_in, body = BODIES.get(head, (IMAGE, f"{head}(a)"))
+    low = 0 if rules.activation == "uint8" else -128
+    scale, zero_point = np.float32(12 / 255), np.array(low + 128, rules.activation)
+    constants: dict[str, np.ndarray | np.float32] = {
+        "s": scale,
+        "z": zero_point,
+        "s_y": np.float32(6 / 255) if head in rules.compute else scale,
+        "z_y": np.array(low, rules.activation) if head in rules.compute else zero_point,
+        "lowest": np.float32(0),
+        "highest": np.float32(6),
+        "zero": np.array([0]),
+        "zeros": np.zeros((1, 1, 1, 1), np.int64),
+        "three": np.array([3]),
+        "spatial": np.array([2, 3]),
+        "flat": np.array([1, -1]),
+        "large": np.array([1, 8, 3, 3]),
+        "twice": np.array([1, 2, 1, 1]),
+        "scales": np.array([1, 1, 2, 2], np.float32),
+    }
+    lines = ["xq = QuantizeLinear(x, s, z)", "a = DequantizeLinear(xq, s, z)"]
+    if "b)" in body:
+        lines += ["x2q = QuantizeLinear(x2, s, z)", "b = DequantizeLinear(x2q, s, z)"]
+    if head in WEIGHT_SHAPES:
+        weight_scale = np.full(8, 0.01, np.float32)
+        constants |= {
+            "wq": np.ones(WEIGHT_SHAPES[head], np.int8),
+            "ws": weight_scale,
+            "wz": np.zeros(8, np.int8),
+            "bq": np.ones(8, np.int32),
+            "bs": weight_scale * scale,
+            "bz": np.zeros(8, np.int32),
+        }
+        lines.append(f"w = DequantizeLinear<axis={int(head == 'MatMul')}>(wq, ws, wz)")
+        lines += ["bias = DequantizeLinear<axis=0>(bq, bs, bz)"] if "bias" in body else []
+    lines.append("y0 = " + body.replace("'", '"'))
+    for i, activation in enumerate(activations):
+        bounds = ", lowest, highest" if activation == "Clip" else ""
+        lines.append(f"y{i + 1} = {activation}(y{i}{bounds})")
+    last = f"y{len(activations)}"
+    if quantized_output:
+        lines += [f"yq = QuantizeLinear({last}, s_y, z_y)", "y = DequantizeLinear(yq, s_y, z_y)"]
+        last = "y"
+    second = f", {type_in} x2" if "b)" in body else ""
+    header = f'<ir_version: 10, opset_import: ["" : 21]> g ({type_in} x{second}) => (float {last})'
+    model = onnx.parser.parse_model(header + " {\n" + "\n".join(lines) + "\n}")
+    used = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(value), name)
+        for name, value in constants.items()
+        if name in used
+    )
+    return model
+
+
+def optimised(model: onnx.ModelProto, folder: Path, activation: str) -> onnx.GraphProto:
+    """What ONNX Runtime makes of the model, for Arm where activations are signed."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.add_session_config_entry("session.qdqisint8allowed", str(int(activation == "int8")))
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimised.onnx").graph
+
+
+def float_operations(graph: onnx.GraphProto) -> list[str]:
+    """Operations that read a dequantized value: those which run in float."""
+    dequantized = {name for n in graph.node if n.op_type == "DequantizeLinear" for name in n.output}
+    return [node.op_type for node in graph.node if dequantized & set(node.input)]
+
+
+@pytest.mark.parametrize("name", ["x86-vnni", "rpi5"])
+def test_onnx_runtime_computes_these_operations_and_chains_in_integers(name: str, tmp_path: Path) -> None:
+    runtime = load_profile(name).runtime_named("ort")
+    rules = runtime.quant
+    assert rules is not None
+    for chain in (*rules.compute, *runtime.fuses, *rules.forward, *rules.unify):
+        graph = optimised(qdq_graph(chain, rules, quantized_output=True), tmp_path, rules.activation)
+        assert not float_operations(graph), chain
+        assert not {"Relu", "Clip"} & {n.op_type for n in graph.node}, chain
+    for op in rules.float_output:
+        graph = optimised(qdq_graph(op, rules, quantized_output=False), tmp_path, rules.activation)
+        assert not float_operations(graph), f"{op} with a float result"
+
+
+@pytest.mark.parametrize("op", ["Softmax", "Tanh", "HardSwish", "HardSigmoid", "Gelu", "GlobalMaxPool"])
+def test_the_criterion_above_sees_what_stays_float(op: str, tmp_path: Path) -> None:
+    rules = load_profile("x86-vnni").runtime_named("ort").quant
+    assert rules is not None and op not in rules.compute
+    graph = optimised(qdq_graph(op, rules, quantized_output=True), tmp_path, rules.activation)
+    assert bool(float_operations(graph)) == (op != "Softmax"), "Softmax has an integer kernel, but a slow one"
 
 
 # --- finding ----------------------------------------------------------------------------------------------
