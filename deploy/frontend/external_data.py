@@ -134,7 +134,7 @@ def _locate(location: str, name: str, path: Path) -> tuple[Path, int]:
     anchored = location.startswith(("/", "\\")) or PureWindowsPath(location).anchor
     outside = ModelError(
         f"{path}: tensor '{name}' keeps its data at '{location}', outside the model's folder",
-        hint="only files beside the model are read: export it again with its external data in one folder",
+        hint="only files in the model's folder are read: copy the data there, links resolved (cp -L)",
     )
     if not location or "\0" in location or anchored or ".." in parts:
         raise outside

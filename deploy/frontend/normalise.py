@@ -24,14 +24,20 @@ _EXPORTER_METADATA = "pkg."
 """Prefix under which PyTorch's exporter leaves stack traces and paths of the machine it ran on."""
 
 
-def normalise(model: ir.Model, path: Path) -> None:
-    """Bring ``model``, read from ``path``, into the form above, in place.
+def flatten(model: ir.Model, path: Path) -> None:
+    """Inline the functions of ``model``, read from ``path``, name its nodes, map its external data; in place.
 
     Raises ModelError where functions call themselves or grow beyond `MAX_NODES`.
     """
     _standard_domain(model)
     _inline(model, path)
     _own_tensors(model, path.parent.resolve())
+    name_nodes(model)
+    _drop_exporter_metadata(model)
+
+
+def settle(model: ir.Model) -> None:
+    """The rest of the form above, in place, for a flat model whose operations are known to be sound."""
     for graph in list(model.graphs()):
         graph.inputs[:] = [value for value in graph.inputs if value.name not in graph.initializers]
         lift_constants(graph)
@@ -42,7 +48,6 @@ def normalise(model: ir.Model, path: Path) -> None:
         value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
     name_nodes(model)
     _free_negative_sizes(model)
-    _drop_exporter_metadata(model)
 
 
 def name_nodes(model: ir.Model) -> None:
@@ -96,6 +101,8 @@ def lift_constants(graph: ir.Graph) -> None:
 
 def _constant_tensor(node: ir.Node) -> ir.TensorProtocol:
     """The value of a Constant node, whichever of its attributes holds it (Constant-12)."""
+    if len(node.attributes) != 1:
+        raise ModelError(f"Constant '{node.name}' has {len(node.attributes)} values", hint="export it again")
     name, attribute = next(iter(node.attributes.items()))
     match name:
         case "value":
@@ -164,7 +171,7 @@ def _inline(model: ir.Model, path: Path) -> None:
         )
     try:
         InlinePass()(model)
-    except (ValueError, ir.passes.PassError) as e:
+    except (ValueError, ir.passes.InvariantError, ir.passes.PassError) as e:
         reason = str(e.__cause__ or e)
         raise ModelError(
             f"{path}: its functions cannot be inlined: {reason}", hint="export the model without functions"

@@ -60,10 +60,11 @@ def read(path: Path) -> Source:
     files = external_data.check(proto, path)
     refuse_beyond_scope(path, size + sum(files.values()))
     opset = wellformed.check(proto, path)
-    model = ir.serde.deserialize_model(proto)
+    model = _graph(proto, path)
     del proto
-    normalise.normalise(model, path)
+    normalise.flatten(model, path)
     wellformed.check_operations(model, path)
+    normalise.settle(model)
     wellformed.check_weights(model, path)
     model = upgrade(model)
     return Source(
@@ -144,6 +145,14 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not proto.HasField("graph") or not (proto.ir_version or proto.opset_import):
         raise ModelError(f"{path}: holds no ONNX graph", hint=hint)
     return proto
+
+
+def _graph(proto: onnx.ModelProto, path: Path) -> ir.Model:
+    try:
+        return ir.serde.deserialize_model(proto)
+    except Exception as e:  # whatever onnx_ir makes of a message that the checks before let pass
+        reason = str(e.__cause__ or e).splitlines()[0]
+        raise ModelError(f"{path}: not a sound ONNX model: {reason}", hint="export the model again") from e
 
 
 def _digest(paths: list[Path]) -> str:

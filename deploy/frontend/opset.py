@@ -7,8 +7,9 @@ Resize-10 linear, Upsample-9 linear and Hardmax-7.
 
 from __future__ import annotations
 
+import logging
+
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from deploy.errors import UnsupportedError
 from deploy.frontend.normalise import name_nodes
@@ -16,6 +17,8 @@ from deploy.frontend.opset_lowering import lower
 from deploy.frontend.opset_upgrades import UPGRADES
 from deploy.frontend.rewrite import Edit, NotExpressible
 from deploy.frontend.wellformed import OLDEST_OPSET
+
+logger = logging.getLogger(__name__)
 
 OPSET = 21
 """The opset of every graph behind the frontend. 21 is the first with 4- and 16-bit and blocked Q/DQ, and ONNX
@@ -25,6 +28,9 @@ OLDEST_TARGET = 17
 
 IR_VERSION = 10
 """The file format's version that came with opset 21 (onnx/docs/Versioning.md)."""
+
+_SMALL_BYTES = 1024
+"""Constants up to this size may hold a shape, which inference wants to see."""
 
 _IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
 
@@ -114,7 +120,25 @@ def raise_nodes(edit: Edit, nodes: list[ir.Node], version: int, opset: int = OPS
 
 def _infer_types(model: ir.Model) -> None:
     """Types and ranks decide some rules. A graph that inference cannot follow keeps those it declares."""
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+    import onnx
+
+    light = model.clone()
+    for name, value in list(light.graph.initializers.items()):
+        if value.const_value is None or value.const_value.nbytes > _SMALL_BYTES:
+            del light.graph.initializers[name]  # its type is enough, and protobuf need not hold it
+            light.graph.inputs.append(value)
+    try:
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(light)))
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
+        logger.debug("types of %s cannot be inferred: %s", model.graph.name, e)
+        return
+    for graph, known in zip(model.graphs(), inferred.graphs(), strict=True):
+        found = {value.name: value for node in known for value in node.outputs}
+        for value in (value for node in graph for value in node.outputs):
+            if value.name in found:
+                best = found[value.name]
+                value.type = value.type if best.type is None else best.type
+                value.shape = value.shape if best.shape is None else best.shape
 
 
 def _shapes(model: ir.Model) -> dict[str, ir.Shape]:

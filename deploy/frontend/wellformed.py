@@ -55,6 +55,7 @@ def check(proto: onnx.ModelProto, path: Path) -> int:
         )
     _check_scope(proto.graph, frozenset(), path)
     for function in proto.functions:
+        _check_text([function.name, function.domain, *function.input, *function.output], path)
         _check_nodes(function.node, set(function.input), list(function.output), frozenset(), path)
     return opset
 
@@ -62,6 +63,7 @@ def check(proto: onnx.ModelProto, path: Path) -> int:
 def _opset(proto: onnx.ModelProto, path: Path) -> int:
     import onnx
 
+    _check_text([entry.domain for entry in proto.opset_import], path)
     versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
     if len(versions) > 1 and len(set(versions)) > 1:
         raise ModelError(f"{path}: declares two ONNX opsets, {versions[0]} and {versions[1]}", hint=_DAMAGED)
@@ -97,6 +99,7 @@ def _check_scope(graph: onnx.GraphProto, outer: frozenset[str], path: Path) -> N
         )
     given = [value.name for value in graph.input]
     constants = [tensor.name for tensor in graph.initializer]
+    _check_text([*given, *constants, *(value.name for value in graph.output)], path)
     for names, what in ((given, "input"), (constants, "initializer")):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise ModelError(f"{path}: {what} '{twice[0]}' is defined twice", hint=_DAMAGED)
@@ -109,6 +112,13 @@ def _check_nodes(
     nodes: Sequence[onnx.NodeProto], defined: set[str], outputs: list[str], outer: frozenset[str], path: Path
 ) -> None:
     """Names are defined once and before any cycle; captured names of inner graphs count as inputs."""
+    for node in nodes:
+        _check_text([node.name, node.op_type, node.domain, *node.input, *node.output], path)
+        for attribute in node.attribute:
+            _check_text([attribute.name], path)
+            empty = {attribute.TENSOR: "t", attribute.GRAPH: "g"}.get(attribute.type)
+            if not attribute.type or (empty and not attribute.HasField(empty)):
+                raise ModelError(f"{path}: {_called(node)}: '{attribute.name}' is empty", hint=_DAMAGED)
     producers: dict[str, int] = {}
     for index, node in enumerate(nodes):
         for name in filter(None, node.output):
@@ -127,10 +137,17 @@ def _check_nodes(
         for inner in _inner_graphs(node):
             _check_scope(inner, visible, path)
     for name in outputs:
-        if name not in visible:
+        if name not in defined and name not in producers:
             raise ModelError(f"{path}: output '{name}' is computed by nothing", hint=_DAMAGED)
     waiting = [{producers[n] for n in _reads(node) if n in producers} for node in nodes]
     _check_acyclic(nodes, waiting, path)
+
+
+def _check_text(texts: list[str], path: Path) -> None:
+    """protobuf hands out bytes where a string is not UTF-8."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise ModelError(f"{path}: the name {text!r} is not UTF-8", hint=_DAMAGED)
 
 
 def _check_acyclic(nodes: Sequence[onnx.NodeProto], waiting: list[set[int]], path: Path) -> None:
