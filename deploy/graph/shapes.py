@@ -27,12 +27,15 @@ def infer(model: ir.Model) -> ir.Model:
 
     ONNX's inference runs on a copy without the weights, so the size of the model does not matter. What it
     loses of free dimensions in Reshape, Expand, ConstantOfShape and Tile is put back, then it runs again on
-    what follows. Where nothing can be inferred (a custom operation) the shape given by the file stays.
+    what follows.
+
+    The shapes inside a file are not believed: exporters leave a batch of 1, and sizes computed from -1. They
+    stay only where nothing can be inferred (a custom operation), and for open dimensions of the outputs.
     """
     name_dimensions(model)
-    given = {v: v.shape for node in model.graph for v in node.outputs}
+    given = {v: v.shape for node in model.graph if node.domain == "" for v in node.outputs}
     for value in given:
-        _forget_free(value)
+        value.shape = None
     for _ in range(_ROUNDS):
         passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
         if not _resolve(model):
@@ -40,7 +43,10 @@ def infer(model: ir.Model) -> ir.Model:
         for value in given:  # a made-up name would win over the dimension just found
             _forget_generated(value)
     for value, shape in given.items():
-        _fill(value, shape)
+        if value.shape is None:
+            value.shape = shape
+        elif value.is_graph_output() and shape is not None and shape.rank() == value.shape.rank():
+            value.shape = _merged(value.shape, ir.Shape([None if d == 0 else d for d in shape]))
     return model
 
 
@@ -73,16 +79,9 @@ def pin(model: ir.Model, shapes: Mapping[str, Sequence[int | None]]) -> ir.Model
                     f"dimension {now.value!r} is asked to be both {chosen[now.value or '']} and {size}",
                     hint="give the inputs that share it the same size",
                 )
-    for value in inputs.values():
+    for value in (*inputs.values(), *(v for node in model.graph for v in node.outputs)):
         value.shape = _substituted(value.shape, chosen)
-    # All else is inferred afresh: a file may promise a batch of 1 inside that the new size makes wrong.
-    given = {v: _substituted(v.shape, chosen) for node in model.graph for v in node.outputs}
-    for value in given:
-        value.shape = None
-    infer(model)
-    for value, shape in given.items():
-        _fill(value, shape)
-    return model
+    return infer(model)
 
 
 def free_dimensions(model: ir.Model) -> dict[str, tuple[tuple[str, int], ...]]:
@@ -199,20 +198,6 @@ def _text(shape: ir.Shape | None) -> str:
     if shape is None:
         return "unknown"
     return ",".join(str(d.value if isinstance(d, ir.SymbolicDim) else d) for d in shape)
-
-
-def _fill(value: ir.Value, given: ir.Shape | None) -> None:
-    """Take over from ``given`` what inference did not find."""
-    if value.shape is None:
-        value.shape = given
-    elif given is not None and given.rank() == value.shape.rank():
-        value.shape = _merged(value.shape, given)
-
-
-def _forget_free(value: ir.Value) -> None:
-    """Numbers stay, names go: inference finds them again from the inputs, under the inputs' names."""
-    if value.shape is not None:
-        value.shape = ir.Shape([d if isinstance(d, int) else None for d in value.shape])
 
 
 def _forget_generated(value: ir.Value) -> None:

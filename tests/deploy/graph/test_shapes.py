@@ -56,12 +56,20 @@ def test_several_inputs_share_a_batch_only_if_all_are_unnamed_there():
 
 
 def test_a_shape_that_nobody_can_infer_stays():
-    m = model("{ a = custom.Thing(x) y = Relu(a) }")
+    m = model("{ a = custom.Thing(x) y = Relu(a) }", outputs="float[k,m] y")
     m.opset_imports["custom"] = 1
     values = ir.convenience.create_value_mapping(m.graph)
     values["a"].shape, values["a"].type = ir.Shape(["n", 7]), ir.TensorType(ir.DataType.FLOAT)
     shapes.infer(m)
-    assert shape(m, "a") == ["n", 7]
+    assert shape(m, "a") == shape(m, "y") == ["n", 7]
+
+
+def test_sizes_that_the_file_computed_from_a_negative_batch_are_not_believed():
+    m = model("{ a = Relu(x) b = Relu(a) y = Flatten(b) }")
+    values = ir.convenience.create_value_mapping(m.graph)
+    values["x"].shape, values["a"].shape = ir.Shape([-1, 3, -1, -1]), ir.Shape([-1, 3, 0, 1])
+    shapes.infer(m)
+    assert shape(m, "a") == shape(m, "b") == ["batch", 3, "x_2", "x_3"]
 
 
 def test_weights_are_neither_copied_nor_lost():
