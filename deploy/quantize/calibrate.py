@@ -15,7 +15,7 @@ from deploy.execute.reference import open_graph
 from deploy.progress import SILENT, Progress
 from deploy.quantize.ranges import Histogram
 
-_BATCH_BYTES = 32 * 2**20
+_BATCH_BYTES = 16 * 2**20
 _MOST_PER_SAMPLE = 8192
 """Values counted per sample and tensor. Extremes are always taken over all of them."""
 
@@ -31,7 +31,7 @@ def calibrate(
 ) -> dict[str, Histogram]:
     """Histograms of ``values`` over the first ``samples`` samples of ``dataset``.
 
-    Samples stream through in batches that keep the observed arrays under 32 MB, so peak memory does not
+    Samples stream through in batches that keep the observed arrays under 16 MB, so peak memory does not
     depend on how many there are. Raises DataError where a value becomes NaN or infinite.
     """
     histograms = {name: Histogram() for name in values}
@@ -45,7 +45,7 @@ def calibrate(
         for batch in dataset.batches(size, limit=total):
             results = run_samples(runner, batch.feeds, size, values)
             for name in values:
-                _count(histograms[name], name, results[name], len(batch.ids), done)
+                _count(histograms[name], name, results.pop(name), len(batch.ids), done)
             done += len(batch.ids)
             progress.advance(done, total)
     return histograms

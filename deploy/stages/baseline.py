@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -106,30 +106,23 @@ class Contender:
         return self.backend.open(self.artifact, self.options)
 
 
-@dataclass(frozen=True)
-class Race:
-    """Times of baseline and artifact, taken in turn in this process."""
-
-    baseline: Timing
-    artifact: Timing
-
-    @property
-    def speedup(self) -> float:
-        return speedup(self.baseline, self.artifact)[0]
-
-
-def race(baseline: Contender, artifact: Contender, feeds: Arrays) -> Race:
-    """Time both on the same feeds, interleaved."""
-    with baseline.open() as one, artifact.open() as other:
-        timings = measure({"baseline": one, "artifact": other}, feeds)
-    return Race(timings["baseline"], timings["artifact"])
+def race(contenders: Mapping[str, Contender], feeds: Arrays) -> dict[str, Timing]:
+    """Time all of them on the same feeds, interleaved in this process."""
+    with ExitStack() as stack:
+        runners = {name: stack.enter_context(who.open()) for name, who in contenders.items()}
+        return measure(runners, feeds)
 
 
 def compare(
-    baseline: Contender, artifact: Contender, times: Race, feeds: Arrays, *, threads: int, scratch: Path
+    baseline: tuple[Contender, Timing],
+    artifact: tuple[Contender, Timing],
+    feeds: Arrays,
+    *,
+    threads: int,
+    scratch: Path,
 ) -> Comparison:
     """The figures of a race, with the peak memory of each contender in a child process of its own."""
-    pairs = {"baseline": (baseline, times.baseline), "artifact": (artifact, times.artifact)}
+    pairs = {"baseline": baseline, "artifact": artifact}
     children = {
         name: start_peak_memory(who.artifact, who.options, feeds, scratch / name)
         for name, (who, _) in pairs.items()
@@ -151,7 +144,7 @@ def compare(
             ),
         )
 
-    ratio, interval = speedup(times.baseline, times.artifact)
+    ratio, interval = speedup(baseline[1], artifact[1])
     return Comparison(
         baseline=measurement("baseline"), artifact=measurement("artifact"), speedup=ratio, interval=interval
     )

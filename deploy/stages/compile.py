@@ -24,7 +24,8 @@ from deploy.execute.compare import random_feeds
 from deploy.execute.reference import Session
 from deploy.graph.blocks import partition
 from deploy.measure.host import host
-from deploy.quantize.candidate import Candidate, Subject
+from deploy.measure.latency import speedup
+from deploy.quantize.candidate import Candidate, Subject, build_candidate
 from deploy.quantize.decide import Decided, Judge, decide, decide_float
 from deploy.quantize.place import find_chains
 from deploy.quantize.ranges import Histogram
@@ -100,22 +101,9 @@ def compile_for(
         comparison, why_not = None, _why_not_measured(target, request)
         if not why_not:
             with record.stage("measure") as stage:
-                feeds = _one_inference(decided.candidate.artifact.inputs, roles, request)
                 against = Contender(find_backend(baseline.backend), baseline, {"threads": request.threads})
-                times = race(against, _contender(subject, decided), feeds)
-                if _must_pay(decided, lock, request) and times.speedup < 1.0:
-                    record.progress.note(
-                        f"INT8 runs at {times.speedup:.2f} times the float speed: float it is"
-                    )
-                    decided = _float_instead(subject, judge, accept, decided, times.speedup, request, work)
-                    times = race(against, _contender(subject, decided), feeds)
-                comparison = compare(
-                    against,
-                    _contender(subject, decided),
-                    times,
-                    feeds,
-                    threads=request.threads,
-                    scratch=work / "memory",
+                decided, comparison = _measured(
+                    subject, decided, against, judge, accept, roles, lock, request, work
                 )
                 stage.outcome = f"{comparison.speedup:.2f} times the float speed"
         with record.stage("verify") as stage:
@@ -222,8 +210,47 @@ def _scores(subject: Subject, examiner: Examiner) -> Judge:
     return score
 
 
-def _contender(subject: Subject, decided: Decided) -> Contender:
-    return Contender(subject.backend, decided.candidate.artifact, subject.options)
+def _measured(
+    subject: Subject,
+    decided: Decided,
+    against: Contender,
+    judge: Examiner | None,
+    accept: Examiner | None,
+    roles: Roles,
+    lock: Lock | None,
+    request: Request,
+    work: Path,
+) -> tuple[Decided, Comparison]:
+    """Time the artifact against the file as given; where INT8 has to pay, against our own float build too."""
+
+    def contender(artifact: Artifact) -> Contender:
+        return Contender(subject.backend, artifact, subject.options)
+
+    feeds = _one_inference(decided.candidate.artifact.inputs, roles, request)
+    contenders = {"baseline": against, "artifact": contender(decided.candidate.artifact)}
+    must_pay = decided.candidate.plan.quantized and request.precision == "auto" and lock is None
+    if must_pay:
+        plain = build_candidate(subject, frozenset(b.id for b in subject.blocks), work / "plain")
+        contenders["float"] = contender(plain.artifact)
+    times = race(contenders, feeds)
+    chosen = "artifact"
+    if must_pay:
+        faster = min(("baseline", "float"), key=lambda name: times[name].summary().p50)
+        ratio, _ = speedup(times[faster], times["artifact"])
+        said = f"INT8 ran at {ratio:.2f} times the speed of float"
+        if ratio < 1.0:
+            decided, chosen = _float_instead(subject, judge, accept, decided, said, request, work), "float"
+        else:
+            kept = Choice(what="precision", chosen="int8", reason=said)
+            decided = replace(decided, choices=(*decided.choices, kept))
+    comparison = compare(
+        (against, times["baseline"]),
+        (contenders[chosen], times[chosen]),
+        feeds,
+        threads=request.threads,
+        scratch=work / "memory",
+    )
+    return decided, comparison
 
 
 def _why_not_measured(target: Target, request: Request) -> str:
@@ -234,17 +261,12 @@ def _why_not_measured(target: Target, request: Request) -> str:
     return ""
 
 
-def _must_pay(decided: Decided, lock: Lock | None, request: Request) -> bool:
-    """Whether a slower artifact is replaced by float: not where the user, or a lock, said what to build."""
-    return decided.candidate.plan.quantized and request.precision == "auto" and lock is None
-
-
 def _float_instead(
     subject: Subject,
     judge: Examiner | None,
     accept: Examiner | None,
     decided: Decided,
-    speed: float,
+    reason: str,
     request: Request,
     work: Path,
 ) -> Decided:
@@ -255,7 +277,6 @@ def _float_instead(
         request.budget.max_drop,
         work,
     )
-    reason = f"INT8 ran at {speed:.2f} times the float speed"
     slower = Choice(what="precision", chosen=subject.float_precision, reason=reason)
     return replace(plain, choices=(*decided.choices, slower))
 

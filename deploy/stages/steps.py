@@ -133,8 +133,9 @@ def check(target: Target, prepared: Prepared) -> list[Verdict]:
     refused = [v for v in verdicts if v.support == "unsupported"]
     if refused:
         listed = "".join(f"\n  {v.op} '{v.node}': {v.reason}" for v in refused)
+        where = f"{target.name} ({target.runtime.name})"
         raise UnsupportedError(
-            f"{target.name} ({target.runtime.name}) cannot run {len(refused)} of {len(verdicts)} nodes:{listed}",
+            f"{where} cannot run {len(refused)} of {len(verdicts)} nodes:{listed}",
             hint="replace these operations in the model, or build for another target",
         )
     return verdicts
