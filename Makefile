@@ -1,0 +1,51 @@
+# Two commands are enough to start: `make demo` and `make test`. Both create .venv if it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install demo test test-all check docs clean
+
+help:
+	@echo "make demo      install into .venv and build the embedded example for a Jetson"
+	@echo "make install   install into .venv with everything the tests need"
+	@echo "make test      the fast tests"
+	@echo "make test-all  the slow ones too"
+	@echo "make check     format, lint, types, import layers, generated documents"
+	@echo "make docs      write the generated documents anew"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.core: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@ $(VENV)/.core
+
+install: $(VENV)/.dev
+
+demo: $(VENV)/.core
+	cd examples/digits && ../../$(BIN)/deploy build --target jetson
+	cd examples/digits && ../../$(BIN)/deploy inspect dist/jetson
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -m ''
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python docs/generate.py --check
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis examples/digits/dist
