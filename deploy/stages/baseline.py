@@ -6,7 +6,7 @@ import datetime
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from deploy.adapter.protocol import Arrays, Backend, Options, Runner
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop, paired_drop
 from deploy.data.metrics import default_metric, make_metric
-from deploy.data.scores import Metric
+from deploy.data.scores import Metric, Score
 from deploy.measure.accuracy import evaluate
 from deploy.measure.host import host
 from deploy.measure.latency import Timing, measure, speedup
@@ -41,8 +41,7 @@ class Examiner:
     looks: int = 0
     metric: str = ""
     _baseline: Metric | None = None
-    _artifact: Metric | None = None
-    _drop: Drop | None = None
+    _examined: list[tuple[Drop, Score]] = field(default_factory=list)
 
     def examine(self, runner: Runner) -> Drop:
         """The paired drop of ``runner``."""
@@ -51,10 +50,11 @@ class Examiner:
                 name = self.section.name
                 self.metric = default_metric(self.dataset, baseline.outputs) if name == "auto" else name
                 self._baseline = evaluate(baseline, self.dataset, self._new(None))
-        self._artifact = evaluate(runner, self.dataset, self._new(self._baseline))
+        artifact = evaluate(runner, self.dataset, self._new(self._baseline))
         self.looks += 1
-        self._drop = paired_drop(self._baseline, self._artifact, groups=_groups(self.dataset))
-        return self._drop
+        drop = paired_drop(self._baseline, artifact, groups=_groups(self.dataset))
+        self._examined.append((drop, artifact.result()))
+        return drop
 
     def _new(self, reference: Metric | None) -> Metric:
         return make_metric(
@@ -65,18 +65,18 @@ class Examiner:
             root=self.root,
         )
 
-    def evaluation(self, role: Role) -> Evaluation:
-        """The figures of the last runner examined."""
-        assert self._baseline is not None and self._artifact is not None and self._drop is not None
-        before, after = self._baseline.result(), self._artifact.result()
+    def evaluation(self, role: Role, drop: Drop) -> Evaluation:
+        """The figures of the runner whose examination gave ``drop``: a search need not end with its winner."""
+        assert self._baseline is not None
+        before, after = self._baseline.result(), next(s for d, s in self._examined if d is drop)
         return Evaluation(
             metric=self.metric,
             unit=before.unit,
             higher_is_better=before.higher_is_better,
             baseline=before.value,
             artifact=after.value,
-            drop=self._drop.drop,
-            interval=(self._drop.low, self._drop.high),
+            drop=drop.drop,
+            interval=(drop.low, drop.high),
             per_class={
                 name: (value, after.per_class[name])
                 for name, value in before.per_class.items()

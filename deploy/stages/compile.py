@@ -114,11 +114,13 @@ def compile_for(
                 raise _mismatch(target, verification)
             floor = verification.noise_floor
             stage.outcome = f"error {verification.error:.1e}, noise floor {floor:.1e}, by {executed_by}"
-        examiner = accept or judge
+        examiner, drop = accept or judge, decided.drop
         compiled = Compiled(
             artifact=decided.candidate.artifact,
             options=dict(subject.options),
-            evaluation=None if examiner is None else examiner.evaluation(roles.judged_on),
+            evaluation=None
+            if examiner is None or drop is None
+            else examiner.evaluation(roles.judged_on, drop),
             verification=verification,
             verdict=_verdict(decided, roles, request),
             choices=decided.choices if lock is None else lock.choices,

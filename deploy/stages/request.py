@@ -80,9 +80,9 @@ class Roles:
         """The role whose figures the manifest reports."""
         if self.eval is not None:
             return "eval"
-        if self.random:
-            return "random"
-        return "validation" if self.validation is not self.calibration else "calibration"
+        if self.validation is not self.calibration:
+            return "validation"
+        return "random" if self.random else "calibration"
 
 
 def open_roles(request: Request, inputs: Sequence[TensorSpec], progress: Progress) -> Roles:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import deploy
 from deploy.adapter.discover import find_backend
 from deploy.adapter.profiles import load_profile, resolve
 from deploy.bundle.read import (
@@ -300,7 +299,7 @@ def _manifest(
         deferred=artifact.deferred,
         executed_by=compiled.executed_by,
         toolchain={
-            "deploy-compiler": deploy.__version__,
+            "deploy-compiler": version("deploy-compiler"),
             "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "onnx", "onnx_ir", "onnxruntime")},
             **artifact.toolchain,
