@@ -24,10 +24,10 @@ def run_samples(runner: Runner, feeds: Arrays, size: int, want: Sequence[str] = 
     last batch.
     """
     count = len(next(iter(feeds.values())))
-    if count == size:
-        return runner.run(feeds, want)
     fixed = fixed_batch(runner.inputs)
     step = fixed or size
+    if count == step:
+        return runner.run(feeds, want)
     parts: list[dict[str, np.ndarray]] = []
     for start in range(0, count, step):
         part = {name: array[start : start + step] for name, array in feeds.items()}
