@@ -66,7 +66,7 @@ class Examiner:
         )
 
     def evaluation(self, role: Role, drop: Drop) -> Evaluation:
-        """The figures of the runner whose examination gave ``drop``: a search need not end with its winner."""
+        """The figures of the runner whose examination gave ``drop``: the last one need not be the winner."""
         assert self._baseline is not None
         before, after = self._baseline.result(), next(s for d, s in self._examined if d is drop)
         return Evaluation(
