@@ -150,6 +150,39 @@ def remove_dead(nodes: Iterable[ir.Node]) -> None:
         pending.extend(p for p in producers if p is not None)
 
 
+def take_over(node: ir.Node, last: ir.Node) -> None:
+    """Let ``node`` put out what ``last`` did, under that name; ``last`` goes, and what only it needed."""
+    old, new = last.outputs[0], node.outputs[0]
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    name, old.name = old.name, None
+    new.name, new.type, new.shape = name, old.type, old.shape
+    remove_dead([last])
+
+
+def replace_weight(model: ir.Model, node: ir.Node, position: int, array: np.ndarray) -> ir.Value:
+    """Give ``node`` another constant as input ``position``, of the type of the old one.
+
+    It keeps the old one's name if nothing else reads that, and gets a new one otherwise.
+    """
+    old = node.inputs[position]
+    assert old is not None and old.name is not None and old.dtype is not None
+    array = array.astype(old.dtype.numpy())
+    if len(old.uses()) == 1 and old.is_initializer() and not old.is_graph_output():
+        del model.graph.initializers[old.name]
+        node.replace_input_with(position, None)
+        new = ir.Value(
+            name=old.name,
+            type=ir.TensorType(old.dtype),
+            shape=ir.Shape(array.shape),
+            const_value=ir.tensor(array, name=old.name),
+        )
+        model.graph.register_initializer(new)
+    else:
+        new = add_initializer(model, old.name, array)
+    node.replace_input_with(position, new)
+    return new
+
+
 def insert_before(
     anchor: ir.Node,
     op_type: str,

@@ -57,6 +57,7 @@ def rewrite(model: ir.Model, steps: Steps, prove: Prove) -> Rewritten:
     nodes it saved are worth, everything is done again with a proof after each step; a step that fails is
     taken back, warned about, and not tried again.
     """
+    model = infer(model.clone())  # every free dimension has a name now, for `prove` too
     result, rewrites = _together(model, steps)
     if not rewrites:
         return Rewritten(result, ())
@@ -69,7 +70,7 @@ def rewrite(model: ir.Model, steps: Steps, prove: Prove) -> Rewritten:
 
 
 def _together(model: ir.Model, steps: Steps) -> tuple[ir.Model, list[Rewrite]]:
-    result = infer(model.clone())
+    result = model.clone()
     rewrites: list[Rewrite] = []
     size = weight_bytes(result)
     for _ in range(_ROUNDS):
@@ -86,7 +87,7 @@ def _together(model: ir.Model, steps: Steps) -> tuple[ir.Model, list[Rewrite]]:
 
 
 def _one_by_one(model: ir.Model, steps: Steps, prove: Prove) -> tuple[ir.Model, list[Rewrite]]:
-    result = infer(model.clone())
+    result = model.clone()
     rewrites: list[Rewrite] = []
     refused: set[str] = set()
     size = weight_bytes(result)

@@ -13,6 +13,8 @@ def _parse(text: str, arrays: Mapping[str, np.ndarray] | None = None) -> ir.Mode
     head = '<ir_version: 10, opset_import: ["" : 21]>'
     tensors = [ir.tensor(a, name=n) for n, a in (arrays or {}).items()]
     model = ir.from_onnx_text(f"{head} {text}", initializers=tensors)
+    for value in model.graph.initializers.values():  # the text knows nothing of those given as arrays
+        value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(value.const_value.shape)
     for i, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{i}"
     return model
