@@ -75,12 +75,13 @@ class TensorRT:
                 f"TensorRT cannot read {len(refused)} nodes: {listed}",
                 hint="replace these operations in the model",
             )
-        typed = graph
+        # First the opset: what it writes out as several operations then gets its types by the same rules.
+        typed = retarget(graph, runtime.onnx_opset)
         if runtime.around == "float16" and runtime.onnx_opset >= _FIRST_TYPED_OPSET:
-            present = {node.name for node in graph.graph}
+            present = {node.name for node in typed.graph}
             single = {name for block in plan.blocks if block.precision == "float" for name in block.nodes}
-            typed = to_float16(graph, keep=single & present)
-        write(retarget(typed, runtime.onnx_opset), workdir / MODEL)
+            typed = to_float16(typed, keep=single & present)
+        write(typed, workdir / MODEL)
         (workdir / SCRIPT).write_bytes(Path(__file__).with_name(SCRIPT).read_bytes())
         data = sorted(p.name for p in workdir.glob(MODEL + ".data"))  # weights of more than 2 GB
         return Artifact(

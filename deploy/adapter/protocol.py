@@ -36,9 +36,11 @@ class Runner(Protocol):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    executed_by: str
+    """What really computes, with its version, for the manifest: the runtime, or what stands in for it."""
 
     def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """The outputs for ``feeds``, plus the inner values named in ``want``.
+        """The outputs for ``feeds``, plus those of the inner values named in ``want`` that exist here.
 
         Raises DataError where the feeds do not fit, BackendError where the runtime fails.
         """

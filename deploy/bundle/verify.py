@@ -31,7 +31,7 @@ _HALF = 3e-2
 
 
 def verify(
-    candidate: Candidate, subject: Subject, samples: Arrays, options: Options, executed_by: str
+    candidate: Candidate, subject: Subject, samples: Arrays, options: Options
 ) -> tuple[Verification, dict[str, np.ndarray]]:
     """Compare the artifact with its reference graph on ``samples``; also the reference's outputs.
 
@@ -54,7 +54,7 @@ def verify(
             error=min(error, 1e30),
             noise_floor=floor,
             tolerance=tolerance,
-            executed_by=executed_by,
+            executed_by=runner.executed_by,
             first_divergence=divergence,
         ),
         {name: got[name] for name in want},
@@ -78,7 +78,9 @@ def first_divergence(reference: ir.Model, runner: Runner, samples: Arrays, toler
         want = run_samples(literal, samples, count, names)
     got = run_samples(runner, samples, count, names)
     for node, name in inner:
-        error = relative_error(want[name], got[name])
+        if name not in got:
+            continue
+        error = relative_error(want[name], got[name].astype(np.float32))
         if error > tolerance:
             return f"{node.op_type} '{node.name}' (value '{name}', off by {error:.2g} of its magnitude)"
     return None

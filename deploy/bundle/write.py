@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,8 +18,11 @@ from deploy.errors import UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_PREFIX = ".deploy-new-"
-_OLD = ".deploy-old-"
+_NEW, _OLD = ".deploy-new-", ".deploy-old-"
+_NOT_WRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
+    errno.ELOOP,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -25,70 +30,95 @@ def staged(destination: Path) -> Iterator[Path]:
     """A scratch folder beside ``destination`` that takes its place when the block ends well.
 
     Raises UsageError, before any work is done, where the destination is somebody else's folder or cannot be
-    written; the scratch folder never survives, whatever ends the block.
+    written. The scratch folder never survives, whatever ends the block, nor do parent folders made for it.
     """
-    _refuse_foreign(destination)
-    parent = destination.parent
+    scratch = _beside(destination, _NEW)
     with _plain_errors(destination):
-        parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent, destination.name)
-        scratch = parent / f"{_PREFIX}{destination.name}-{os.getpid()}"
-        scratch.mkdir()
+        _refuse_foreign(destination)
+        made = [folder for folder in destination.parents if not folder.exists()]
     try:
         with _plain_errors(destination):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(destination)
+            scratch.mkdir()
             yield scratch
             _flush(scratch)
             _swap(scratch, destination)
-    finally:
+    except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: another build came to live there
+            for folder in made:
+                folder.rmdir()
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _refuse_foreign(destination: Path) -> None:
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise UsageError(f"{destination}: exists and is not a folder", hint="choose another place with --out")
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / MANIFEST).is_file():
+    if destination.is_dir() and any(destination.iterdir()) and not _is_bundle(destination):
         raise UsageError(
             f"{destination}: the folder holds files that no build of ours made, so it is not replaced",
             hint="choose another place with --out, or empty the folder",
         )
 
 
+def _is_bundle(folder: Path) -> bool:
+    """Whether a build made it, of whatever version; other programs write a ``manifest.json`` too."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"schema", "plan_sha256"} <= manifest.keys()
+
+
 @contextlib.contextmanager
 def _plain_errors(destination: Path) -> Iterator[None]:
-    """Disk and permission errors in one clear sentence."""
+    """Disk and permission errors in one clear sentence, which names the file where the system does."""
     try:
         yield
     except OSError as e:
+        named = e.filename2 or e.filename
+        ours = named is None or Path(str(named)).is_relative_to(destination.parent)
+        place = destination if ours else named
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UsageError(
-                f"{destination}: no space left to write the bundle",
-                hint="free some space, or choose --out elsewhere",
+                f"{place}: no space left to write to",
+                hint="free some space (`deploy cache clear` helps), or choose --out elsewhere",
             ) from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if e.errno in _NOT_WRITABLE:
+            hint = "choose another place with --out" if ours else "check who may read and write there"
             raise UsageError(
-                f"{destination}: cannot be written: {e.strerror}", hint="choose another place with --out"
+                f"{place}: cannot be {'written' if ours else 'used'}: {e.strerror}", hint=hint
             ) from e
         raise
 
 
-def _sweep(parent: Path, name: str) -> None:
+def _beside(destination: Path, prefix: str) -> Path:
+    return destination.with_name(f"{prefix}{destination.name}-{os.getpid()}")
+
+
+def _sweep(destination: Path) -> None:
     """Finish what a killed build left: put an old bundle back if nothing took its place, drop the rest."""
-    for leftover in parent.glob(f"{_OLD}{name}-*"):
-        if not (parent / name).exists():
-            leftover.rename(parent / name)
-        else:
-            shutil.rmtree(leftover)
-    for leftover in parent.glob(f"{_PREFIX}{name}-*"):
-        if not _alive(leftover.name.rpartition("-")[2]):
-            shutil.rmtree(leftover)
+    for prefix in (_OLD, _NEW):
+        name = re.compile(re.escape(prefix + destination.name) + r"-(\d+)")
+        for leftover in destination.parent.iterdir():
+            match = name.fullmatch(leftover.name)
+            if match is None or _alive(int(match[1])):
+                continue
+            if prefix == _OLD and not destination.exists():
+                leftover.rename(destination)
+            else:
+                shutil.rmtree(leftover)
 
 
-def _alive(pid: str) -> bool:
-    if not pid.isdecimal() or int(pid) == os.getpid():
+def _alive(pid: int) -> bool:
+    """Whether another process of that number runs; our own number is a dead one's, given again."""
+    if pid == os.getpid():
         return False
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -112,7 +142,7 @@ def _swap(new: Path, destination: Path) -> None:
         return
     if _exchange(new, destination):
         return  # ``new`` now holds the old bundle, which the caller removes
-    old = destination.with_name(f"{_OLD}{destination.name}-{os.getpid()}")
+    old = _beside(destination, _OLD)
     destination.rename(old)
     try:
         new.rename(destination)

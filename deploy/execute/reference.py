@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _IN_MEMORY_LIMIT = 1_500_000_000
 """Above this many weight bytes a graph goes through a file: a protobuf message ends at 2 GB."""
 
+_BROKEN = ("QDQPropagationTransformer",)
+"""ONNX Runtime 1.31 (its pull request 28144) makes an invalid graph of int8 pairs at operator set 21 where it
+moves them past a Slice or Reshape. Artifacts with int8 activations are written at operator set 20 instead."""
+
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -46,6 +50,7 @@ class Session:
         optimised: bool = True,
         threads: int = 1,
         settings: Mapping[str, str] | None = None,
+        disabled: Sequence[str] = (),
         exposed: int = 0,
         cleanup: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
@@ -62,24 +67,34 @@ class Session:
         given = model if isinstance(model, bytes) else str(model)
         try:
             self._session: onnxruntime.InferenceSession | None = ort.InferenceSession(
-                given, options, providers=["CPUExecutionProvider"]
+                given, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
             )
         except Exception as e:
             raise BackendError(
                 f"ONNX Runtime cannot open the model: {_first_line(e)}",
                 hint="run `deploy inspect` on the model; if it is valid, report this graph",
             ) from e
+        self.executed_by = f"ONNX Runtime {ort.__version__}"
+        self._path = model if isinstance(model, Path) else None
+        self._optimised, self._threads = optimised, threads
         self._cleanup = cleanup
         self.inputs = tuple(_spec(a) for a in self._session.get_inputs())
         outputs = [_spec(a) for a in self._session.get_outputs()]
         self.outputs = tuple(outputs[: len(outputs) - exposed])
         self._names = [o.name for o in self.outputs]
+        self._inner = {o.name for o in outputs[len(outputs) - exposed :]}
 
     def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """The outputs by name, and the exposed inner values named in ``want``."""
+        """The outputs by name, and the inner values named in ``want``.
+
+        Inner values must have been exposed when a graph was opened; a file is opened once more for them.
+        """
         if self._session is None:
             raise BackendError("the runner is closed", hint="open the artifact again")
-        names = self._names + [name for name in want if name not in self._names]
+        inner = [name for name in want if name not in self._names]
+        if self._path is not None and not self._inner.issuperset(inner):
+            return self._run_exposed(self._path, feeds, inner)
+        names = self._names + inner
         try:
             results = self._session.run(names, dict(feeds))
         except Exception as e:
@@ -89,6 +104,14 @@ class Session:
                 hint="check the shapes fed against `deploy inspect`",
             ) from e
         return dict(zip(names, results, strict=True))
+
+    def _run_exposed(self, path: Path, feeds: Arrays, inner: Sequence[str]) -> dict[str, np.ndarray]:
+        """Run the file with those of ``inner`` that it has as additional outputs."""
+        model = ir.load(path)
+        present = {out.name for node in model.graph for out in node.outputs}
+        known = [name for name in inner if name in present]
+        with open_graph(model, optimised=self._optimised, threads=self._threads, expose=known) as session:
+            return session.run(feeds, known)
 
     def _explain(self, feeds: Arrays) -> None:
         """Raise DataError where the feeds are to blame for a failed run."""
@@ -129,17 +152,37 @@ class Session:
 
 
 def open_graph(
-    model: ir.Model, *, optimised: bool = True, threads: int = 1, expose: Sequence[str] = ()
+    model: ir.Model,
+    *,
+    optimised: bool = True,
+    threads: int = 1,
+    expose: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
 ) -> Session:
     """A session over a graph. Inner values named in ``expose`` can then be asked for in ``run``."""
     graph = exposed(model, expose) if expose else model
     extra = len(graph.graph.outputs) - len(model.graph.outputs)
     if weight_bytes(graph) < _IN_MEMORY_LIMIT:
-        return Session(to_bytes(graph), optimised=optimised, threads=threads, exposed=extra)
+        return Session(
+            to_bytes(graph),
+            optimised=optimised,
+            threads=threads,
+            settings=settings,
+            disabled=_BROKEN,
+            exposed=extra,
+        )
     scratch = tempfile.TemporaryDirectory(prefix="deploy-graph-")
     path = Path(scratch.name) / "graph.onnx"
     write(graph, path)
-    return Session(path, optimised=optimised, threads=threads, exposed=extra, cleanup=scratch)
+    return Session(
+        path,
+        optimised=optimised,
+        threads=threads,
+        settings=settings,
+        disabled=_BROKEN,
+        exposed=extra,
+        cleanup=scratch,
+    )
 
 
 def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:

@@ -23,6 +23,8 @@ from deploy.quantize.assign import Assignment
 from deploy.spec.plan import QuantParams
 
 _BATCH = 8
+_FLOAT_ARITHMETIC = {"session.disable_quant_qdq": "1"}
+"""Pairs are computed as they stand, so that a copy does what its block would do alone."""
 
 
 def block_sqnr(
@@ -38,7 +40,7 @@ def block_sqnr(
     shadow, probes = _shadowed(model, list(blocks), assignment)
     wanted = [name for pair in probes.values() for names_ in pair for name in names_]
     powers = dict.fromkeys(wanted, 0.0)
-    with open_graph(shadow, threads=threads, expose=wanted) as runner:
+    with open_graph(shadow, threads=threads, expose=wanted, settings=_FLOAT_ARITHMETIC) as runner:
         size = fixed_batch(runner.inputs) or _BATCH
         for batch in dataset.batches(size, limit=samples):
             results = run_samples(runner, batch.feeds, size, wanted)

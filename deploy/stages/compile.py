@@ -108,12 +108,12 @@ def compile_for(
                 stage.outcome = f"{comparison.speedup:.2f} times the float speed"
         with record.stage("verify") as stage:
             feeds = _selftest_feeds(decided.candidate.artifact.inputs, roles, request)
-            executed_by = subject.backend.available().runtime
-            verification, outputs = verify(decided.candidate, subject, feeds, subject.options, executed_by)
+            verification, outputs = verify(decided.candidate, subject, feeds, subject.options)
             if not verification.passed:
                 raise _mismatch(target, verification)
             floor = verification.noise_floor
-            stage.outcome = f"error {verification.error:.1e}, noise floor {floor:.1e}, by {executed_by}"
+            by = verification.executed_by
+            stage.outcome = f"error {verification.error:.1e}, noise floor {floor:.1e}, by {by}"
         examiner, drop = accept or judge, decided.drop
         compiled = Compiled(
             artifact=decided.candidate.artifact,
@@ -127,7 +127,7 @@ def compile_for(
             float_blocks=tuple(sorted(decided.float_blocks)),
             comparison=comparison,
             why_not_measured=why_not,
-            executed_by=executed_by,
+            executed_by=verification.executed_by,
         )
         shutil.copytree(decided.candidate.artifact.folder, folder / ARTIFACT)
     (folder / PLAN).write_text(render(decided.candidate.plan))
