@@ -1,0 +1,246 @@
+"""``deploy build``: a model compiled for one or more targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from deploy.cli.options import (
+    CacheFolder,
+    Json,
+    Quiet,
+    Verbose,
+    complete_target,
+    parse_shapes,
+    settle,
+)
+from deploy.cli.project import FILE, Flags, requests
+from deploy.errors import BudgetError
+
+if TYPE_CHECKING:
+    from deploy.bundle.read import Bundle
+    from deploy.stages.request import Request
+
+Precision = Literal["auto", "float", "fp16", "int8", "mixed"]
+Observer = Literal["minmax", "percentile", "mse", "kl"]
+
+_DATA, _QUALITY, _EFFORT, _OUTPUT = "Data", "Precision and budget", "Effort", "Output"
+
+
+def build(
+    context: typer.Context,
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="MODEL", help=f"An ONNX file; without it {FILE} here or above is read."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="NAME",
+            autocompletion=complete_target,
+            help="A device; repeatable. `deploy targets` lists them.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", rich_help_panel=_DATA, help="Calibration samples: they find the ranges."
+        ),
+    ] = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            rich_help_panel=_DATA,
+            help="Samples to choose by; without it the calibration samples.",
+        ),
+    ] = None,
+    eval_: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            metavar="PATH",
+            rich_help_panel=_DATA,
+            help="Labelled samples that accept or reject the result.",
+        ),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIZES",
+            rich_help_panel=_DATA,
+            help="Fix an input's sizes: x=1,3,224,224; repeatable.",
+        ),
+    ] = None,
+    random_calibration: Annotated[
+        bool,
+        typer.Option(
+            "--random-calibration",
+            rich_help_panel=_DATA,
+            help="Find ranges on noise. The bundle will say so.",
+        ),
+    ] = False,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="DROP",
+            rich_help_panel=_QUALITY,
+            help="What may be lost, in the metric's unit. Default: 0.01, one point of accuracy.",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_QUALITY,
+            help="What is judged: top1, top5, macro_f1, mse, psnr, miou, auc, spearman, agreement, "
+            "or python:module:function.",
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_QUALITY,
+            help="What blocks compute in: auto (what pays), float, fp16, int8 or mixed.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NODE", rich_help_panel=_QUALITY, help="A node to keep in float; repeatable."),
+    ] = None,
+    observer: Annotated[
+        Observer | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_QUALITY,
+            help="How ranges are found: mse, minmax, percentile or kl.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", rich_help_panel=_EFFORT, help="Calibration samples used, at most."),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", rich_help_panel=_EFFORT, help="Threads to run and measure with."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", rich_help_panel=_EFFORT, help="Equal seeds give equal bundles."),
+    ] = None,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", rich_help_panel=_EFFORT, help="Do not time anything.")
+    ] = False,
+    cache: CacheFolder = None,
+    lock: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_EFFORT,
+            help="A deploy.lock: repeat its choices instead of measuring.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", rich_help_panel=_OUTPUT, help="Where bundles go: DIR/TARGET. Default: dist."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", rich_help_panel=_OUTPUT, help="Say what would be done; write nothing."),
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compile a model: as small and fast as each target allows, within the accuracy budget, and proved.
+
+    Ends with exit code 9 where the budget was missed; the bundle is written all the same.
+    """
+    from deploy.adapter.profiles import load_profile
+
+    quiet = settle(context, verbose, quiet)
+    flags = Flags(
+        model=model,
+        targets=tuple(target or ()),
+        data=data,
+        validation=validation,
+        eval=eval_,
+        max_drop=max_drop,
+        metric=metric,
+        out=out,
+        shapes=parse_shapes(shape),
+        precision=precision,
+        exclude=tuple(exclude or ()),
+        observer=observer,
+        samples=samples,
+        threads=threads,
+        seed=seed,
+        measure=not no_measure,
+        random_calibration=random_calibration,
+        lock=lock,
+        cache=cache,
+    )
+    wanted = requests(flags, Path.cwd())
+    if model is not None and Path(FILE).is_file() and not quiet:
+        from deploy.cli.terminal import show_note
+
+        show_note(f"{FILE} is not read, since a model was named")
+    if dry_run:
+        _preview(wanted, json=json)
+        return
+    for request in wanted:
+        load_profile(request.target)  # a misspelt second target is told before the first is built
+    bundles = [_build(request, json=json, quiet=quiet) for request in wanted]
+    if json:
+        from deploy.cli.report import as_json
+
+        _write([as_json(bundle) for bundle in bundles])
+    if any(bundle.manifest.verdict.status == "missed" for bundle in bundles):
+        raise typer.Exit(BudgetError.exit_code)
+
+
+def _build(request: Request, *, json: bool, quiet: bool) -> Bundle:
+    """Build for one target and show the result at once, so that it is seen if the next target fails."""
+    from deploy.cli.report import show_result
+    from deploy.cli.terminal import show_error, stages, write_line
+    from deploy.pipeline import run
+
+    with stages(f"{request.source_path} → {request.target}", quiet=quiet) as progress:
+        bundle = run(request, progress)
+    verdict = bundle.manifest.verdict
+    if not (json or quiet):
+        write_line()
+        show_result(bundle)
+        write_line()
+    elif verdict.status == "missed":
+        show_error(BudgetError(f"{bundle.folder}: budget missed: {'; '.join(verdict.reasons)}"))
+    return bundle
+
+
+def _preview(wanted: list[Request], *, json: bool) -> None:
+    from deploy.cli.report import preview_json, show_preview
+    from deploy.cli.terminal import write_line
+    from deploy.pipeline import dry_run
+
+    previews = [dry_run(request) for request in wanted]
+    if json:
+        _write([preview_json(preview) for preview in previews])
+        return
+    for preview in previews:
+        show_preview(preview)
+        write_line()
+
+
+def _write(objects: list[dict[str, object]]) -> None:
+    """One target's object as it is; several in a list."""
+    from deploy.cli.terminal import write_json
+
+    write_json(objects[0] if len(objects) == 1 else {"builds": objects})

@@ -1,0 +1,138 @@
+"""``deploy inspect``: what a model is and what will be hard about it, or what a bundle holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.cli.options import Json, parse_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deploy.frontend.onnx_file import Source
+    from deploy.graph.hazards import Hazard
+    from deploy.graph.summary import Summary
+
+_OPERATIONS_SHOWN = 12
+_PLACES_SHOWN = 3
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="MODEL|BUNDLE", help="An ONNX file, or a bundle's folder.")],
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SIZES", help="Count with these input sizes: x=1,3,224,224; repeatable."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show parameters, MACs, size, operations and quantization hazards; or a bundle's contents."""
+    if path.is_dir():
+        _inspect_bundle(path, json=json)
+    else:
+        _inspect_model(path, parse_shapes(shape), json=json)
+
+
+def _inspect_bundle(path: Path, *, json: bool) -> None:
+    from deploy.bundle.read import load_bundle
+    from deploy.cli.report import contents_json, show_contents
+    from deploy.cli.terminal import write_json
+
+    bundle = load_bundle(path)
+    if json:
+        write_json(contents_json(bundle))
+    else:
+        show_contents(bundle)
+
+
+def _inspect_model(path: Path, shapes: Mapping[str, tuple[int, ...]], *, json: bool) -> None:
+    from deploy.cli.terminal import write_json
+    from deploy.frontend.onnx_file import read
+    from deploy.graph.hazards import hazards
+    from deploy.graph.shapes import infer, pin
+    from deploy.graph.summary import summary
+
+    source = read(path)
+    graph = infer(pin(source.model, shapes) if shapes else source.model)
+    found, dangers = summary(graph), hazards(graph)
+    if json:
+        write_json({
+            "model": str(path),
+            "sha256": source.sha256,
+            "bytes": source.bytes,
+            "opset": source.opset,
+            "parameters": found.parameters,
+            "macs": found.macs,
+            "uncounted": list(found.uncounted),
+            "weight_bytes": found.weight_bytes,
+            "peak_activation_bytes": found.peak_activation_bytes,
+            "inputs": [spec.model_dump(mode="json") for spec in found.inputs],
+            "outputs": [spec.model_dump(mode="json") for spec in found.outputs],
+            "operations": dict(found.operations),
+            "blocks": found.blocks,
+            "hazards": [asdict(hazard) for hazard in dangers],
+        })  # fmt: skip
+        return
+    _show(path, source, found, dangers)
+
+
+def _show(path: Path, source: Source, found: Summary, dangers: list[Hazard]) -> None:
+    from deploy.cli import figures
+    from deploy.cli.terminal import Cell, write_facts, write_line
+
+    write_line((str(path), "strong"), (f"  ONNX, opset {source.opset}", "quiet"))
+    write_line()
+    activations = found.peak_activation_bytes
+    facts: list[tuple[str, Cell]] = [("input", str(spec)) for spec in found.inputs]
+    facts += [("output", str(spec)) for spec in found.outputs]
+    facts += [
+        ("parameters", figures.count(found.parameters)),
+        ("MACs", _macs(found)),
+        ("file", figures.size(source.bytes)),
+        (
+            "activations",
+            "unknown" if activations is None else f"{figures.size(activations)} at the peak, one sample",
+        ),
+        ("blocks", f"{found.blocks} whose precision can be chosen"),
+        ("operations", _operations(found)),
+    ]
+    write_facts(facts, indent=2)
+    write_line()
+    show_hazards(dangers)
+
+
+def show_hazards(dangers: list[Hazard]) -> None:
+    """The hazards on stdout, each kind once with the nodes it is true of."""
+    from deploy.cli.terminal import Cell, write_facts, write_line
+
+    if not dangers:
+        write_line(("✓ ", "good"), "no quantization hazards")
+        return
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for hazard in dangers:
+        places.setdefault((hazard.severity, hazard.kind, hazard.text), []).append(hazard.node)
+    write_line(("quantization hazards", "strong"))
+    rows: list[tuple[str, Cell]] = []
+    for (severity, kind, text), nodes in sorted(places.items(), key=lambda item: item[0][0] != "warning"):
+        more = len(nodes) - _PLACES_SHOWN
+        listed = ", ".join(nodes[:_PLACES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        rows += [(kind, (listed, "middling" if severity == "warning" else "name")), ("", text)]
+    write_facts(rows, indent=2)
+
+
+def _macs(found: Summary) -> str:
+    from deploy.cli import figures
+
+    if found.macs is not None:
+        return f"{figures.count(found.macs)} for one sample"
+    first, more = found.uncounted[0], len(found.uncounted) - 1
+    return f"unknown: a size is free at '{first}'{f' and {more} more' if more else ''}; fix it with --shape"
+
+
+def _operations(found: Summary) -> str:
+    shown = [f"{number} {op}" for op, number in found.operations[:_OPERATIONS_SHOWN]]
+    more = len(found.operations) - len(shown)
+    return ", ".join(shown) + (f" and {more} more kinds" if more > 0 else "")

@@ -1,0 +1,188 @@
+"""``deploy targets``: the devices there are profiles for, and all facts of one with their sources."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.cli.options import Json, complete_target
+
+if TYPE_CHECKING:
+    from deploy.measure.host import Host
+    from deploy.spec.profile import Fact, Profile, Runtime
+
+
+def targets(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="A target or its alias.", autocompletion=complete_target),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the targets, or show every fact of one with its source."""
+    from deploy.adapter.profiles import all_profiles, load_profile
+    from deploy.cli.terminal import write_json
+
+    if name is not None:
+        profile = load_profile(name)
+        if json:
+            write_json({**profile.model_dump(mode="json", by_alias=True), "host": stand_in(profile)})
+        else:
+            _show(profile)
+        return
+    profiles = all_profiles()
+    if json:
+        rows = [
+            {
+                "name": p.name,
+                "aliases": list(p.aliases),
+                "title": p.title,
+                "runtimes": _runtimes(p),
+                "host": stand_in(p),
+            }
+            for p in profiles
+        ]
+        write_json({"targets": rows})
+        return
+    _list(profiles)
+
+
+def stand_in(profile: Profile) -> str:
+    """What this machine can do for the target: ``measures`` it, or ``builds`` for it without timing it."""
+    from deploy.adapter.profiles import resolve
+    from deploy.errors import UsageError
+    from deploy.measure.host import host
+
+    here = host()
+    try:
+        return "measures" if _equals(resolve(profile, here.features), here) else "builds"
+    except UsageError:
+        return "builds"
+
+
+def _equals(profile: Profile, here: Host) -> bool:
+    return profile.arch == here.arch and set(profile.features) <= here.features
+
+
+def _runtimes(profile: Profile) -> list[str]:
+    """Names of the runtimes; of a profile that means "this machine", those of what it stands for here."""
+    from deploy.adapter.profiles import load_profile
+
+    own = [runtime.name for runtime in profile.runtime]
+    variants = [load_profile(v.use) for v in profile.on_host]
+    return own or list(dict.fromkeys(r.name for v in variants for r in v.runtime))
+
+
+def _list(profiles: list[Profile]) -> None:
+    from deploy.cli.terminal import Cell, write_line, write_table
+
+    rows: list[list[Cell]] = [
+        [
+            (profile.name, "name"),
+            ", ".join(profile.aliases),
+            profile.title,
+            ", ".join(_runtimes(profile)),
+            ("measures", "good") if stand_in(profile) == "measures" else "builds",
+        ]
+        for profile in profiles
+    ]
+    write_table(("target", "alias", "device", "runtime", "here"), rows)
+    write_line()
+    write_line(("here: this machine builds for it, or also measures in its place", "quiet"))
+    write_line(("`deploy targets NAME` shows what is known of one, with sources", "quiet"))
+
+
+def _show(profile: Profile) -> None:
+    from deploy.cli.terminal import Cell, write_facts, write_line, write_table
+
+    write_line((profile.name, "strong"), f"  {profile.title}")
+    facts = [("also called", ", ".join(profile.aliases)), ("architecture", profile.arch)]
+    facts += [("needs", ", ".join(profile.features)), ("extends", profile.inherits or "")]
+    facts += [(f"with {'+'.join(v.features) or 'any CPU'}", f"is {v.use}") for v in profile.on_host]
+    measures = stand_in(profile) == "measures"
+    facts += [("this machine", "builds and measures" if measures else "builds, cannot measure")]
+    write_facts([(key, value) for key, value in facts if value], indent=2)
+    sources: list[str] = []
+    for title, group in (
+        ("precision", profile.precision),
+        ("memory", profile.memory),
+        ("hardware", profile.hardware),
+    ):
+        if group:
+            write_line()
+            rows: list[list[Cell]] = [
+                [name, _value(fact), (_cited(_source(fact), sources), "quiet")]
+                for name, fact in group.items()
+            ]
+            write_table((title, "", ""), rows)
+    for runtime in profile.runtime:
+        _show_runtime(runtime, sources)
+    if profile.notes:
+        write_line()
+    for note in profile.notes:
+        write_line(note)
+    if sources:
+        write_line()
+    for number, source in enumerate(sources, start=1):
+        write_line((f"[{number}] {source}", "quiet"), wrap=False)
+
+
+def _cited(source: str, sources: list[str]) -> str:
+    """The source's number in the list at the end, where it is added if it is new."""
+    if not source:
+        return ""
+    if source not in sources:
+        sources.append(source)
+    return f"[{sources.index(source) + 1}]"
+
+
+def _show_runtime(runtime: Runtime, sources: list[str]) -> None:
+    from deploy.cli import figures
+    from deploy.cli.terminal import write_facts, write_line
+
+    write_line()
+    cited = _cited(f"{runtime.source} ({runtime.date})", sources)
+    write_line(
+        (f"runtime {runtime.name}", "strong"), "  " + ", ".join(runtime.versions), (f"  {cited}", "quiet")
+    )
+    rules = runtime.quant
+    facts = [
+        ("ONNX opset", str(runtime.onnx_opset)),
+        ("float type", runtime.around),
+        ("shapes", "fixed" if runtime.static_shapes else "free or fixed"),
+        ("fuses", ", ".join(runtime.fuses)),
+        ("options", ", ".join(f"{key} = {value}" for key, value in runtime.options.items())),
+        ("measured costs", figures.plural(len(runtime.cost), "point") if runtime.cost else "none"),
+    ]
+    if runtime.sparsity is not None:
+        gain = runtime.sparsity.gain
+        facts.append(
+            ("sparsity", f"{runtime.sparsity.pattern}, gain {_value(gain)}  {_cited(_source(gain), sources)}")
+        )
+    if rules is not None:
+        symmetric = "symmetric" if rules.symmetric_activation else "affine"
+        scope = "per channel" if rules.per_channel else "per tensor"
+        facts += [
+            (
+                "INT8",
+                f"activations {rules.activation} {symmetric}; weights {rules.weight_bits} bit {scope}; "
+                f"bias {rules.bias}; scales {rules.scale}  "
+                + _cited(f"{rules.source} ({rules.date})", sources),
+            ),
+            ("  computes", ", ".join(rules.compute)),
+            ("  passes on", ", ".join(rules.forward)),
+        ]
+    write_facts([(key, value) for key, value in facts if value], indent=2)
+
+
+def _value(fact: Fact) -> str:
+    if isinstance(fact, str):
+        return fact
+    if isinstance(fact.value, bool):
+        return "yes" if fact.value else "no"
+    return f"{fact.value} {fact.unit}".rstrip()
+
+
+def _source(fact: Fact) -> str:
+    return "" if isinstance(fact, str) else f"{fact.source} ({fact.date})"

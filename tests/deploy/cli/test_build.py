@@ -1,0 +1,141 @@
+"""deploy build: what it hands to the pipeline, what it writes, how it ends. The pipeline is a fake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from deploy.spec.manifest import Outcome
+from deploy.stages.request import Request
+
+Deploy = Callable[..., tuple[int, str, str]]
+MISSED = Outcome(status="missed", reasons=("drop 0.05 against a budget of 0.01",))
+
+
+class Pipeline(Protocol):
+    requests: list[Request]
+    verdict: Outcome
+    measured: bool
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(here: Path) -> None: ...
+
+
+def test_every_flag_reaches_the_request(deploy: Deploy, pipeline: Pipeline) -> None:
+    code, _, _ = deploy(
+        "build", "m.onnx", "-t", "x86-cpu", "--data", "c.npz", "--validation", "v.npz", "--eval", "e.npz",
+        "--max-drop", "0.03", "--metric", "top1", "--out", "o", "--shape", "x=1,3", "--shape", "y=2",
+        "--precision", "mixed", "--exclude", "a", "--exclude", "b", "--observer", "kl", "--samples", "9",
+        "--no-measure", "--threads", "2", "--seed", "3", "--random-calibration", "--lock", "deploy.lock",
+        "--cache", "keep",
+    )  # fmt: skip
+    assert code == 0
+    (request,) = pipeline.requests
+    assert (request.source_path, request.target) == (Path("m.onnx"), "x86-cpu")
+    assert (request.data, request.validation, request.eval) == ("c.npz", "v.npz", "e.npz")
+    assert (request.budget.max_drop, request.metric.name, request.out) == (0.03, "top1", Path("o"))
+    assert request.shapes == {"x": (1, 3), "y": (2,)}
+    assert (request.precision, request.exclude, request.observer) == ("mixed", ("a", "b"), "kl")
+    assert (request.samples, request.threads, request.seed) == (9, 2, 3)
+    assert not request.measure and request.random_calibration
+    assert (request.lock, request.cache) == (Path("deploy.lock"), Path("keep"))
+
+
+def test_the_cache_folder_may_come_from_the_environment(
+    deploy: Deploy, pipeline: Pipeline, here: Path
+) -> None:
+    deploy("build", "m.onnx", "-t", "x86-cpu")
+    assert pipeline.requests[0].cache == here / "cache"
+
+
+def test_json_is_one_object_and_alone_on_stdout(deploy: Deploy, pipeline: Pipeline) -> None:
+    code, out, err = deploy("build", "m.onnx", "-t", "x86-cpu", "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "target": "x86-cpu",
+        "backend": "ort",
+        "bundle": "dist/x86-cpu",
+        "verdict": {"status": "met", "reasons": []},
+        "metric": {
+            "name": "top1", "baseline": 0.9732, "artifact": 0.9715, "drop": 0.0017,
+            "interval": [-0.0034, 0.0067],
+        },
+        "size_bytes": {
+            "baseline": 1_248_000, "artifact": 341_000, "weights": 312_000, "ratio": 1_248_000 / 341_000,
+        },
+        "latency_ms": {
+            "baseline": {"p50": 0.41, "p95": 0.41 * 1.2, "p99": 0.41 * 1.4},
+            "artifact": {"p50": 0.15, "p95": 0.15 * 1.2, "p99": 0.15 * 1.4},
+            "speedup": 2.73,
+        },
+        "peak_memory_bytes": {"baseline": 9_000_000, "artifact": 6_000_000},
+        "stages": [
+            {"name": "read", "seconds": 0.05, "cached": False},
+            {"name": "calibrate", "seconds": 0.0, "cached": True},
+        ],
+    }  # fmt: skip
+    assert "calibrate" in err and "warning: a warning" in err
+
+
+def test_json_says_why_nothing_was_measured(deploy: Deploy, pipeline: Pipeline) -> None:
+    pipeline.measured = False
+    found = json.loads(deploy("build", "m.onnx", "-t", "x86-cpu", "--json")[1])
+    assert found["latency_ms"] is None and found["peak_memory_bytes"] is None
+    assert found["why"] == "--no-measure was given"
+
+
+def test_json_of_several_targets_is_a_list(deploy: Deploy, pipeline: Pipeline) -> None:
+    out = deploy("build", "m.onnx", "-t", "x86-cpu", "-t", "jetson", "--json")[1]
+    assert [build["target"] for build in json.loads(out)["builds"]] == ["x86-cpu", "jetson"]
+
+
+def test_the_verdict_comes_first_and_the_figures_side_by_side(deploy: Deploy, pipeline: Pipeline) -> None:
+    code, out, err = deploy("build", "m.onnx", "-t", "x86-cpu")
+    lines = [" ".join(line.split()) for line in out.splitlines() if line]
+    assert code == 0
+    assert lines[0] == "✓ met x86-cpu dist/x86-cpu"
+    assert "top1 97.32 % 97.15 % 0.17 points lost (95 %: -0.34 to 0.67 points)" in lines
+    assert "latency p50 0.410 ms 0.150 ms 2.73 × faster (95 %: 2.61 to 2.84)" in lines
+    assert "file 1.25 MB 341 kB 3.66 × smaller" in lines
+    assert "peak memory 9.00 MB 6.00 MB 1.50 × smaller" in lines
+    assert "precision 9 int8 blocks, 2 float blocks" in lines
+    assert err.splitlines()[0] == "m.onnx → x86-cpu"
+
+
+@pytest.mark.parametrize("flag", [(), ("--json",), ("--quiet",)])
+def test_a_missed_budget_ends_with_9_and_is_told(
+    deploy: Deploy, pipeline: Pipeline, flag: tuple[str, ...]
+) -> None:
+    pipeline.verdict = MISSED
+    code, out, err = deploy("build", "m.onnx", "-t", "x86-cpu", *flag)
+    assert code == 9
+    assert "drop 0.05 against a budget of 0.01" in (err if "--quiet" in flag else out)
+    if "--json" in flag:
+        assert json.loads(out)["verdict"]["status"] == "missed"
+
+
+@pytest.mark.parametrize("words", [("-q", "build"), ("build", "-q"), ("--quiet", "build")])
+def test_quiet_before_or_after_the_command(
+    deploy: Deploy, pipeline: Pipeline, words: tuple[str, ...]
+) -> None:
+    assert deploy(*words, "m.onnx", "-t", "x86-cpu") == (0, "", "")
+
+
+def test_a_misspelt_second_target_is_told_before_the_first_is_built(
+    deploy: Deploy, pipeline: Pipeline
+) -> None:
+    code, _, err = deploy("build", "m.onnx", "-t", "x86-cpu", "-t", "jetsen")
+    assert code == 2 and "'jetsen'" in err and "jetson" in err
+    assert pipeline.requests == []
+
+
+def test_a_file_that_is_not_read_is_mentioned(deploy: Deploy, pipeline: Pipeline, here: Path) -> None:
+    (here / "deploy.toml").write_text("not looked at")
+    code, _, err = deploy("build", "m.onnx", "-t", "x86-cpu")
+    assert code == 0
+    assert "note: deploy.toml is not read, since a model was named" in err

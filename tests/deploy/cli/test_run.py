@@ -1,0 +1,103 @@
+"""deploy run: what goes in comes out as ONNX Runtime computes it from the same artifact; then verify."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+Deploy = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def images(digits: Path) -> np.ndarray:
+    with np.load(digits / "eval.npz") as archive:
+        return np.asarray(archive["x"])
+
+
+@pytest.mark.parametrize("count", [1, 64, 100])
+def test_any_number_of_samples(
+    deploy: Deploy, here: Path, real_bundle: Path, images: np.ndarray, count: int
+) -> None:
+    np.savez(here / "in.npz", x=images[:count], y=np.zeros(count, np.int64))
+    code, out, err = deploy("run", real_bundle, "in.npz", "-o", "out.npz")
+    assert code == 0
+    assert f"float32 [{count}, 10]" in out
+    assert err == "note: label arrays ('y') are not fed to the model\n"
+    session = onnxruntime.InferenceSession(real_bundle / "artifact" / "model.onnx")
+    (expected,) = session.run(None, {"x": images[:count]})
+    with np.load(here / "out.npz") as archive:
+        assert archive.files == ["logits"]
+        np.testing.assert_allclose(archive["logits"], expected, rtol=1e-4, atol=1e-3)
+    assert sorted(path.name for path in here.iterdir()) == ["in.npz", "out.npz"]
+
+
+def test_shapes_as_json(deploy: Deploy, here: Path, real_bundle: Path, images: np.ndarray) -> None:
+    np.savez(here / "in.npz", x=images[:3])
+    code, out, err = deploy("run", real_bundle, "in.npz", "-o", "out.npz", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "bundle": str(real_bundle),
+        "samples": 3,
+        "output": "out.npz",
+        "arrays": {"logits": {"dtype": "float32", "shape": [3, 10]}},
+    }
+
+
+def test_data_are_treated_as_calibration_data_were(
+    deploy: Deploy, here: Path, real_bundle: Path, images: np.ndarray
+) -> None:
+    """With a normalisation in the manifest that the graph does not do itself, raw codes go in."""
+    bundle = here / "raw"
+    shutil.copytree(real_bundle, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["artifact"]["inputs"][0]["normalisation"] = {"scale": 1 / 16}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    codes = np.round(images[:8] * 16).astype(np.uint8)
+    np.savez(here / "raw.npz", x=codes)
+    np.savez(here / "ready.npz", x=(codes / 16).astype(np.float32))
+    assert deploy("run", bundle, "raw.npz", "-o", "a.npz")[0] == 0
+    assert deploy("run", real_bundle, "ready.npz", "-o", "b.npz")[0] == 0
+    with np.load(here / "a.npz") as a, np.load(here / "b.npz") as b:
+        np.testing.assert_allclose(a["logits"], b["logits"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"z": np.zeros((2, 1, 16, 16), np.float32)}, "no array for the model's input 'x'"),
+        ({"x": np.zeros((2, 3, 16, 16), np.float32)}, "expected [samples, 1, 16, 16]"),
+        ({"x": np.full((2, 1, 16, 16), np.nan, np.float32)}, "NaN"),
+    ],
+)
+def test_unfit_arrays_are_refused_and_nothing_is_written(
+    deploy: Deploy, here: Path, real_bundle: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    np.savez(here / "in.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub takes allow_pickle here
+    code, out, err = deploy("run", real_bundle, "in.npz", "-o", "out.npz")
+    assert (code, out) == (4, "")
+    assert message in err
+    assert not (here / "out.npz").exists()
+
+
+@pytest.mark.parametrize("output", ["nowhere/out.npz", "out.txt", "folder.npz"])
+def test_an_output_that_cannot_be_is_told_before_any_work(
+    deploy: Deploy, here: Path, real_bundle: Path, output: str
+) -> None:
+    (here / "folder.npz").mkdir()
+    code, _, err = deploy("run", real_bundle, "not-even-there.npz", "-o", output)
+    assert code == 2 and output.split("/")[0] in err
+
+
+def test_an_output_that_is_there_is_replaced(
+    deploy: Deploy, here: Path, real_bundle: Path, images: np.ndarray
+) -> None:
+    np.savez(here / "io.npz", x=images[:2])
+    assert deploy("run", real_bundle, "io.npz", "-o", "io.npz")[0] == 0
+    with np.load(here / "io.npz") as archive:
+        assert archive.files == ["logits"]
