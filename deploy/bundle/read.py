@@ -70,19 +70,21 @@ def file_digest(path: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    size = path.stat().st_size
-    if size > _LARGEST_DOCUMENT:
-        raise UsageError(f"{path}: {size} bytes is no document of ours", hint="build the bundle again")
     try:
+        size = path.stat().st_size
+        if size > _LARGEST_DOCUMENT:
+            raise UsageError(f"{path}: {size} bytes is no document of ours", hint="build the bundle again")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
         raise UsageError(f"{path}: not text", hint="build the bundle again") from e
+    except OSError as e:
+        raise UsageError(f"{path}: cannot be read: {e.strerror}", hint="check who may read it") from e
 
 
 def _require_inside(folder: Path, name: str) -> None:
     """A bundle may come from anywhere: no file that it names may lie elsewhere."""
     root = folder.resolve()
-    if not (root / name).resolve().is_relative_to(root):
+    if "\0" in name or not (root / name).resolve().is_relative_to(root):
         raise UsageError(
-            f"{folder}: the manifest names '{name}', outside the bundle", hint="do not use this bundle"
+            f"{folder}: the manifest names {name!r}, outside the bundle", hint="do not use this bundle"
         )
