@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from types import FrameType
 
@@ -16,6 +17,8 @@ from deploy.errors import DeployError
 
 INTERRUPTED = 130
 _PIPE_CLOSED = 1
+_LATER = 0.02
+"""Seconds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,17 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A bug stays a traceback.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    before = signal.signal(signal.SIGTERM, _interrupt)
     _survive_narrow_encodings()
     try:
-        code = _run(words)
+        with _interruptible():
+            code = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has left (`deploy targets | head -1`): say nothing, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return code
 
 
@@ -61,9 +62,39 @@ def _run(words: list[str]) -> int:
     return code
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM unwinds like Ctrl-C, so that no temporary folder stays behind."""
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that no temporary folder stays; what is ignored stays ignored."""
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in (*numbers, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but not in the middle of an import unless asked twice.
+
+    Modules in C++ abort the whole process when an exception passes through their initialisation, so the
+    alarm tries again a little later.
+    """
+    asked_before = number != signal.SIGALRM and signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    if _importing(frame) and not asked_before:
+        signal.setitimer(signal.ITIMER_REAL, _LATER)
+        return
+    signal.setitimer(signal.ITIMER_REAL, 0)
     raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _survive_narrow_encodings() -> None:
