@@ -3,7 +3,9 @@
 For an activation ``v`` the pair is ``v -> v/q -> v/dq`` and the readers of ``v`` take ``v/dq``. For a
 constant the integers are stored as ``v/int`` and the result of its DequantizeLinear is called ``v``, so that
 every node that read ``v`` still does. A quantized graph output keeps its name; its producer's value becomes
-``v/raw``. These names are how :func:`read_tensors` finds its way back.
+``v/raw``. The pair for a reader ``n`` with parameters of its own is ``v@n/q``, ``v@n/dq``; by this name
+:func:`read_tensors` knows it, everything else it sees from how the nodes are connected. Where such a name is
+taken already, a number is appended.
 
     x = clamp(round_half_even(v / scale) + zero_point)      (ONNX QuantizeLinear, operator set 21)
 """
@@ -12,11 +14,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from deploy.graph.edit import add_initializer, constant, names
+from deploy.graph.edit import add_initializer, constant, fresh_name, names
 from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.tensors import RANGES
 
@@ -59,127 +62,109 @@ def insert(
 ) -> ir.Model:
     """A copy of the graph that carries ``tensors``; ``codes`` holds the integers of its constants.
 
-    ``scale_type`` is the float type around the pairs. Raises KeyError for a value that the graph lacks.
+    ``scale_type`` is the float type around the pairs. Raises KeyError for a value that the graph lacks,
+    ValueError for an input that is an output too and whose plan names no ``readers``: both bear one name.
     """
-    graph_model = model.clone()
-    graph = graph_model.graph
-    taken = names(graph_model)
+    copy = model.clone()
+    graph = copy.graph
+    writing = _Writing(copy, np.dtype(scale_type), names(copy))
     values = {v.name: v for v in graph.inputs} | {o.name: o for node in graph for o in node.outputs}
-    float_type = np.dtype(scale_type)
     for name, plan in tensors.items():
         if name in graph.initializers:
-            _store_constant(graph_model, name, plan, codes[name], float_type, taken)
+            _store_constant(writing, name, plan, codes[name])
         else:
-            _pair(graph_model, values[name], plan, float_type, taken)
+            _pair(writing, values[name], plan)
     graph.sort()
-    return graph_model
+    return copy
 
 
-def _store_constant(
-    model: ir.Model,
-    name: str,
-    plan: TensorPlan,
-    codes: np.ndarray,
-    float_type: np.dtype[np.generic],
-    taken: set[str],
-) -> None:
-    graph = model.graph
+@dataclass
+class _Writing:
+    """A graph under change. ``zeros`` are the vectors of zero points stored so far, by type and length."""
+
+    model: ir.Model
+    float_type: np.dtype[np.generic]
+    taken: set[str]
+    zeros: dict[tuple[str, int], ir.Value] = field(default_factory=dict)
+
+    def free(self, name: str) -> str:
+        return fresh_name(self.model, name, self.taken)
+
+    def store(self, name: str, array: np.ndarray) -> ir.Value:
+        return add_initializer(self.model, name, array, self.taken)
+
+    def parameters(self, params: QuantParams, stem: str) -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point as constants of the graph."""
+        shape: tuple[int, ...] = () if params.axis is None else (-1,)
+        scale = self.store(stem + "/scale", np.asarray(params.scale, self.float_type).reshape(shape))
+        zero = np.asarray(params.zero_point, _NUMPY[params.type]).reshape(shape)
+        if zero.ndim == 0 or zero.any():
+            return scale, self.store(stem + "/zero_point", zero)
+        # All-zero vectors are alike in many tensors: one copy of each length and type is stored.
+        key = (params.type, zero.size)
+        if key not in self.zeros:
+            self.zeros[key] = self.store(f"zero/{params.type}/{zero.size}", zero)
+        return scale, self.zeros[key]
+
+
+def _store_constant(writing: _Writing, name: str, plan: TensorPlan, codes: np.ndarray) -> None:
+    graph = writing.model.graph
     value = graph.initializers.pop(name)
-    stored = add_initializer(model, name + _INT, codes, taken)
-    node = _linear("DequantizeLinear", model, stored, plan, name, name + _DQ, float_type, taken)
+    stored = writing.store(name + _INT, codes)
+    node = _linear("DequantizeLinear", writing, name + _DQ, [stored, *writing.parameters(plan, name)], plan)
     node.outputs[0].shape = value.shape
     value.replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
     node.outputs[0].name = name
     graph.append(node)
 
 
-def _pair(
-    model: ir.Model, value: ir.Value, plan: TensorPlan, float_type: np.dtype[np.generic], taken: set[str]
-) -> None:
-    graph = model.graph
+def _pair(writing: _Writing, value: ir.Value, plan: TensorPlan) -> None:
+    graph = writing.model.graph
     name = value.name
     assert name is not None
-    uses = [(user, index) for user, index in value.uses() if not _is_pair(user)]
-    is_output = any(out is value for out in graph.outputs)
-    consumers: dict[str, list[tuple[ir.Node, int]]] = {}
-    for user, index in uses:
+    is_output = any(out is value for out in graph.outputs) and not plan.readers
+    if is_output and value.is_graph_input():
+        raise ValueError(f"'{name}' is input and output: as an output it cannot be quantized")
+    readers: dict[str, list[tuple[ir.Node, int]]] = {}
+    for user, index in value.uses():
         if not plan.readers or user.name in plan.readers:
-            key = user.name if user.name in plan.uses else ""
-            consumers.setdefault(key or "", []).append((user, index))
-    for key, group in consumers.items():
-        params = plan.uses[key] if key else plan
-        suffix = f"@{key}" if key else ""
-        result = _quantize_dequantize(model, value, params, name + suffix, float_type, taken)
-        for user, index in group:
+            readers.setdefault(user.name if user.name in plan.uses else "", []).append((user, index))
+    if is_output:
+        readers.setdefault("", [])
+    for consumer, uses in readers.items():
+        params, stem = (plan.uses[consumer], f"{name}@{consumer}") if consumer else (plan, name)
+        result = _quantize_dequantize(writing, value, params, stem)
+        for user, index in uses:
             user.replace_input_with(index, result)
-    if is_output and not plan.readers:
-        existing = next((u for u, _ in value.uses() if u.name == name + _Q), None)
-        result = (
-            existing.outputs[0].consumers()[0].outputs[0]
-            if existing is not None
-            else _quantize_dequantize(model, value, plan, name, float_type, taken)
-        )
-        for i, out in enumerate(graph.outputs):
-            if out is value:
-                graph.outputs[i] = result
-        value.name = name + _RAW
-        result.name = name
+        if is_output and not consumer:
+            for i, out in enumerate(graph.outputs):
+                if out is value:
+                    graph.outputs[i] = result
+            value.name = writing.free(name + _RAW)
+            result.name = name
 
 
-def _quantize_dequantize(
-    model: ir.Model,
-    value: ir.Value,
-    params: QuantParams,
-    stem: str,
-    float_type: np.dtype[np.generic],
-    taken: set[str],
-) -> ir.Value:
-    quantize = _linear("QuantizeLinear", model, value, params, stem, stem + _Q, float_type, taken)
-    quantize.outputs[0].dtype = ir.DataType.from_numpy(_NUMPY[params.type])
-    quantize.outputs[0].shape = value.shape
-    dequantize = _linear(
-        "DequantizeLinear", model, quantize.outputs[0], params, stem, stem + _DQ, float_type, taken
-    )
-    dequantize.outputs[0].shape = value.shape
-    model.graph.append(quantize)
-    model.graph.append(dequantize)
+def _quantize_dequantize(writing: _Writing, value: ir.Value, params: QuantParams, stem: str) -> ir.Value:
+    constants = writing.parameters(params, stem)
+    quantize = _linear("QuantizeLinear", writing, stem + _Q, [value, *constants], params)
+    codes = quantize.outputs[0]
+    codes.dtype = ir.DataType.from_numpy(_NUMPY[params.type])
+    dequantize = _linear("DequantizeLinear", writing, stem + _DQ, [codes, *constants], params)
+    for node in (quantize, dequantize):
+        node.outputs[0].shape = value.shape
+        writing.model.graph.append(node)
     return dequantize.outputs[0]
 
 
 def _linear(
-    op: str,
-    model: ir.Model,
-    data: ir.Value,
-    params: QuantParams,
-    stem: str,
-    name: str,
-    float_type: np.dtype[np.generic],
-    taken: set[str],
+    op: str, writing: _Writing, name: str, inputs: Sequence[ir.Value], params: QuantParams
 ) -> ir.Node:
-    shape: tuple[int, ...] = () if params.axis is None else (-1,)
-    scale = np.asarray(params.scale, float_type).reshape(shape)
-    zero = np.asarray(params.zero_point, _NUMPY[params.type]).reshape(shape)
-    # All-zero vectors are alike in many tensors: one copy of each length and type is stored.
-    zero_name = f"zero/{params.type}/{zero.size}" if zero.ndim and not zero.any() else stem + "/zero_point"
-    inputs = [
-        data,
-        _shared_initializer(model, stem + "/scale", scale, taken),
-        _shared_initializer(model, zero_name, zero, taken),
-    ]
-    attributes = {} if params.axis is None else {"axis": params.axis}
-    node = ir.node(op, inputs, attributes, name=name)
+    """A node with one output of its own name, typed as the float around the pairs."""
+    name = writing.free(name)
+    node = ir.node(op, inputs, {} if params.axis is None else {"axis": params.axis}, name=name)
     node.outputs[0].name = name
-    node.outputs[0].dtype = ir.DataType.from_numpy(float_type)
+    node.outputs[0].dtype = ir.DataType.from_numpy(writing.float_type)
     return node
-
-
-def _shared_initializer(model: ir.Model, name: str, array: np.ndarray, taken: set[str]) -> ir.Value:
-    existing = model.graph.initializers.get(name)
-    return existing if existing is not None else add_initializer(model, name, array, taken)
-
-
-def _is_pair(node: ir.Node) -> bool:
-    return node.op_type in ("QuantizeLinear", "DequantizeLinear")
 
 
 def _along(params: QuantParams, numbers: np.ndarray, rank: int) -> np.ndarray:
@@ -198,19 +183,19 @@ def read_tensors(model: ir.Model) -> dict[str, TensorPlan]:
     """
     tensors: dict[str, TensorPlan] = {}
     overrides: dict[str, dict[str, QuantParams]] = {}
-    outputs = {o.name for o in model.graph.outputs}
     for node in model.graph:
         if node.op_type == "DequantizeLinear" and (codes := constant(_input(node, 0))) is not None:
             name = node.outputs[0].name or ""
             tensors[name] = TensorPlan(**_params(node), origin="imported", digest=data_digest(codes))
         elif node.op_type == "QuantizeLinear":
             source = _input(node, 0)
-            name = (source.name or "").removesuffix(_RAW)
-            stem = (node.name or "").removesuffix(_Q)
-            if "@" in stem:
-                overrides.setdefault(name, {})[stem.rpartition("@")[2]] = QuantParams(**_params(node))
+            name = _planned_name(source)
+            if (node.name or "").startswith(name + "@"):
+                for consumer in _readers(node):
+                    overrides.setdefault(name, {})[consumer] = QuantParams(**_params(node))
                 continue
-            readers = _readers(node) if _has_other_reader(source, node, outputs) else ()
+            floats = source.is_graph_output() or any(not _is_quantize(u) for u, _ in source.uses())
+            readers = _readers(node) if floats else ()
             tensors[name] = TensorPlan(**_params(node), origin="imported", readers=readers)
     for name, uses in overrides.items():
         if name in tensors:
@@ -218,14 +203,25 @@ def read_tensors(model: ir.Model) -> dict[str, TensorPlan]:
     return tensors
 
 
-def _has_other_reader(source: ir.Value, quantize: ir.Node, outputs: set[str | None]) -> bool:
-    others = [u for u, _ in source.uses() if u is not quantize and "@" not in (u.name or "")]
-    return bool(others) or source.name in outputs
+def _planned_name(source: ir.Value) -> str:
+    """The planned name of what a QuantizeLinear reads; a quantized output of the graph has passed it on."""
+    for quantize, _ in source.uses():
+        for result in _results(quantize) if _is_quantize(quantize) else ():
+            if result.is_graph_output():
+                return result.name or ""
+    return source.name or ""
+
+
+def _results(quantize: ir.Node) -> list[ir.Value]:
+    return [dequantize.outputs[0] for dequantize, _ in quantize.outputs[0].uses()]
 
 
 def _readers(quantize: ir.Node) -> tuple[str, ...]:
-    found: Sequence[ir.Node] = [u for dq, _ in quantize.outputs[0].uses() for u, _ in dq.outputs[0].uses()]
-    return tuple(sorted({u.name or "" for u in found}))
+    return tuple(sorted({user.name or "" for result in _results(quantize) for user, _ in result.uses()}))
+
+
+def _is_quantize(node: ir.Node) -> bool:
+    return node.op_type == "QuantizeLinear"
 
 
 def _params(node: ir.Node) -> dict[str, object]:
