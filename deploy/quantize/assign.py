@@ -7,7 +7,7 @@ biases        int32 with scale = input scale x weight scale, where the rules say
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,14 +45,13 @@ def assign(
     """Parameters for every value in ``placement``. Raises KeyError for a value without a histogram."""
     tensors = _activations(placement, histograms, rules, observer)
     codes: dict[str, np.ndarray] = {}
-    bias_of_weight = {weight: (bias, source) for bias, (source, weight) in placement.biases.items()}
-    for name, (head, slot) in placement.weights.items():
+    for name, uses in placement.weights.items():
         array = _array(model, name)
-        axis = _channel_axis(head, slot, array.ndim) if rules.per_channel else None
+        axis = _common_axis(uses, array.ndim) if rules.per_channel else None
         scale = _weight_scale(array, axis, rules)
-        if name in bias_of_weight:
-            bias, source = bias_of_weight[name]
-            scale = _wide_enough_for(np.abs(_array(model, bias)), scale, tensors[source].scale[0])
+        for bias, (source, weight) in placement.biases.items():
+            if weight == name:
+                scale = _wide_enough_for(np.abs(_array(model, bias)), scale, tensors[source].scale[0])
         params = QuantParams(
             type="int8", scale=_floats(_stored(scale, rules)), zero_point=(0,) * scale.size, axis=axis
         )
@@ -146,6 +145,12 @@ def _stored(scale: np.ndarray, rules: QuantRules) -> np.ndarray:
 
 def _floats(scale: np.ndarray) -> tuple[float, ...]:
     return tuple(float(s) for s in scale)
+
+
+def _common_axis(uses: Iterable[tuple[ir.Node, int]], rank: int) -> int | None:
+    """The axis along which all readers of a weight have their output channels; None where they differ."""
+    axes = {_channel_axis(head, slot, rank) for head, slot in uses}
+    return axes.pop() if len(axes) == 1 else None
 
 
 def _channel_axis(head: ir.Node, slot: int, rank: int) -> int | None:

@@ -47,7 +47,11 @@ class Subject:
 
     def int8_blocks(self) -> list[str]:
         """Ids of the blocks that hold an integer kernel and may therefore be INT8, in graph order."""
-        heads = {chain.nodes[0].name for chain in self.chains} - self.excluded
+        heads = {
+            chain.nodes[0].name
+            for chain in self.chains
+            if not self.excluded.intersection(node.name or "" for node in chain.nodes)
+        }
         return [block.id for block in self.blocks if heads & set(block.nodes)]
 
     def assignment(self, float_blocks: Collection[str]) -> Assignment:

@@ -62,10 +62,10 @@ def hold_budget(
         else:
             failed = middle
     drop = tried[count]
-    reason = f"drop {drop.drop:.4f} against a budget of {max_drop:.4f}"
+    reason = f"drop {drop.drop:.4f}, budget {max_drop:.4f}"
     return Decision(
         frozenset(worst_first[:count]),
         drop,
         drop.drop <= max_drop,
-        (Choice(what="float blocks for accuracy", chosen=f"{count} of {total}", reason=reason),),
+        (Choice(what="INT8 blocks", chosen=f"{total - count} of {total}", reason=reason),),
     )

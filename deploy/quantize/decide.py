@@ -101,9 +101,9 @@ def decide(
         start = min(len(worst_first), max(count + 1, 2 * count))
         choices.append(
             Choice(
-                what="float blocks for accuracy",
-                chosen=f"at least {start} of {len(worst_first)}",
-                reason=f"eval data refused {count}: drop {final.drop:.4f} over {max_drop:.4f}",
+                what="INT8 blocks",
+                chosen=f"at most {len(worst_first) - start} of {len(worst_first)}",
+                reason=f"eval data refused {len(worst_first) - count}: drop {final.drop:.4f}",
             )
         )
         progress.note(f"eval data: drop {final.drop:+.4f}, over budget; trying {start} float blocks")

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from deploy.graph.blocks import Block
 from deploy.graph.edit import is_constant, sole_consumer
-from deploy.spec.profile import Runtime
+from deploy.spec.profile import QuantRules, Runtime
 from deploy.spec.tensors import Precision
 
 _WEIGHT_SLOT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
@@ -48,12 +48,13 @@ class Chain:
 class Placement:
     """``groups``: value name -> name of the group's first value. ``readers``: see TensorPlan.
 
-    ``weights`` maps constants to (chain head, input index); ``biases`` to (input value, weight value).
+    ``weights`` maps constants to the (chain head, input index) pairs that read them as weights; ``biases``
+    to (input value, weight value).
     """
 
     groups: dict[str, str] = field(default_factory=dict)
     readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    weights: dict[str, tuple[ir.Node, int]] = field(default_factory=dict)
+    weights: dict[str, list[tuple[ir.Node, int]]] = field(default_factory=dict)
     biases: dict[str, tuple[str, str]] = field(default_factory=dict)
     chains: list[Chain] = field(default_factory=list)
 
@@ -63,7 +64,7 @@ def eligible(node: ir.Node, runtime: Runtime) -> bool:
     rules = runtime.quant
     if rules is None or node.op_type not in rules.compute or node.domain not in ("", "ai.onnx"):
         return False
-    if not node.outputs or node.outputs[0].dtype not in (None, ir.DataType.FLOAT):
+    if not node.outputs or node.outputs[0].dtype != ir.DataType.FLOAT:
         return False
     if node.op_type == "Gemm" and not (
         node.attributes.get_float("alpha", 1.0) == 1.0 and node.attributes.get_float("beta", 1.0) == 1.0
@@ -118,9 +119,9 @@ def observed_values(model: ir.Model, chains: Iterable[Chain], runtime: Runtime) 
     movers = () if rules is None else (*rules.forward, *rules.unify)
     for node in reversed(list(model.graph)):
         if node.op_type in movers and any(o.name in wanted for o in node.outputs):
-            wanted.update(v.name for v in _moved(node) if not is_constant(v))
+            wanted.update(v.name for v in _moved(node, runtime) if not is_constant(v))
     order = list(model.graph.inputs) + [o for n in model.graph for o in n.outputs]
-    return [v.name for v in order if v.name in wanted and v.name and v.dtype in (None, ir.DataType.FLOAT)]
+    return [v.name for v in order if v.name in wanted and v.name and v.dtype == ir.DataType.FLOAT]
 
 
 def place(
@@ -131,13 +132,16 @@ def place(
     runtime: Runtime,
     excluded: Collection[str] = (),
 ) -> Placement:
-    """The placement when each block has its ``precision``; ``excluded`` nodes stay float in any case."""
+    """The placement when each block has its ``precision``.
+
+    ``excluded`` nodes stay float in any case, and with them the whole chain that they would be fused into.
+    """
     rules = runtime.quant
     placement = Placement()
     if rules is None:
         return placement
     int8 = {name for b in blocks if precision.get(b.id) == "int8" for name in b.nodes} - set(excluded)
-    placement.chains = [c for c in chains if c.nodes[0].name in int8]
+    placement.chains = [c for c in chains if all(node.name in int8 for node in c.nodes)]
     integer_nodes = {n.name for c in placement.chains for n in c.nodes}
 
     needed: dict[str, ir.Value] = {}
@@ -158,13 +162,16 @@ def place(
         return name
 
     movers = set()
+    prescribed = _prescribed(model, placement.chains, rules)
     for node in reversed(list(model.graph)):
         if node.op_type not in (*rules.forward, *rules.unify) or node.name not in int8:
             continue
         results = [o for o in node.outputs if o.name in needed]
-        sources = [v for v in _moved(node) if not is_constant(v)]
-        if not results or not sources or len(results) < len(node.outputs):
+        sources = _moved(node, runtime)
+        if not results or len(results) < len(node.outputs) or any(is_constant(v) for v in sources):
             continue
+        if len(sources) > 1 and any(v.name in prescribed for v in sources):
+            continue  # what the runtime prescribes for one operand need not cover the others
         movers.add(node.name)
         for value in sources:
             needed[value.name or ""] = value
@@ -185,10 +192,19 @@ def place(
     return placement
 
 
-def _moved(node: ir.Node) -> list[ir.Value]:
-    """The inputs whose data a mover passes on: all of a Concat, the first of everything else."""
+def _moved(node: ir.Node, runtime: Runtime) -> list[ir.Value]:
+    """The inputs whose data a mover passes on: all where it unifies them, the first of everything else."""
     values = [v for v in node.inputs if v is not None]
-    return values if node.op_type == "Concat" else values[:1]
+    return values if runtime.quant is not None and node.op_type in runtime.quant.unify else values[:1]
+
+
+def _prescribed(model: ir.Model, chains: Iterable[Chain], rules: QuantRules) -> set[str | None]:
+    """Values whose parameters the runtime prescribes, and what is only moved from them."""
+    found = {c.output.name for c in chains if c.nodes[-1].op_type in rules.fixed_output}
+    for node in model.graph:
+        if node.op_type in rules.forward and node.inputs[0] is not None and node.inputs[0].name in found:
+            found.update(o.name for o in node.outputs)
+    return found
 
 
 def _place_constants(chain: Chain, placement: Placement, integer_bias: bool) -> None:
@@ -198,16 +214,20 @@ def _place_constants(chain: Chain, placement: Placement, integer_bias: bool) -> 
     if weight is None or not is_constant(weight):
         return
     assert slot is not None and weight.name is not None
-    placement.weights.setdefault(weight.name, (head, slot))
+    placement.weights.setdefault(weight.name, []).append((head, slot))
     bias_slot = _BIAS_SLOT.get(head.op_type)
     bias = head.inputs[bias_slot] if bias_slot is not None and bias_slot < len(head.inputs) else None
     source = head.inputs[0]
-    if (
-        integer_bias
-        and bias is not None
-        and is_constant(bias)
-        and source is not None
-        and len(bias.uses()) == 1
-    ):
+    if integer_bias and bias is not None and source is not None and _one_per_channel(head, weight, bias):
         assert bias.name is not None and source.name is not None
         placement.biases[bias.name] = (source.name, weight.name)
+
+
+def _one_per_channel(head: ir.Node, weight: ir.Value, bias: ir.Value) -> bool:
+    """Whether ``bias`` is this node's own and a vector over its output channels; that of a Gemm may be any."""
+    if not is_constant(bias) or len(bias.uses()) != 1 or bias.is_graph_output():
+        return False
+    if head.op_type != "Gemm":
+        return True
+    channels = weight.shape[0 if head.attributes.get_int("transB", 0) else 1] if weight.shape else None
+    return bias.shape is not None and tuple(bias.shape) == (channels,)

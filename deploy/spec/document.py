@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -26,12 +27,15 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+_NUMBERS = re.compile(r"\[[-+.eE\d,\s]+\]")
+
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
 
 
 def render(document: BaseModel) -> str:
-    """The document as canonical JSON: declared field order, two-space indent, newline at the end."""
-    return document.model_dump_json(indent=2, by_alias=True) + "\n"
+    """The document as JSON: declared field order, two-space indent, lists of numbers on one line."""
+    text = document.model_dump_json(indent=2, by_alias=True)
+    return _NUMBERS.sub(lambda found: " ".join(found.group().split()), text) + "\n"
 
 
 def digest(document: BaseModel) -> str:

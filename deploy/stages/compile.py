@@ -43,6 +43,8 @@ from deploy.stages.request import Request, Roles
 
 _RESULT = "compiled.json"
 _SELFTEST_SAMPLES = 8
+STAGES = ("choose", "measure", "verify")
+"""The stages whose results lie in one cache entry."""
 
 
 class Compiled(Frozen):
@@ -57,6 +59,7 @@ class Compiled(Frozen):
     float_blocks: tuple[str, ...]
     comparison: Comparison | None
     why_not_measured: str = ""
+    outcomes: dict[str, str] = {}
     executed_by: str
 
 
@@ -127,6 +130,7 @@ def compile_for(
             float_blocks=tuple(sorted(decided.float_blocks)),
             comparison=comparison,
             why_not_measured=why_not,
+            outcomes={name: record.outcomes[name] for name in STAGES if name in record.outcomes},
             executed_by=verification.executed_by,
         )
         shutil.copytree(decided.candidate.artifact.folder, folder / ARTIFACT)

@@ -28,7 +28,8 @@ class Record:
 
     progress: Progress
     times: list[StageTime] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
+    outcomes: dict[str, str] = field(default_factory=dict)
+    """What came out of each stage, in a few words."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
@@ -39,8 +40,15 @@ class Record:
         yield stage
         seconds = time.perf_counter() - begin
         self.times.append(StageTime(name=name, seconds=round(seconds, 3), cached=stage.cached))
-        self.lines.append(f"{name:<10} {seconds:8.2f} s  {'cached  ' if stage.cached else ''}{stage.outcome}")
+        self.outcomes[name] = stage.outcome
         self.progress.finish(name, seconds, stage.cached, stage.outcome)
+
+    def log(self) -> str:
+        """One line a stage, for build.log."""
+        return "".join(
+            f"{t.name:<10} {t.seconds:8.2f} s  {'cached  ' if t.cached else ''}{self.outcomes[t.name]}\n"
+            for t in self.times
+        )
 
 
 def open_cache(root: Path | None, progress: Progress) -> Cache:

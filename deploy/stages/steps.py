@@ -211,17 +211,17 @@ def compile(
         lock=None if lock is None else digest(lock),
         host=[host().cpu, sorted(host().features)],
     )
-    if cache.folder(key).is_dir():
-        for name in ("choose", "measure", "verify"):
-            with record.stage(name) as stage:
-                stage.cached = True
-    folder, _ = cache.fetch(
+    folder, cached = cache.fetch(
         key,
         lambda new: compile_for(
             target, prepared, against.artifact, roles, histograms, lock, request, new, record
         ),
     )
-    return load_compiled(folder)
+    compiled, plan = load_compiled(folder)
+    for name, outcome in compiled.outcomes.items() if cached else ():
+        with record.stage(name) as stage:
+            stage.cached, stage.outcome = True, outcome
+    return compiled, plan
 
 
 def write(
@@ -254,7 +254,7 @@ def write(
         comparison=compiled.comparison, why_not=compiled.why_not_measured, stages=tuple(record.times)
     )
     (folder / MEASUREMENTS).write_text(render(measurements))
-    (folder / LOG).write_text("\n".join(record.lines) + "\n")
+    (folder / LOG).write_text(record.log())
 
 
 def _manifest(
