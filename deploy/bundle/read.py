@@ -41,8 +41,11 @@ def load_bundle(path: Path | str) -> Bundle:
             f"{folder}: {what}", hint="give the folder that `deploy build` wrote, such as dist/x86-cpu"
         )
     manifest = parse(Manifest, _text(manifest_path), origin=manifest_path)
-    for name in (*manifest.files, *(f"{ARTIFACT}/{f}" for f in manifest.artifact.files)):
+    for name in manifest.files:
         _require_inside(folder, name)
+    for name in manifest.artifact.files:
+        _require_inside(folder / ARTIFACT, name)
+    _require_inside(folder, ARTIFACT)
     measured_path = folder / MEASUREMENTS
     measurements = (
         parse(Measurements, _text(measured_path), origin=measured_path)

@@ -179,7 +179,7 @@ def read_selftest(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarr
     """
     parts: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for key in archive.files:
                 kind, _, name = key.partition("/")
                 parts[kind == "output"][name] = archive[key]
