@@ -45,7 +45,7 @@ def settle(model: ir.Model) -> None:
     model.graph.sort()
     for value in model.graph.initializers.values():
         tensor = _constant(value)
-        value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
+        value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
     name_nodes(model)
     _free_negative_sizes(model)
 

@@ -224,7 +224,7 @@ def _without_weights(model: ir.Model) -> tuple[bytes, bytes]:
     graph.input.extend(ir.serde.serialize_value(value) for value in model.graph.inputs)
     graph.output.extend(ir.serde.serialize_value(value) for value in model.graph.outputs)
     inner = [out for node in model.graph for out in node.outputs if not out.is_graph_output()]
-    known = [v for v in inner if v.name and v.type is not None]
+    known = [v for v in inner if v.name and v.type is not None and v.shape is not None]
     graph.value_info.extend(ir.serde.serialize_value(value) for value in known)
     _canonical(graph)
     return head.SerializeToString(deterministic=True), graph.SerializeToString(deterministic=True)

@@ -139,8 +139,9 @@ def test_damage_never_surprises(tmp_path_factory: pytest.TempPathFactory, data: 
         ("(float[2] x) => (float[2] y) { y = Relu <alpha=1.0> (x) }", "attribute 'alpha', which opset 17"),
         ("(float[2] x) => (float[2] y) { y = Cast (x) }", "lacks attribute 'to'"),
         ("(float[2] x) => (float[2] y) { y = Cast <to=1.0> (x) }", "attribute 'to' of type FLOAT"),
-        ("(bool c, float[2] x) => (float[2] y) { y = If (c) <"
-         "then_branch = t () => (float[2] a) { a = Add (x, q) }, else_branch = e () => (float[2] b) { b = Neg (x) }> }", "reads 'q'"),
+        ("""(bool c, float[2] x) => (float[2] y) { y = If (c) <
+            then_branch = t () => (float[2] a) { a = Add (x, q) },
+            else_branch = e () => (float[2] b) { b = Neg (x) }> }""", "reads 'q'"),
     ],
 )  # fmt: skip
 def test_unsound_graphs(tmp_path: Path, text: str, said: str) -> None:
