@@ -224,7 +224,7 @@ def _place_constants(chain: Chain, placement: Placement, integer_bias: bool) -> 
 
 
 def _one_per_channel(head: ir.Node, weight: ir.Value, bias: ir.Value) -> bool:
-    """Whether ``bias`` is this node's own and a vector over its output channels; that of a Gemm may be any."""
+    """Whether ``bias`` is this node's alone, one entry for each output channel; a Gemm takes any shape."""
     if not is_constant(bias) or len(bias.uses()) != 1 or bias.is_graph_output():
         return False
     if head.op_type != "Gemm":

@@ -16,13 +16,14 @@ import onnx_ir as ir
 from deploy.adapter.batching import fixed_batch, run_samples
 from deploy.data.dataset import Dataset
 from deploy.execute.reference import open_graph
-from deploy.graph.blocks import Block
+from deploy.graph.blocks import Block, bodies
 from deploy.graph.edit import add_initializer, names
 from deploy.graph.qdq import dequantize_array
 from deploy.quantize.assign import Assignment
 from deploy.spec.plan import QuantParams
 
 _BATCH = 8
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _FLOAT_ARITHMETIC = {"session.disable_quant_qdq": "1"}
 """Pairs are computed as they stand, so that a copy does what its block would do alone."""
 
@@ -36,7 +37,11 @@ def block_sqnr(
     samples: int,
     threads: int = 1,
 ) -> dict[str, float]:
-    """Decibels by block id, for every block that holds a quantized value; infinite where nothing is lost."""
+    """Decibels by block id, for every block that holds a quantized value; infinite where nothing is lost.
+
+    A block is judged with what it reads and what it makes quantized, as far as the assignment says so. Nodes
+    with bodies (If, Loop, Scan) are left out.
+    """
     shadow, probes = _shadowed(model, list(blocks), assignment)
     wanted = [name for pair in probes.values() for names_ in pair for name in names_]
     powers = dict.fromkeys(wanted, 0.0)
@@ -67,46 +72,43 @@ def _shadowed(
     graph = copy.graph
     taken = names(copy)
     nodes = {node.name: node for node in graph}
-    constants: dict[str, ir.Value] = {}
+    readers = {id(o): [user for user, _ in o.uses()] for node in graph for o in node.outputs}
+    tensors = assignment.tensors
+    # What stands for a value: its constant read back from integers, its quantized form, a block's copy of it.
+    constants: dict[str | None, ir.Value] = {}
     for name, codes in assignment.codes.items():
-        real = dequantize_array(codes, assignment.tensors[name])
+        real = dequantize_array(codes, tensors[name])
         constants[name] = add_initializer(copy, f"{name}~int8", real, taken)
     paired: dict[str, ir.Value] = {}
     probes: dict[str, list[tuple[str, str]]] = {}
 
-    def quantized(value: ir.Value) -> ir.Value:
-        """``value`` through its Q/DQ pair."""
+    def operand(reader: ir.Node, value: ir.Value | None, twins: Mapping[int, ir.Value]) -> ir.Value | None:
+        """What the copy of ``reader`` reads in place of ``value``."""
+        if value is None or value.name in constants:
+            return None if value is None else constants[value.name]
+        given = twins.get(id(value), value)
+        plan = tensors.get(value.name or "")
+        if plan is None or (plan.readers and reader.name not in plan.readers):
+            return given
+        return quantized(given, plan)
+
+    def quantized(value: ir.Value, plan: QuantParams) -> ir.Value:
         name = value.name or ""
         if name not in paired:
-            paired[name] = _pair(copy, value, assignment.tensors[name], taken)
+            paired[name] = _pair(copy, value, plan, taken)
         return paired[name]
 
     for block in blocks:
         members = [nodes[name] for name in block.nodes]
-        inner = {id(o) for node in members for o in node.outputs}
-        shadow: dict[int, ir.Value] = {}
-
-        def operand(
-            value: ir.Value | None, inner: set[int], shadow: Mapping[int, ir.Value]
-        ) -> ir.Value | None:
-            if value is None:
-                return None
-            if value.name in constants:
-                return constants[value.name]
-            if id(value) in inner:
-                return shadow.get(id(value), value)
-            return quantized(value) if value.name in assignment.tensors else value
-
-        touched = any(
-            v is not None and v.name in assignment.tensors for n in members for v in (*n.inputs, *n.outputs)
-        )
-        if not touched:
+        touched = {v.name for n in members for v in (*n.inputs, *n.outputs) if v is not None} & tensors.keys()
+        if not touched or bodies(members[0]):  # a body can belong to one node only
             continue
+        twins: dict[int, ir.Value] = {}
         for node in members:
             twin = ir.Node(
                 node.domain,
                 node.op_type,
-                [operand(v, inner, shadow) for v in node.inputs],
+                [operand(node, v, twins) for v in node.inputs],
                 list(node.attributes.values()),
                 num_outputs=len(node.outputs),
                 name=f"{node.name}~",
@@ -114,24 +116,27 @@ def _shadowed(
             graph.append(twin)
             for original, new in zip(node.outputs, twin.outputs, strict=True):
                 new.name, new.type, new.shape = f"{original.name}~", original.type, original.shape
-                planned = original.name in assignment.tensors
-                shadow[id(original)] = (
-                    _pair(copy, new, assignment.tensors[original.name or ""], taken) if planned else new
-                )
+                if not original.name:  # an optional output that is left out
+                    new.name = original.name
+                twins[id(original)] = new
         pairs = []
-        for node in members:
-            for value in node.outputs:
-                leaves = value.is_graph_output() or any(
-                    id(u) not in {id(m) for m in members}
-                    for u, _ in value.uses()
-                    if not (u.name or "").endswith("~")
-                )
-                if leaves and value.dtype == ir.DataType.FLOAT:
-                    pairs.append(_powers(copy, value, shadow[id(value)], taken))
+        for value in _ends(members, readers):
+            plan = tensors.get(value.name or "")
+            result = twins[id(value)]
+            if plan is not None and not plan.readers:
+                result = quantized(result, plan)
+            pairs.append(_powers(copy, value, result))
         if pairs:
             probes[block.id] = pairs
     graph.sort()
     return copy, probes
+
+
+def _ends(members: list[ir.Node], readers: Mapping[int, list[ir.Node]]) -> list[ir.Value]:
+    """The values that leave a block; its last one where those that leave are not known to be float."""
+    made = [o for node in members for o in node.outputs if o.dtype in _FLOATS]
+    leaving = [v for v in made if v.is_graph_output() or any(n not in members for n in readers[id(v)])]
+    return leaving or made[-1:]
 
 
 def _pair(model: ir.Model, value: ir.Value, params: QuantParams, taken: set[str]) -> ir.Value:
@@ -149,14 +154,13 @@ def _pair(model: ir.Model, value: ir.Value, params: QuantParams, taken: set[str]
     return dequantize.outputs[0]
 
 
-def _powers(model: ir.Model, signal: ir.Value, shadow: ir.Value, taken: set[str]) -> tuple[str, str]:
+def _powers(model: ir.Model, signal: ir.Value, shadow: ir.Value) -> tuple[str, str]:
     """Nodes that sum the squares of the signal and of what the shadow differs by."""
-    del taken
     difference = ir.node("Sub", [signal, shadow], name=f"{signal.name}~noise")
     power = ir.node("ReduceSumSquare", [signal], name=f"{signal.name}~signal_power")
     noise = ir.node("ReduceSumSquare", [difference.outputs[0]], name=f"{signal.name}~noise_power")
     for node in (difference, power, noise):
         node.outputs[0].name = node.name
-        node.outputs[0].dtype = ir.DataType.FLOAT
+        node.outputs[0].type = signal.type
         model.graph.append(node)
     return f"{signal.name}~signal_power", f"{signal.name}~noise_power"
