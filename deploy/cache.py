@@ -7,11 +7,15 @@ can share, and nothing ever needs to be invalidated by hand.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +24,12 @@ from pathlib import Path
 
 import platformdirs
 
+from deploy.errors import UsageError
+
 _TRACKED = ("numpy", "onnx", "onnx_ir", "onnxruntime")
+_NEW = ".new-"
+_ABANDONED_S = 24 * 3600
+_PREFIX, _KEY = re.compile("[0-9a-f]{2}"), re.compile("[0-9a-f]{64}")
 
 
 @cache
@@ -62,14 +71,15 @@ class Cache:
     def fetch(self, key: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
         """The entry's folder, and whether it was there already. ``write`` fills a new one.
 
-        A cache that cannot be written (read-only home, full disk) raises OSError from ``write``.
+        Raises UsageError where the disk is full; other trouble of ``write`` passes through.
         """
         target = self.folder(key)
         if target.is_dir():
             os.utime(target)
             return target, True
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+        _sweep(target.parent)
+        scratch = Path(tempfile.mkdtemp(prefix=_NEW, dir=target.parent))
         try:
             write(scratch)
             try:
@@ -77,20 +87,41 @@ class Cache:
             except OSError:
                 if not target.is_dir():  # another build of the same thing may have been first
                     raise
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise UsageError(
+                f"{e.filename2 or e.filename or self.root}: no space left to keep results for the next build",
+                hint="free some space (`deploy cache clear` helps), or choose --cache elsewhere",
+            ) from e
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return target, False
 
     def info(self) -> Mapping[str, int]:
         """Number of entries and their size in bytes."""
-        entries = [e for e in self.root.glob("??/*") if not e.name.startswith(".")]
+        entries = self._entries()
         size = sum(f.stat().st_size for e in entries for f in e.rglob("*") if f.is_file())
         return {"entries": len(entries), "bytes": size}
 
     def clear(self) -> int:
-        """Remove every entry; returns how many there were. Only folders that this cache made are touched."""
-        folders = [p for p in self.root.glob("??") if p.is_dir()]
-        count = sum(1 for f in folders for e in f.iterdir() if not e.name.startswith("."))
-        for folder in folders:
-            shutil.rmtree(folder)
-        return count
+        """Remove every entry; returns how many there were. Whatever else lies in the folder stays."""
+        entries = self._entries()
+        leftovers = [p for p in self.root.glob(f"??/{_NEW}*") if _PREFIX.fullmatch(p.parent.name)]
+        for path in (*entries, *leftovers):
+            shutil.rmtree(path)
+        for folder in {path.parent for path in (*entries, *leftovers)}:
+            with contextlib.suppress(OSError):  # not empty: a build is writing, or it is not ours
+                folder.rmdir()
+        return len(entries)
+
+    def _entries(self) -> list[Path]:
+        return [p for p in self.root.glob("??/*") if _KEY.fullmatch(p.name) and p.name[:2] == p.parent.name]
+
+
+def _sweep(folder: Path) -> None:
+    """Drop what builds that were killed left here."""
+    for leftover in folder.glob(f"{_NEW}*"):
+        with contextlib.suppress(OSError):  # another build may sweep too
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(leftover)

@@ -18,6 +18,7 @@ from deploy.progress import SILENT, Progress
 from deploy.spec.project import Budget, InputSection, MetricSection, Observer, PrecisionRequest
 from deploy.spec.recipe import Recipe
 from deploy.stages import steps
+from deploy.stages.preview import Preview, preview
 from deploy.stages.record import Record, open_cache
 from deploy.stages.request import Data, Request
 
@@ -28,10 +29,9 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
     Raises the errors of deploy/errors.py; then nothing was written and an older bundle still stands.
     """
     record = Record(progress)
-    cache = open_cache(request.cache, progress)
     target = steps.find_target(request.target)
     destination = Path(request.out) / request.target
-    with staged(destination) as folder:
+    with staged(destination) as folder, open_cache(request.cache, progress) as cache:
         source = steps.read_source(request, record)
         prepared = steps.clean(source, request, cache, record)
         roles = steps.open_data(prepared, request, record)
@@ -41,6 +41,11 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
         compiled, plan = steps.compile(target, prepared, baseline, roles, histograms, request, cache, record)
         steps.write(compiled, plan, target, prepared, roles, request, folder, record)
     return load_bundle(destination)
+
+
+def dry_run(request: Request, progress: Progress = SILENT) -> Preview:
+    """What :func:`run` would do: nothing is searched, measured or written but the cache."""
+    return preview(request, open_cache(request.cache, progress), Record(progress))
 
 
 def build_all(request: Request, targets: Sequence[str], progress: Progress = SILENT) -> list[Bundle]:

@@ -51,13 +51,17 @@ class Record:
         )
 
 
-def open_cache(root: Path | None, progress: Progress) -> Cache:
-    """The cache at ``root`` or in the user's cache folder; one for this process alone where that fails."""
+@contextmanager
+def open_cache(root: Path | None, progress: Progress) -> Iterator[Cache]:
+    """The cache at ``root`` or in the user's cache folder; one for this build alone where that fails."""
     wanted = root or default_root()
     try:
         wanted.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=wanted):
-            return Cache(wanted)
+            pass
     except OSError as e:
         progress.warn(f"the cache {wanted} cannot be written ({e.strerror}); this build keeps nothing")
-        return Cache(Path(tempfile.mkdtemp(prefix="deploy-cache-")))
+        with tempfile.TemporaryDirectory(prefix="deploy-cache-") as folder:
+            yield Cache(Path(folder))
+    else:
+        yield Cache(wanted)
