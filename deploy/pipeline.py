@@ -45,7 +45,8 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
 
 def dry_run(request: Request, progress: Progress = SILENT) -> Preview:
     """What :func:`run` would do: nothing is searched, measured or written but the cache."""
-    return preview(request, open_cache(request.cache, progress), Record(progress))
+    with open_cache(request.cache, progress) as cache:
+        return preview(request, cache, Record(progress))
 
 
 def build_all(request: Request, targets: Sequence[str], progress: Progress = SILENT) -> list[Bundle]:

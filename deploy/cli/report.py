@@ -10,9 +10,9 @@ from deploy.cli.terminal import Cell, write_facts, write_line, write_table
 
 if TYPE_CHECKING:
     from deploy.bundle.read import Bundle
-    from deploy.pipeline import Preview
     from deploy.spec.manifest import Evaluation, Manifest
     from deploy.spec.measurement import Comparison, Latency
+    from deploy.stages.preview import Preview
 
 _VERDICTS: dict[str, Cell] = {
     "met": ("✓ met", "good"),

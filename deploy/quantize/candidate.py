@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from deploy.errors import VerificationError
 from deploy.graph.blocks import Block
 from deploy.graph.qdq import insert
 from deploy.progress import SILENT
+from deploy.quantize.adopt import adopt
 from deploy.quantize.assign import Assignment, assign
 from deploy.quantize.place import Chain, place
 from deploy.quantize.ranges import Histogram
@@ -47,6 +49,8 @@ class Subject:
 
     def int8_blocks(self) -> list[str]:
         """Ids of the blocks that hold an integer kernel and may therefore be INT8, in graph order."""
+        if self.imported:
+            return [b.id for b in self.blocks if any(self._computes_integers(name) for name in b.nodes)]
         heads = {
             chain.nodes[0].name
             for chain in self.chains
@@ -58,11 +62,28 @@ class Subject:
         """Parameters and integers when ``float_blocks`` stay float."""
         if self.runtime.quant is None:
             return Assignment({}, {})
+        if self.imported:
+            everything = {b.id for b in self.blocks} <= set(float_blocks)
+            return Assignment({}, {}) if everything else adopt(self.graph, self.imported, self.runtime.quant)
         precision: dict[str, Precision] = {
             b.id: self.float_precision if b.id in float_blocks else "int8" for b in self.blocks
         }
         placement = place(self.graph, self.blocks, precision, self.chains, self.runtime, self.excluded)
         return assign(self.graph, placement, self.histograms, self.runtime.quant, self.observer)
+
+    def _computes_integers(self, name: str) -> bool:
+        """Whether a node of the imported model has an integer kernel and reads quantized values."""
+        node = self._nodes[name]
+        rules = self.runtime.quant
+        return (
+            rules is not None
+            and node.op_type in rules.compute
+            and any(v is not None and v.name in self.imported for v in node.inputs)
+        )
+
+    @cached_property
+    def _nodes(self) -> dict[str, ir.Node]:
+        return {node.name or "": node for node in self.graph.graph}
 
 
 @dataclass(frozen=True)
@@ -129,12 +150,13 @@ def _block_plans(
 
 def _reason(subject: Subject, block: Block, able: Collection[str], integer: bool) -> str:
     if integer:
-        return ""
+        return "as the source was quantized" if subject.imported else ""
     if subject.excluded & set(block.nodes):
         return "excluded by the user"
     if block.id not in able:
         return f"{subject.runtime.name} has no integer kernel for {block.kind} here"
-    return "float build" if not subject.histograms else "kept float to hold the accuracy budget"
+    quantizes = bool(subject.histograms or subject.imported)
+    return "kept float to hold the accuracy budget" if quantizes else "float build"
 
 
 def _finite(value: float | None) -> float | None:

@@ -53,10 +53,12 @@ def decide(
     ``locked`` names the float blocks of an earlier build, which are then taken as they are.
     """
     able = subject.int8_blocks()
+    if subject.imported and able and precision not in ("float", "fp16"):
+        return _decide_fixed(subject, frozenset(), judge, accept, max_drop, workdir)
     if precision in ("float", "fp16") or not able or calibration is None:
         return decide_float(subject, judge, accept, max_drop, workdir)
     if locked is not None:
-        return _decide_locked(subject, locked, judge, accept, max_drop, workdir)
+        return _decide_fixed(subject, locked, judge, accept, max_drop, workdir)
     sqnr = block_sqnr(
         subject.graph,
         subject.blocks,
@@ -111,20 +113,21 @@ def decide(
     return Decided(chosen, decision.float_blocks, final, within, tuple(choices))
 
 
-def _decide_locked(
+def _decide_fixed(
     subject: Subject,
-    locked: frozenset[str],
+    float_blocks: frozenset[str],
     judge: Judge | None,
     accept: Judge | None,
     max_drop: float,
     workdir: Path,
 ) -> Decided:
-    if locked >= set(subject.int8_blocks()):
+    """The artifact for float blocks decided elsewhere: by a lock, or by who quantized the source."""
+    if float_blocks >= set(subject.int8_blocks()):
         return decide_float(subject, judge, accept, max_drop, workdir)
-    chosen = build_candidate(subject, locked, workdir / "locked")
+    chosen = build_candidate(subject, float_blocks, workdir / "fixed")
     scorer = accept or judge
     drop = scorer(chosen) if scorer is not None else None
-    return Decided(chosen, locked, drop, drop is None or drop.drop <= max_drop, ())
+    return Decided(chosen, float_blocks, drop, drop is None or drop.drop <= max_drop, ())
 
 
 def decide_float(

@@ -20,7 +20,7 @@ from deploy.data.scores import Metric, Score
 from deploy.measure.accuracy import evaluate
 from deploy.measure.host import host
 from deploy.measure.latency import Timing, measure, speedup
-from deploy.measure.memory import finish, start_peak_memory
+from deploy.measure.memory import peak_memory
 from deploy.spec.artifact import Artifact
 from deploy.spec.manifest import Evaluation
 from deploy.spec.measurement import Comparison, Conditions, Measurement
@@ -123,11 +123,8 @@ def compare(
 ) -> Comparison:
     """The figures of a race, with the peak memory of each contender in a child process of its own."""
     pairs = {"baseline": baseline, "artifact": artifact}
-    children = {
-        name: start_peak_memory(who.artifact, who.options, feeds, scratch / name)
-        for name, (who, _) in pairs.items()
-    }
-    memory = {name: finish(child) for name, child in children.items()}
+    asked = {name: (who.artifact, who.options) for name, (who, _) in pairs.items()}
+    memory = peak_memory(asked, feeds, scratch)
 
     def measurement(name: str) -> Measurement:
         who, timing = pairs[name]

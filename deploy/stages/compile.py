@@ -94,7 +94,7 @@ def compile_for(
     Raises UnsupportedError listing every node that the runtime cannot express, VerificationError where the
     artifact does not compute what was decided.
     """
-    subject = _subject(target, prepared, histograms, request)
+    subject = subject_for(target, prepared, histograms, request)
     judge, accept = _examiners(baseline, roles, request)
     with tempfile.TemporaryDirectory(prefix="deploy-build-") as scratch:
         work = Path(scratch)
@@ -147,9 +147,10 @@ def load_compiled(folder: Path) -> tuple[Compiled, Plan]:
     return compiled.model_copy(update={"artifact": artifact}), plan
 
 
-def _subject(
+def subject_for(
     target: Target, prepared: Prepared, histograms: Mapping[str, Histogram], request: Request
 ) -> Subject:
+    """What stays the same while candidates are tried. Raises UsageError for an unknown excluded node."""
     blocks = partition(prepared.fused)
     runtime = target.runtime
     if request.precision == "float":
@@ -169,6 +170,7 @@ def _subject(
         histograms=histograms,
         observer=request.observer,
         excluded=frozenset(request.exclude),
+        imported=prepared.facts.imported,
     )
 
 
@@ -234,7 +236,8 @@ def _measured(
 
     feeds = _one_inference(decided.candidate.artifact.inputs, roles, request)
     contenders = {"baseline": against, "artifact": contender(decided.candidate.artifact)}
-    must_pay = decided.candidate.plan.quantized and request.precision == "auto" and lock is None
+    free = request.precision == "auto" and lock is None and not subject.imported
+    must_pay = free and decided.candidate.plan.quantized
     if must_pay:
         plain = build_candidate(subject, frozenset(b.id for b in subject.blocks), work / "plain")
         contenders["float"] = contender(plain.artifact)

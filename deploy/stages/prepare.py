@@ -19,6 +19,7 @@ from deploy.errors import ModelError
 from deploy.execute.compare import TOLERANCE, largest_error, prover, random_feeds, workable_feeds
 from deploy.execute.reference import Session, open_graph
 from deploy.frontend.onnx_file import Source, digest, write
+from deploy.frontend.quantized import import_quantized
 from deploy.graph.clean import Rewritten, clean
 from deploy.graph.cost import macs, parameters
 from deploy.graph.edit import weight_bytes
@@ -28,6 +29,7 @@ from deploy.graph.shapes import infer, name_dimensions, pin
 from deploy.progress import Progress
 from deploy.spec.document import Frozen, parse, render
 from deploy.spec.manifest import SourceInfo
+from deploy.spec.plan import TensorPlan
 from deploy.spec.tensors import Normalisation, TensorSpec
 
 _CLEAN, _FUSED, _FACTS = "clean.onnx", "fused.onnx", "prepared.json"
@@ -40,6 +42,7 @@ class Facts(Frozen):
     clean_sha256: str
     fused_sha256: str
     folded_inputs: tuple[str, ...]
+    imported: dict[str, TensorPlan] = {}
     notes: tuple[str, ...]
 
 
@@ -87,9 +90,12 @@ def prepare(
     folded = {name: n for name, n in normalisation.items() if n.folded and not n.identity}
     if folded:
         model = infer(fold_normalisation(model, folded))
+    taken = import_quantized(model)
+    model, imported = taken if taken is not None else (model, {})
     prove = prover(feeds, threads)
     cleaned = clean(model, prove)
-    fused = fuse(cleaned.model, prove)
+    # What came quantized is final: folding anything into its weights would move them off their codes.
+    fused = Rewritten(cleaned.model, ()) if imported else fuse(cleaned.model, prove)
     for result in (cleaned, fused):
         notes += _rolled_back(result)
     for note in notes:
@@ -110,6 +116,7 @@ def prepare(
         clean_sha256=digest(clean_model),
         fused_sha256=digest(fused_model),
         folded_inputs=tuple(sorted(folded)),
+        imported=imported,
         notes=tuple(notes),
     )
     (folder / _FACTS).write_text(render(facts))

@@ -85,8 +85,10 @@ class Roles:
         return "random" if self.random else "calibration"
 
 
-def open_roles(request: Request, inputs: Sequence[TensorSpec], progress: Progress) -> Roles:
-    """Open the data that were given.
+def open_roles(
+    request: Request, inputs: Sequence[TensorSpec], progress: Progress, *, quantized: bool = False
+) -> Roles:
+    """Open the data that were given; a model that came ``quantized`` needs none for its ranges.
 
     Without validation data the calibration samples choose as well: ranges have too few degrees of freedom to
     overfit a budget. Raises DataError where data do not fit the model, UsageError for contradictory roles.
@@ -110,11 +112,11 @@ def open_roles(request: Request, inputs: Sequence[TensorSpec], progress: Progres
         parts = [random_feeds(inputs, request.seed + i, batch=1) for i in range(_RANDOM_SAMPLES)]
         noise = {spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in inputs}
         calibration, random = open_dataset(noise, inputs), True
-    elif calibration is None:
+    elif calibration is None and not quantized and request.precision not in ("float", "fp16"):
         progress.warn(
             "no calibration data: a float build (give --data, or --random-calibration to use noise)"
         )
-    elif request.random_calibration:
+    elif calibration is not None and request.random_calibration:
         raise UsageError("both calibration data and --random-calibration were given", hint="drop one of them")
     validation = opened(request.validation)
     if validation is None:

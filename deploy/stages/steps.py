@@ -100,7 +100,12 @@ def clean(source: Source, request: Request, cache: Cache, record: Record) -> Pre
 def open_data(prepared: Prepared, request: Request, record: Record) -> Roles:
     """The data in their roles, fitted to the model's inputs."""
     with record.stage("data") as stage:
-        roles = open_roles(request, tensor_specs(prepared.fused.graph.inputs), record.progress)
+        roles = open_roles(
+            request,
+            tensor_specs(prepared.fused.graph.inputs),
+            record.progress,
+            quantized=bool(prepared.facts.imported),
+        )
         counts = [
             f"{len(dataset)} {name}"
             for name, dataset in (("calibration", roles.calibration), ("eval", roles.eval))
@@ -144,7 +149,8 @@ def calibrate(
     prepared: Prepared, target: Target, roles: Roles, request: Request, cache: Cache, record: Record
 ) -> dict[str, Histogram]:
     """Histograms of every value that may be quantized; none without data, rules or a wish for INT8."""
-    if roles.calibration is None or target.runtime.quant is None or request.precision in ("float", "fp16"):
+    wanted = request.precision not in ("float", "fp16") and not prepared.facts.imported
+    if roles.calibration is None or target.runtime.quant is None or not wanted:
         return {}
     dataset = roles.calibration
     chains = find_chains(prepared.fused, partition(prepared.fused), target.runtime)
@@ -286,7 +292,7 @@ def _manifest(
             weights=artifact.weight_bytes,
         ),
         calibration=None
-        if roles.calibration is None or not plan.quantized
+        if roles.calibration is None or not plan.quantized or prepared.facts.imported
         else CalibrationInfo(
             sha256=roles.calibration.digest,
             samples=min(request.samples, len(roles.calibration)),

@@ -1,0 +1,68 @@
+"""What a build would do, found without searching, measuring or writing a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deploy.cache import Cache
+from deploy.spec.artifact import Verdict
+from deploy.spec.tensors import Precision
+from deploy.stages import steps
+from deploy.stages.compile import subject_for
+from deploy.stages.record import Record
+from deploy.stages.request import Request, Roles
+
+
+@dataclass(frozen=True)
+class Preview:
+    """``precisions`` are what each block starts from: the accuracy guard and the clock may still change them.
+
+    ``verdicts`` are the nodes that the backend refuses or does not know; ``data`` says what would be used.
+    """
+
+    target: str
+    profile: str
+    runtime: str
+    blocks: int
+    precisions: tuple[tuple[str, Precision], ...]
+    verdicts: tuple[Verdict, ...]
+    data: tuple[str, ...]
+
+
+def preview(request: Request, cache: Cache, record: Record) -> Preview:
+    """Read and clean the model, open the data, ask the backend of every node. Raises what a build raises."""
+    target = steps.find_target(request.target)
+    source = steps.read_source(request, record)
+    prepared = steps.clean(source, request, cache, record)
+    roles = steps.open_data(prepared, request, record)
+    subject = subject_for(target, prepared, {}, request)
+    quantizes = roles.calibration is not None or bool(prepared.facts.imported)
+    able = set(subject.int8_blocks()) if quantizes and request.precision not in ("float", "fp16") else set()
+    verdicts = target.backend.check(prepared.fused, target.runtime)
+    return Preview(
+        target=target.name,
+        profile=target.profile.name,
+        runtime=target.runtime.name,
+        blocks=len(subject.blocks),
+        precisions=tuple(
+            (block.id, "int8" if block.id in able else subject.float_precision) for block in subject.blocks
+        ),
+        verdicts=tuple(v for v in verdicts if v.support != "supported"),
+        data=_notes(request, roles, bool(prepared.facts.imported)),
+    )
+
+
+def _notes(request: Request, roles: Roles, imported: bool) -> tuple[str, ...]:
+    notes = []
+    if imported:
+        notes.append("ranges as the model brings them: it is already quantized")
+    elif roles.calibration is None:
+        notes.append("no calibration: a float build")
+    else:
+        kind = "random noise" if roles.random else roles.calibration.origin
+        notes.append(f"ranges from {min(request.samples, len(roles.calibration))} samples of {kind}")
+    for name, dataset in (("chosen on", roles.validation), ("accepted on", roles.eval)):
+        if dataset is not None:
+            labels = "labelled" if dataset.labelled else "without labels: agreement with the float model"
+            notes.append(f"{name} {len(dataset)} samples of {dataset.origin}, {labels}")
+    return tuple(notes)
