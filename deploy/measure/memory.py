@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +16,51 @@ from deploy.errors import BackendError
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import parse, render
 
+_FEEDS, _ARTIFACT = "feeds.npz", "artifact.json"
+_INPUT = "input/"  # an input may be called ``file``, as an argument of numpy.savez is
 _RUNS = 3
 _TIMEOUT_S = 300
 
 
-def start_peak_memory(
-    artifact: Artifact, options: Options, feeds: Arrays, scratch: Path
-) -> subprocess.Popen[str]:
-    """Start a child that opens and runs ``artifact``; several may run side by side. See :func:`finish`."""
+def peak_memory(
+    contenders: Mapping[str, tuple[Artifact, Options]], feeds: Arrays, scratch: Path
+) -> dict[str, int]:
+    """Bytes that opening and running each artifact adds to the peak resident memory of a child process.
+
+    The children run side by side. Raises BackendError where one fails or takes longer than five minutes.
+    """
+    with ExitStack() as stack:
+        children = {}
+        for name, (artifact, options) in contenders.items():
+            children[name] = _start(artifact, options, feeds, scratch / name)
+            stack.enter_context(children[name])  # waits for its end and closes its pipes
+            stack.callback(children[name].kill)  # before that, if we end early
+        return {name: _finish(child) for name, child in children.items()}
+
+
+def _start(artifact: Artifact, options: Options, feeds: Arrays, scratch: Path) -> subprocess.Popen[str]:
     scratch.mkdir(parents=True, exist_ok=True)
-    np.savez(scratch / "feeds.npz", allow_pickle=False, **dict(feeds))
-    (scratch / "artifact.json").write_text(render(artifact))
+    np.savez(scratch / _FEEDS, allow_pickle=False, **{f"{_INPUT}{name}": a for name, a in feeds.items()})
+    (scratch / _ARTIFACT).write_text(render(artifact))
     request = json.dumps({"folder": str(artifact.folder.resolve()), "options": dict(options)})
     return subprocess.Popen(
-        [sys.executable, "-m", "deploy.measure.memory", str(scratch), request],
+        # -P: what lies in the working folder is not imported, were it called deploy or json.
+        [sys.executable, "-P", "-m", "deploy.measure.memory", str(scratch), request],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def finish(child: subprocess.Popen[str]) -> int:
-    """Bytes that opening and running the artifact added to the child's peak resident memory."""
-    out, err = child.communicate(timeout=_TIMEOUT_S)
+def _finish(child: subprocess.Popen[str]) -> int:
+    try:
+        out, err = child.communicate(timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired as e:
+        raise BackendError(
+            f"measuring memory took longer than {_TIMEOUT_S} s", hint="try again with --no-measure"
+        ) from e
     if child.returncode != 0:
-        last = (err.strip().splitlines() or ["no message"])[-1]
+        last = (err.strip().splitlines() or [f"ended with {child.returncode}"])[-1]
         raise BackendError(
             f"measuring memory failed in a child process: {last}", hint="try again with --no-measure"
         )
@@ -69,11 +91,11 @@ def _child(scratch: Path, request: str) -> None:
     from deploy.adapter.discover import find_backend
 
     asked = json.loads(request)
-    artifact = parse(Artifact, (scratch / "artifact.json").read_text(), origin=scratch / "artifact.json")
+    artifact = parse(Artifact, (scratch / _ARTIFACT).read_text(), origin=scratch / _ARTIFACT)
     artifact = artifact.model_copy(update={"folder": Path(asked["folder"])})
     backend = find_backend(artifact.backend)
-    with np.load(scratch / "feeds.npz", allow_pickle=False) as archive:
-        feeds = {name: archive[name] for name in archive.files}
+    with np.load(scratch / _FEEDS, allow_pickle=False) as archive:
+        feeds = {name.removeprefix(_INPUT): archive[name] for name in archive.files}
     backend.available()  # loads the runtime's libraries, which every artifact needs alike
     before = _resident_bytes()
     with backend.open(artifact, asked["options"]) as runner:
