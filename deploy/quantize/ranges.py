@@ -142,7 +142,8 @@ def _least_error(histogram: Histogram, low: float, high: float, symmetric: bool)
         n, s, q = ((m[-1] - m[at]) if above else m[at] for m in moments)
         return n, np.maximum(q - 2 * limit * s + limit**2 * n, 0.0)
 
-    shrink = np.linspace(1.0, 0.3, 71)
+    # Finely near the extremes, then on to where a lone outlier is cut off.
+    shrink = np.concatenate([np.linspace(1.0, 0.3, 71), np.geomspace(0.29, 2.0**-8, 60)])
     if symmetric:
         top = max(-low, high) * shrink
         (n_high, e_high), (n_low, e_low) = clipped(top, True), clipped(-top, False)
@@ -169,10 +170,12 @@ def _least_divergence(histogram: Histogram, levels: int = 128) -> float:
     half = BINS // 2
     positive, negative = histogram.counts[half:], histogram.counts[:half][::-1]
     counts = (positive + negative).astype(np.float64)
+    if not counts.any():
+        return 2.0**histogram.exponent
     used = int(np.flatnonzero(counts)[-1]) + 1
     width = 2.0**histogram.exponent / half
     best, best_divergence = used, math.inf
-    for limit in range(min(levels, used), used + 1, max(1, used // 256)):
+    for limit in (*range(min(levels, used), used, max(1, used // 256)), used):
         reference = counts[:limit].copy()
         reference[-1] += counts[limit:].sum()
         divergence = _divergence(reference, counts[:limit], levels)
