@@ -252,7 +252,7 @@ def test_quantized_twice_in_a_row_stays_two_steps() -> None:
 
 @pytest.mark.parametrize(("scale", "kind"), [(6 / 255, "Clip"), (0.02, "Relu")])
 def test_an_activation_left_to_the_codes_comes_back(scale: float, kind: str) -> None:
-    model = parse(f"""(float[2,4,6,5] x) => (float[2,4,6,5] o) 
+    model = parse(f"""(float[2,4,6,5] x) => (float[2,4,6,5] o)
         <{PARAMETERS}, float s = {{{scale}}}, uint8 z = {{0}}> {{
         a = Add (x, x)  q = QuantizeLinear (a, s, z)  d = DequantizeLinear (q, s, z)  o = Neg (d) }}""")
     graph, plan = imported(model)
