@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.data.dataset import Dataset
@@ -16,6 +16,7 @@ from deploy.spec.manifest import Choice
 from deploy.spec.project import PrecisionRequest
 
 _SQNR_SAMPLES = 64
+_NOT_MEASURED: Mapping[str, float] = {}
 
 Judge = Callable[[Candidate], Drop]
 """Scores an artifact against the float baseline."""
@@ -30,6 +31,7 @@ class Decided:
     drop: Drop | None
     within_budget: bool
     choices: tuple[Choice, ...]
+    sqnr: Mapping[str, float] = field(default_factory=dict)
 
 
 def decide(
@@ -50,15 +52,14 @@ def decide(
     ``judge`` scores on validation data while searching; ``accept`` on eval data, once if all goes well. If
     eval data refuse what validation data allowed, twice as many blocks go back to float and they are looked
     at again. ``precision`` "int8" keeps every block INT8 whatever it costs; "float" and "fp16" none.
-    ``locked`` names the float blocks of an earlier build, which are then taken as they are.
+    ``locked`` names the float blocks of an earlier build, which are then taken as they are; the plan is the
+    same as that build's.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in ("float", "fp16"):
         return _decide_fixed(subject, frozenset(), judge, accept, max_drop, workdir)
     if precision in ("float", "fp16") or not able or calibration is None:
         return decide_float(subject, judge, accept, max_drop, workdir)
-    if locked is not None:
-        return _decide_fixed(subject, locked, judge, accept, max_drop, workdir)
     sqnr = block_sqnr(
         subject.graph,
         subject.blocks,
@@ -67,6 +68,8 @@ def decide(
         samples=_SQNR_SAMPLES,
         threads=threads,
     )
+    if locked is not None:
+        return _decide_fixed(subject, locked, judge, accept, max_drop, workdir, sqnr)
     worst_first = sorted(able, key=lambda block: sqnr.get(block, float("inf")))
     built: dict[frozenset[str], Candidate] = {}
 
@@ -110,7 +113,7 @@ def decide(
         )
         progress.note(f"eval data: drop {final.drop:+.4f}, over budget; trying {start} float blocks")
     within = final is None or final.drop <= max_drop
-    return Decided(chosen, decision.float_blocks, final, within, tuple(choices))
+    return Decided(chosen, decision.float_blocks, final, within, tuple(choices), sqnr)
 
 
 def _decide_fixed(
@@ -120,22 +123,29 @@ def _decide_fixed(
     accept: Judge | None,
     max_drop: float,
     workdir: Path,
+    sqnr: Mapping[str, float] = _NOT_MEASURED,
 ) -> Decided:
     """The artifact for float blocks decided elsewhere: by a lock, or by who quantized the source."""
     if float_blocks >= set(subject.int8_blocks()):
-        return decide_float(subject, judge, accept, max_drop, workdir)
-    chosen = build_candidate(subject, float_blocks, workdir / "fixed")
+        return decide_float(subject, judge, accept, max_drop, workdir, sqnr)
+    chosen = build_candidate(subject, float_blocks, workdir / "fixed", sqnr=sqnr)
     scorer = accept or judge
     drop = scorer(chosen) if scorer is not None else None
-    return Decided(chosen, float_blocks, drop, drop is None or drop.drop <= max_drop, ())
+    return Decided(chosen, float_blocks, drop, drop is None or drop.drop <= max_drop, (), sqnr)
 
 
 def decide_float(
-    subject: Subject, judge: Judge | None, accept: Judge | None, max_drop: float, workdir: Path
+    subject: Subject,
+    judge: Judge | None,
+    accept: Judge | None,
+    max_drop: float,
+    workdir: Path,
+    sqnr: Mapping[str, float] = _NOT_MEASURED,
 ) -> Decided:
-    """The artifact without any INT8."""
+    """The artifact without any INT8. ``sqnr`` is what its blocks would have had, for the plan."""
     able = frozenset(subject.int8_blocks())
-    plain = build_candidate(subject, frozenset(b.id for b in subject.blocks), workdir / "float")
+    everything = frozenset(b.id for b in subject.blocks)
+    plain = build_candidate(subject, everything, workdir / "float", sqnr=sqnr)
     scorer = accept or judge
     drop = scorer(plain) if scorer is not None else None
-    return Decided(plain, able, drop, drop is None or drop.drop <= max_drop, ())
+    return Decided(plain, able, drop, drop is None or drop.drop <= max_drop, (), sqnr)

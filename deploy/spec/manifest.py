@@ -120,7 +120,10 @@ class Choice(Frozen):
 
 
 class Lock(Frozen):
-    """``deploy.lock``: every choice that came from a measurement, and what it was made for."""
+    """``deploy.lock``: every choice that came from a measurement, and what it was made for.
+
+    ``looks`` is how often the data that accept were looked at to come to these choices.
+    """
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     source_sha256: str
@@ -129,6 +132,7 @@ class Lock(Frozen):
     seed: int
     choices: tuple[Choice, ...]
     float_blocks: tuple[str, ...]
+    looks: int = 0
 
 
 class StageTime(Frozen):

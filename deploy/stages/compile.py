@@ -100,6 +100,8 @@ def compile_for(
         work = Path(scratch)
         with record.stage("choose") as stage:
             decided = _decide(subject, roles, judge, accept, lock, request, work, record)
+            if lock is not None:
+                decided = replace(decided, choices=lock.choices)
             stage.outcome = _precision_outcome(decided.candidate.plan, decided.drop)
         comparison, why_not = None, _why_not_measured(target, request)
         if not why_not:
@@ -117,16 +119,13 @@ def compile_for(
             floor = verification.noise_floor
             by = verification.executed_by
             stage.outcome = f"error {verification.error:.1e}, noise floor {floor:.1e}, by {by}"
-        examiner, drop = accept or judge, decided.drop
         compiled = Compiled(
             artifact=decided.candidate.artifact,
             options=dict(subject.options),
-            evaluation=None
-            if examiner is None or drop is None
-            else examiner.evaluation(roles.judged_on, drop),
+            evaluation=_evaluation(accept or judge, decided.drop, roles, lock),
             verification=verification,
             verdict=_verdict(decided, roles, request),
-            choices=decided.choices if lock is None else lock.choices,
+            choices=decided.choices,
             float_blocks=tuple(sorted(decided.float_blocks)),
             comparison=comparison,
             why_not_measured=why_not,
@@ -218,6 +217,16 @@ def _scores(subject: Subject, examiner: Examiner) -> Judge:
     return score
 
 
+def _evaluation(
+    examiner: Examiner | None, drop: Drop | None, roles: Roles, lock: Lock | None
+) -> Evaluation | None:
+    """The chosen artifact's figures. The looks that a lock's choices have cost count for who replays them."""
+    if examiner is None or drop is None:
+        return None
+    found = examiner.evaluation(roles.judged_on, drop)
+    return found if lock is None else found.model_copy(update={"looks": max(found.looks, lock.looks)})
+
+
 def _measured(
     subject: Subject,
     decided: Decided,
@@ -285,6 +294,7 @@ def _float_instead(
         None if accept is None else _scores(subject, accept),
         request.budget.max_drop,
         work,
+        decided.sqnr,
     )
     slower = Choice(what="precision", chosen=subject.float_precision, reason=reason)
     return replace(plain, choices=(*decided.choices, slower))

@@ -339,6 +339,7 @@ def _lock(compiled: Compiled, target: Target, prepared: Prepared, roles: Roles, 
         seed=request.seed,
         choices=compiled.choices,
         float_blocks=compiled.float_blocks,
+        looks=0 if compiled.evaluation is None else compiled.evaluation.looks,
     )
 
 
@@ -349,7 +350,7 @@ def _read_lock(request: Request, prepared: Prepared) -> Lock | None:
         raise UsageError(
             f"{request.lock}: no such lock file", hint="give the deploy.lock of an earlier bundle"
         )
-    lock = parse(Lock, request.lock.read_text(encoding="utf-8"), origin=request.lock)
+    lock = parse(Lock, request.lock.read_text(encoding="utf-8", errors="replace"), origin=request.lock)
     if lock.source_sha256 != prepared.facts.source.sha256:
         raise UsageError(
             f"{request.lock}: it was written for another model",
