@@ -196,10 +196,13 @@ def read_tensors(model: ir.Model) -> dict[str, TensorPlan]:
                 continue
             floats = source.is_graph_output() or any(not _is_quantize(u) for u, _ in source.uses())
             readers = _readers(node) if floats else ()
+            if floats and not readers and not any(r.is_graph_output() for r in _results(node)):
+                continue  # nobody reads it quantized
             tensors[name] = TensorPlan(**_params(node), origin="imported", readers=readers)
     for name, uses in overrides.items():
         if name in tensors:
-            tensors[name] = tensors[name].model_copy(update={"uses": uses})
+            readers = tensors[name].readers and tuple(sorted({*tensors[name].readers, *uses}))
+            tensors[name] = tensors[name].model_copy(update={"uses": uses, "readers": readers})
     return tensors
 
 

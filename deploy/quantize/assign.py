@@ -91,9 +91,8 @@ def _activations(
     for group, names in members.items():
         prescribed = next((fixed[name] for name in names if name in fixed), None)
         if prescribed is not None:
-            params = QuantParams(
-                type=rules.activation, scale=(prescribed.scale,), zero_point=(prescribed.zero_point,)
-            )
+            scale = _floats(_stored(np.asarray([prescribed.scale]), rules))
+            params = QuantParams(type=rules.activation, scale=scale, zero_point=(prescribed.zero_point,))
         else:
             merged = Histogram()
             for name in names:
