@@ -70,6 +70,7 @@ def build(
     inputs: Mapping[str, InputSection] | None = None,
     metric: MetricSection = MetricSection(),
     labels: str = "y",
+    groups: str = "group",
     observer: Observer = "mse",
     samples: int = 512,
     exclude: Sequence[str] = (),
@@ -78,15 +79,16 @@ def build(
     threads: int = 1,
     measure: bool = True,
     random_calibration: bool = False,
-    cache: Path | None = None,
-    lock: Path | None = None,
+    cache: str | Path | None = None,
+    lock: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Bundle:
     """Compile ``source`` for ``target`` and write the bundle ``<out>/<target>``.
 
     ``data``, ``validation`` and ``eval`` are paths of npz or npy files or image folders, ``python:``
-    references, or arrays by name with samples along the first axis and labels under ``labels``. ``budget``
-    is in the metric's unit. ``shapes`` pins free dimensions. Without ``data`` nothing is quantized.
+    references, or arrays by name with samples along the first axis, labels under ``labels`` and the numbers
+    of groups (one patient, one recording) under ``groups``. ``budget`` is in the metric's unit.
+    ``shapes`` pins free dimensions. Without ``data`` nothing is quantized.
 
         bundle = deploy.build("model.onnx", target="x86-cpu", data="calib.npz")
         bundle.manifest.verdict.status      # "met", "missed" or "float"
@@ -108,6 +110,7 @@ def build(
             inputs=inputs or {},
             metric=metric,
             labels=labels,
+            groups=groups,
             observer=observer,
             samples=samples,
             exclude=tuple(exclude),
@@ -116,8 +119,8 @@ def build(
             threads=threads,
             measure=measure,
             random_calibration=random_calibration,
-            cache=cache,
-            lock=lock,
+            cache=None if cache is None else Path(cache),
+            lock=None if lock is None else Path(lock),
         ),
         progress,
     )

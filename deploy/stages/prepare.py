@@ -26,7 +26,6 @@ from deploy.graph.edit import weight_bytes
 from deploy.graph.fuse import fuse
 from deploy.graph.normalise import fold_normalisation
 from deploy.graph.shapes import infer, name_dimensions, pin
-from deploy.progress import Progress
 from deploy.spec.document import Frozen, parse, render
 from deploy.spec.manifest import SourceInfo
 from deploy.spec.plan import TensorPlan
@@ -72,7 +71,6 @@ def prepare(
     normalisation: Mapping[str, Normalisation],
     seed: int,
     threads: int,
-    progress: Progress,
 ) -> None:
     """Write both graphs and the facts into ``folder``; :func:`load` reads them back.
 
@@ -98,8 +96,6 @@ def prepare(
     fused = Rewritten(cleaned.model, ()) if imported else fuse(cleaned.model, prove)
     for result in (cleaned, fused):
         notes += _rolled_back(result)
-    for note in notes:
-        progress.warn(note)
     clean_model, fused_model = infer(cleaned.model), infer(fused.model)
     write(clean_model, folder / _CLEAN)
     write(fused_model, folder / _FUSED)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from deploy.data.dataset import Dataset, open_dataset
+from deploy.data.fit import check_settings
 from deploy.errors import UsageError
 from deploy.execute.compare import random_feeds
 from deploy.progress import Progress
@@ -51,10 +53,28 @@ class Request:
     root: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.budget.max_drop < 0:
-            raise UsageError("max_drop must not be negative", hint="0.01 allows one point of accuracy")
-        if self.threads < 1:
-            raise UsageError(f"threads must be at least 1, not {self.threads}", hint="give --threads 1")
+        """Raises UsageError: a caller in Python is told of a wrong setting as one at the command line is."""
+        for name, value, allowed in (
+            ("precision", self.precision, get_args(PrecisionRequest)),
+            ("observer", self.observer, get_args(Observer)),
+        ):
+            if value not in allowed:
+                raise UsageError(f"unknown {name} '{value}'", hint=f"one of {', '.join(allowed)}")
+        for name, number, least, most in (
+            ("threads", self.threads, 1, 1024),
+            ("samples", self.samples, 1, 2**31),
+            ("seed", self.seed, 0, 2**31),
+        ):
+            if not least <= number <= most:
+                raise UsageError(
+                    f"{name} must be a whole number from {least} to {most}, not {number}",
+                    hint=f"leave {name} out for the default",
+                )
+        if self.recipe.steps:
+            raise UsageError(
+                f"unknown recipe step '{self.recipe.steps[0].step}'",
+                hint="this version has no recipe steps yet",
+            )
 
     @property
     def normalisation(self) -> dict[str, Normalisation]:
@@ -106,6 +126,7 @@ def open_roles(
             root=request.root,
         )
 
+    check_settings(inputs, request.normalisation)
     calibration, random = opened(request.data), False
     if calibration is None and request.random_calibration:
         progress.warn("calibrating on random noise: ranges will not fit real data")

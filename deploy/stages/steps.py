@@ -88,10 +88,11 @@ def clean(source: Source, request: Request, cache: Cache, record: Record) -> Pre
                 normalisation=folded,
                 seed=request.seed,
                 threads=request.threads,
-                progress=record.progress,
             ),
         )
         prepared = load(folder)
+        for note in prepared.facts.notes:
+            record.progress.warn(note)
         before = sum(1 for _ in source.model.graph)
         stage.outcome = f"{before} nodes became {len(prepared.fused.graph)}"
     return prepared
