@@ -187,7 +187,7 @@ ROUND_TRIPS = {
 def test_what_was_written_is_read_back(name, parse, run):
     text, tensors = ROUND_TRIPS[name]
     arrays = {"w": weight(2, 2, 3, 3), "x/scale": weight(2, 4, 4)}
-    model = parse(text, {n: a for n, a in arrays.items() if f"{n})" in text.replace('"', "")})
+    model = parse(text, {n: a for n, a in arrays.items() if f", {n})" in text.replace('"', "")})
     written = assert_carried(model, tensors)
     feeds = {"x": np.random.default_rng(1).standard_normal((2, 2, 4, 4)).astype(np.float32)}
     for a, b in zip(run(model, feeds), run(written, feeds), strict=True):
