@@ -20,8 +20,8 @@ def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
 def run_samples(runner: Runner, feeds: Arrays, size: int, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Run any number of samples in batches of ``size``; a fixed last batch is filled up and cut again.
 
-    Arrays go in and out with samples along the first axis. A result that has no such axis is taken from the
-    last batch.
+    Arrays go in and out with samples along the first axis, maybe several rows of it to each. A result that
+    has no such axis is taken from the last batch.
     """
     count = len(next(iter(feeds.values())))
     fixed = fixed_batch(runner.inputs)
@@ -34,12 +34,17 @@ def run_samples(runner: Runner, feeds: Arrays, size: int, want: Sequence[str] = 
         have = len(next(iter(part.values())))
         if fixed and have < fixed:
             part = {n: np.concatenate([a, np.repeat(a[-1:], fixed - have, axis=0)]) for n, a in part.items()}
-        results = runner.run(part, want)
-        fed = fixed or have
-        parts.append({n: r[:have] if r.ndim and len(r) == fed else r for n, r in results.items()})
-    if len(parts) == 1:
-        return parts[0]
-    return {
-        name: np.concatenate([p[name] for p in parts]) if parts[0][name].ndim else parts[-1][name]
-        for name in parts[0]
-    }
+        parts.append(runner.run(part, want))
+    fed = [fixed or min(step, count - start) for start in range(0, count, step)]
+    return {name: _joined([part[name] for part in parts], fed, count) for name in parts[0]}
+
+
+def _joined(parts: Sequence[np.ndarray], fed: Sequence[int], count: int) -> np.ndarray:
+    """The parts one after the other, cut to ``count`` samples; the last where their rows are no samples."""
+    if any(part.ndim == 0 or len(part) % samples for part, samples in zip(parts, fed, strict=True)):
+        return parts[-1]
+    rows = {len(part) // samples for part, samples in zip(parts, fed, strict=True)}
+    if len(rows) > 1 or len({part.shape[1:] for part in parts}) > 1:
+        return parts[-1]
+    together = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return together[: count * rows.pop()]
