@@ -33,7 +33,7 @@ def find_backend(name: str) -> Backend:
         )
     try:
         factory = entry.load()
-    except ImportError as e:
+    except (ImportError, AttributeError) as e:
         raise ToolchainError(
             f"backend '{name}' cannot be loaded: {e}",
             hint=f"reinstall the package that provides it ({entry.value})",
