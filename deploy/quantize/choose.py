@@ -10,6 +10,7 @@ blocks that stay float) and one that times it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,8 @@ def hold_budget(
         else:
             failed = middle
     drop = tried[count]
-    reason = f"drop {drop.drop:.4f}, budget {max_drop:.4f}"
+    budget = f"budget {max_drop:.4f}" if math.isfinite(max_drop) else "whatever it costs"
+    reason = f"drop {drop.drop:.4f}, {budget}"
     return Decision(
         frozenset(worst_first[:count]),
         drop,

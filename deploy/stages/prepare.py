@@ -16,7 +16,14 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.errors import ModelError
-from deploy.execute.compare import TOLERANCE, largest_error, prover, random_feeds, workable_feeds
+from deploy.execute.compare import (
+    TOLERANCE,
+    largest_error,
+    prover,
+    random_feeds,
+    relative_error,
+    workable_feeds,
+)
 from deploy.execute.reference import Session, open_graph
 from deploy.frontend.onnx_file import Source, digest, write
 from deploy.frontend.quantized import import_quantized
@@ -83,14 +90,13 @@ def prepare(
     model = infer(model)
     notes: list[str] = []
     feeds = _trial_feeds(model, source, seed, threads)
-    model = _usable_batch(model, feeds[0], notes, threads)
-    feeds = [feeds[0], random_feeds_like(feeds[0], seed + 1)]
+    model, feeds = _usable_batch(model, feeds, notes, threads)
     folded = {name: n for name, n in normalisation.items() if n.folded and not n.identity}
     if folded:
         model = infer(fold_normalisation(model, folded))
     taken = import_quantized(model)
     model, imported = taken if taken is not None else (model, {})
-    prove = prover(feeds, threads)
+    prove = prover([feeds, random_feeds_like(feeds, seed + 1)], threads)
     cleaned = clean(model, prove)
     # What came quantized is final: folding anything into its weights would move them off their codes.
     fused = Rewritten(cleaned.model, ()) if imported else fuse(cleaned.model, prove)
@@ -130,7 +136,7 @@ def random_feeds_like(feeds: Mapping[str, np.ndarray], seed: int) -> dict[str, n
     return random_feeds(specs, seed)
 
 
-def _trial_feeds(model: ir.Model, source: Source, seed: int, threads: int) -> list[dict[str, np.ndarray]]:
+def _trial_feeds(model: ir.Model, source: Source, seed: int, threads: int) -> dict[str, np.ndarray]:
     """Random inputs on which the graph at the pinned operator set equals the file as given."""
     with open_graph(model, optimised=False, threads=threads) as upgraded:
         feeds = workable_feeds(upgraded, seed)
@@ -145,30 +151,38 @@ def _trial_feeds(model: ir.Model, source: Source, seed: int, threads: int) -> li
                 f"(outputs differ by {error:.2g} of their magnitude)",
                 hint="export the model at operator set 17 or newer, and report this model",
             )
-    return [feeds]
+    return feeds
 
 
 def _usable_batch(
-    model: ir.Model, feeds: Mapping[str, np.ndarray], notes: list[str], threads: int
-) -> ir.Model:
-    """Pin the batch to 1 where the file says that it is free but computes samples wrongly together."""
-    free = [
-        v for v in model.graph.inputs if v.shape is not None and v.shape and not isinstance(v.shape[0], int)
-    ]
-    if not free or any(len(a) < 2 for a in feeds.values()):
-        return model
-    with open_graph(model, optimised=False, threads=threads) as session:
-        together = session.run(feeds)
-        single = [session.run({n: a[i : i + 1] for n, a in feeds.items()}) for i in range(2)]
-    apart = {
-        name: np.concatenate([s[name] for s in single]) if single[0][name].ndim else single[0][name]
-        for name in together
-    }
-    if largest_error(together, apart) <= TOLERANCE:
-        return model
-    notes.append("samples in one batch influence each other: the batch is pinned to 1")
-    shapes = {v.name or "": (1, *[None] * (len(v.shape) - 1)) for v in free if v.shape is not None}
-    return infer(pin(model, shapes))
+    model: ir.Model, feeds: dict[str, np.ndarray], notes: list[str], threads: int
+) -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """Pin the batch to 1 where the file says that it is free but samples cannot be computed together.
+
+    Also the feeds that fit. An input whose first dimension is a number is taken to have no batch.
+    """
+    free = {v.name: len(v.shape) for v in model.graph.inputs if v.shape and not isinstance(v.shape[0], int)}
+    if not free:
+        return model, feeds
+    one, other = ({n: a[i : i + 1] if n in free else a for n, a in feeds.items()} for i in range(2))
+    if all(len(feeds[name or ""]) > 1 for name in free):
+        with open_graph(model, optimised=False, threads=threads) as session:
+            together, first, second = session.run(feeds), session.run(one), session.run(other)
+        if all(_independent(together[n], first[n], second[n]) for n in together):
+            return model, feeds
+        notes.append("samples in one batch influence each other: the batch is pinned to 1")
+    else:
+        notes.append("the model runs one sample at a time, whatever its file says: the batch is pinned to 1")
+    shapes = {name or "": (1, *[None] * (rank - 1)) for name, rank in free.items()}
+    return infer(pin(model, shapes)), one
+
+
+def _independent(together: np.ndarray, first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two samples give together what they give apart; an output without a batch does not change."""
+    apart = first
+    if first.ndim and len(together) == len(first) + len(second):
+        apart = np.concatenate([first, second])
+    return relative_error(together, apart) <= TOLERANCE
 
 
 def _rolled_back(result: Rewritten) -> list[str]:

@@ -70,11 +70,6 @@ class Request:
                     f"{name} must be a whole number from {least} to {most}, not {number}",
                     hint=f"leave {name} out for the default",
                 )
-        if self.recipe.steps:
-            raise UsageError(
-                f"unknown recipe step '{self.recipe.steps[0].step}'",
-                hint="this version has no recipe steps yet",
-            )
 
     @property
     def normalisation(self) -> dict[str, Normalisation]:
