@@ -1,0 +1,197 @@
+"""The prepared graphs compute what the file computes, whatever the file does with its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from deploy.errors import DeployError, ModelError
+from deploy.execute.reference import open_graph
+from deploy.frontend.onnx_file import Source, digest, read
+from deploy.graph.rewrite import Prove, Rewrite, Rewritten
+from deploy.graph.summary import tensor_specs
+from deploy.spec.tensors import Normalisation
+from deploy.stages import prepare as module
+from deploy.stages.prepare import Prepared, load, prepare
+
+GENERATOR = np.random.default_rng(0)
+W = GENERATOR.standard_normal((16, 8)).astype(np.float32)
+X = GENERATOR.standard_normal((4, 16)).astype(np.float32)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Callable[..., Prepared]:
+    def run(
+        path: Path | Source,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        normalisation: Mapping[str, Normalisation] | None = None,
+    ) -> Prepared:
+        folder = tmp_path / "prepared"
+        folder.mkdir(exist_ok=True)
+        source = read(path) if isinstance(path, Path) else path
+        prepare(source, folder, shapes=shapes or {}, normalisation=normalisation or {}, seed=0, threads=1)
+        return load(folder)
+
+    return run
+
+
+def as_given(path: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, dict(feeds)), strict=True))
+
+
+def assert_same(found: Prepared, path: Path, feeds: Mapping[str, np.ndarray]) -> None:
+    want = as_given(path, feeds)
+    for graph in (found.clean, found.fused):
+        with open_graph(graph) as runner:
+            got = runner.run(feeds)
+        for name, array in want.items():
+            np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-5)
+
+
+def test_both_graphs_compute_what_the_file_computes(
+    prepared: Callable[..., Prepared], network: Path, images: dict[str, np.ndarray]
+) -> None:
+    found = prepared(network)
+    assert_same(found, network, images)
+    source = found.facts.source
+    assert source.name == "network"
+    assert source.bytes == network.stat().st_size
+    assert source.opset == 17
+    weights = 8 * 3 * 9 + 8 + 8 * 8 * 9 + 8 + 4 * 8 + 4
+    assert (source.parameters, source.weight_bytes) == (weights, 4 * weights)
+    assert source.macs == 64 * 8 * 27 + 64 * 8 * 72 + 32
+    assert found.facts.notes == ()
+    assert found.facts.clean_sha256 == digest(found.clean)
+    assert found.facts.fused_sha256 == digest(found.fused)
+
+
+def test_preparing_twice_gives_the_same_bytes(prepared: Callable[..., Prepared], network: Path) -> None:
+    def files() -> list[bytes]:
+        return [p.read_bytes() for p in sorted(prepared(network).folder.iterdir())]
+
+    assert files() == files()
+
+
+def test_batch_norm_stays_in_the_one_and_is_folded_in_the_other(
+    prepared: Callable[..., Prepared], example: Path
+) -> None:
+    found = prepared(example / "digits.onnx")
+    assert sum(n.op_type == "BatchNormalization" for n in found.clean.graph) == 9
+    assert not any(n.op_type == "BatchNormalization" for n in found.fused.graph)
+    with np.load(example / "eval.npz") as data:
+        assert_same(found, example / "digits.onnx", {"x": data["x"][:8]})
+
+
+def test_a_free_batch_stays_free_and_a_pinned_one_is_pinned(
+    prepared: Callable[..., Prepared], network: Path
+) -> None:
+    (free,) = tensor_specs(prepared(network).fused.graph.inputs)
+    assert free.shape == ("n", 3, 8, 8)
+    (pinned,) = tensor_specs(prepared(network, shapes={"x": (2, 3, 8, 8)}).fused.graph.inputs)
+    assert pinned.shape == (2, 3, 8, 8)
+
+
+MIXING = """g (float[n, 16] x) => (float[n, 8] y) {
+    mean = ReduceMean <axes = [0], keepdims = 1> (x)
+    centred = Sub (x, mean)
+    y = MatMul (centred, w)
+}"""
+ONE_ROW = "g (float[n, 16] x) => (float[n, 8] y) { row = Reshape (x, shape)  y = MatMul (row, w) }"
+FLATTENED = "g (float[n, 16] x) => (float[1, m] y) { a = MatMul (x, w)  y = Reshape (a, flat) }"
+
+
+@pytest.mark.parametrize(
+    ("text", "arrays", "note"),
+    [
+        (MIXING, {}, "influence each other"),
+        (ONE_ROW, {"shape": np.array([1, 16])}, "one sample at a time"),
+        (FLATTENED, {"flat": np.array([1, -1])}, "influence each other"),
+    ],
+    ids=["the mean over the batch", "reshaped to one row", "flattened"],
+)
+def test_a_batch_that_cannot_be_computed_together_is_pinned_to_one(
+    prepared: Callable[..., Prepared],
+    save: Callable[..., Path],
+    tmp_path: Path,
+    text: str,
+    arrays: Mapping[str, np.ndarray],
+    note: str,
+) -> None:
+    path = save(tmp_path / "m.onnx", text, {"w": W, **arrays})
+    found = prepared(path)
+    (x,) = tensor_specs(found.fused.graph.inputs)
+    assert x.shape == (1, 16)
+    assert len(found.facts.notes) == 1
+    assert note in found.facts.notes[0]
+    assert_same(found, path, {"x": X[:1]})
+
+
+SCALED = """g (float[n, 16] x, {kind} s) => (float[n, 8] y, {kind} t) {{
+    a = Mul (x, s)
+    y = MatMul (a, w)
+    t = Neg (s)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("float", np.float32(2)), ("float[16]", X[0]), ("float[1, 16]", X[:1])]
+)
+def test_inputs_without_a_batch_do_not_pin_that_of_the_others(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path, kind: str, value: np.ndarray
+) -> None:
+    path = save(tmp_path / "m.onnx", SCALED.format(kind=kind), {"w": W})
+    found = prepared(path)
+    assert found.facts.notes == ()
+    assert tensor_specs(found.fused.graph.inputs)[0].shape[0] == "n"
+    assert_same(found, path, {"x": X, "s": np.asarray(value)})
+
+
+def test_a_folded_normalisation_takes_raw_data(
+    prepared: Callable[..., Prepared], network: Path, images: dict[str, np.ndarray]
+) -> None:
+    normalisation = Normalisation(scale=0.5, mean=(1.0, 0.0, -1.0), std=(2.0, 1.0, 0.5), folded=True)
+    found = prepared(network, normalisation={"x": normalisation})
+    assert found.facts.folded_inputs == ("x",)
+    mean, std = (np.reshape(v, (1, 3, 1, 1)).astype(np.float32) for v in ((1, 0, -1), (2, 1, 0.5)))
+    want = as_given(network, {"x": (images["x"] * np.float32(0.5) - mean) / std})["y"]
+    with open_graph(found.fused) as runner:
+        np.testing.assert_allclose(runner.run(images)["y"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_an_upgrade_that_changes_results_is_an_error(
+    prepared: Callable[..., Prepared], network: Path
+) -> None:
+    source = read(network)
+    next(node for node in source.model.graph if node.op_type == "Relu").op_type = "Neg"
+    with pytest.raises(ModelError, match="operator set 17 brought to 21 computes something else"):
+        prepared(source)
+
+
+def test_a_model_that_runs_with_no_size_is_an_error(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The inner dimension has to be 16, which the input leaves free, and nobody tries 17."""
+    text = "g (float[n, k] x) => (float[n, 8] y) { y = MatMul (x, w) }"
+    path = save(tmp_path / "m.onnx", text, {"w": np.zeros((17, 8), np.float32)})
+    with pytest.raises(DeployError) as caught:
+        prepared(path)
+    assert caught.value.exit_code == 3
+    assert "--shape x=" in caught.value.hint
+    assert prepared(path, shapes={"x": (2, 17)}).facts.source.parameters == 136
+
+
+def test_rolled_back_steps_are_noted(
+    prepared: Callable[..., Prepared], network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(model: ir.Model, prove: Prove) -> Rewritten:
+        return Rewritten(model, (Rewrite("a step", 9, 8, 70, 60, kept=False, why="it is wrong"),))
+
+    monkeypatch.setattr(module, "fuse", refused)
+    notes = prepared(network).facts.notes
+    assert notes == ("step 'a step' was rolled back: it is wrong",)
