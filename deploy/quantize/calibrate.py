@@ -35,6 +35,8 @@ def calibrate(
     depend on how many there are. Raises DataError where a value becomes NaN or infinite.
     """
     histograms = {name: Histogram() for name in values}
+    if not values:
+        return histograms
     total = min(samples, len(dataset))
     with open_graph(model, threads=threads, expose=list(values)) as runner:
         probe = next(dataset.batches(1))
@@ -57,11 +59,11 @@ def _count(histogram: Histogram, name: str, array: np.ndarray, samples: int, fir
     low, high = float(array.min()), float(array.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(
-            f"value '{name}' becomes {'NaN' if math.isnan(low + high) else 'infinite'} "
+            f"value '{name}' becomes {'NaN' if math.isnan(low) else 'infinite'} "
             f"on calibration samples {first} to {first + samples - 1}",
             hint="check the normalisation of the data ([input.<name>] in deploy.toml) and the model",
         )
-    rows = array.reshape(samples, -1) if array.ndim and len(array) == samples else array.reshape(1, -1)
+    rows = array.reshape(samples if array.size % samples == 0 else 1, -1)
     # An odd stride is coprime to the powers of two that channel counts and sizes are made of.
     stride = max(1, -(-rows.shape[1] // _MOST_PER_SAMPLE)) | 1
     histogram.add(np.ascontiguousarray(rows[:, ::stride], np.float32), low, high)

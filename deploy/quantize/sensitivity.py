@@ -61,6 +61,8 @@ def block_sqnr(
 def _decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
+    if not (math.isfinite(signal) and math.isfinite(noise)):
+        return -math.inf  # as where a mask of -3e38 is added: eight bits then tell nothing else apart
     return 10 * math.log10(max(signal, 1e-30) / noise)
 
 
