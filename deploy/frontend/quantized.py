@@ -305,10 +305,11 @@ def _remove_unread(model: ir.Model) -> None:
 
 
 def _give_back_names(model: ir.Model, walk: Walk) -> None:
-    """A float constant is called like the quantized one whose place it took, without ``_quantized``."""
+    """A float constant is called like the quantized one whose place it took, without the suffix that ONNX
+    Runtime's quantizer or our own artifacts add."""
     taken = Edit(model).names
     for (source, _), value in walk.stored.items():
-        name = (source.name or "").removesuffix("_quantized")
+        name = (source.name or "").removesuffix("_quantized").removesuffix("/int")
         if name and name not in taken and value.name in model.graph.initializers:
             value.name = name
             taken.add(name)
