@@ -29,6 +29,9 @@ from deploy.errors import UsageError
 _TRACKED = ("numpy", "onnx", "onnx_ir", "onnxruntime")
 _NEW = ".new-"
 _ABANDONED_S = 24 * 3600
+_IN_USE_S = 24 * 3600
+LIMIT = 10 * 2**30
+"""Bytes that a cache holds before what was not used for longest is dropped."""
 _PREFIX, _KEY = re.compile("[0-9a-f]{2}"), re.compile("[0-9a-f]{64}")
 
 
@@ -114,6 +117,21 @@ class Cache:
             with contextlib.suppress(OSError):  # not empty: a build is writing, or it is not ours
                 folder.rmdir()
         return len(entries)
+
+    def trim(self, limit: int = LIMIT) -> int:
+        """Drop the entries unused for longest until the rest fit ``limit`` bytes; returns how many went.
+
+        What was used within the last day stays, whatever it weighs: a build may be reading it.
+        """
+        used = sorted((e.stat().st_mtime, e) for e in self._entries())
+        sizes = {e: sum(f.stat().st_size for f in e.rglob("*") if f.is_file()) for _, e in used}
+        total, dropped = sum(sizes.values()), 0
+        for when, entry in used:
+            if total <= limit or time.time() - when < _IN_USE_S:
+                break
+            shutil.rmtree(entry, ignore_errors=True)  # another build may trim too
+            total, dropped = total - sizes[entry], dropped + 1
+        return dropped
 
     def _entries(self) -> list[Path]:
         return [p for p in self.root.glob("??/*") if _KEY.fullmatch(p.name) and p.name[:2] == p.parent.name]

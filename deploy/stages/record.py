@@ -53,7 +53,10 @@ class Record:
 
 @contextmanager
 def open_cache(root: Path | None, progress: Progress) -> Iterator[Cache]:
-    """The cache at ``root`` or in the user's cache folder; one for this build alone where that fails."""
+    """The cache at ``root`` or in the user's cache folder; one for this build alone where that fails.
+
+    It is trimmed when the build is over.
+    """
     wanted = root or default_root()
     try:
         wanted.mkdir(parents=True, exist_ok=True)
@@ -64,4 +67,6 @@ def open_cache(root: Path | None, progress: Progress) -> Iterator[Cache]:
         with tempfile.TemporaryDirectory(prefix="deploy-cache-") as folder:
             yield Cache(Path(folder))
     else:
-        yield Cache(wanted)
+        cache = Cache(wanted)
+        yield cache
+        cache.trim()

@@ -207,3 +207,16 @@ def test_the_default_folder_is_the_users_cache_folder(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_root() == tmp_path / "deploy-compiler"
+
+
+def test_trim_drops_what_was_unused_for_longest_and_spares_what_is_in_use(cache: Cache) -> None:
+    ages = {"old": 90, "older": 120, "new": 0}
+    for name, days in ages.items():
+        folder, _ = cache.fetch(cache.key(name), writes(name * 1000))
+        then = time.time() - days * 24 * 3600
+        os.utime(folder, (then, then))
+    assert cache.trim(limit=10**9) == 0
+    assert cache.trim(limit=7000) == 1
+    assert not cache.folder(cache.key("older")).exists()
+    assert cache.trim(limit=0) == 1, "what was used today stays, whatever the limit"
+    assert cache.folder(cache.key("new")).is_dir()
