@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -12,13 +13,16 @@ from deploy.errors import BackendError, UnsupportedError
 from deploy.execute.reference import Session, open_graph
 from deploy.frontend.onnx_file import write
 from deploy.frontend.opset import retarget
-from deploy.graph.edit import weight_bytes
+from deploy.graph.blocks import reads
+from deploy.graph.edit import is_constant, weight_bytes
 from deploy.graph.qdq import read_tensors
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Verdict
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
+
+Support = Literal["supported", "unsupported", "unknown"]
 
 _FILE = "model.onnx"
 
@@ -42,9 +46,9 @@ class OnnxRuntime:
         del runtime
         try:
             with open_graph(graph, optimised=False):
-                return [_verdict(node, "") for node in graph.graph]
+                return [_verdict(node, "supported") for node in graph.graph]
         except BackendError:
-            return [_verdict(node, _refusal(graph, node)) for node in graph.graph]
+            return [_alone(graph, node) for node in graph.graph]
 
     def lower(
         self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
@@ -78,48 +82,21 @@ class OnnxRuntime:
         return Session(artifact.main, threads=int(options.get("threads", 1)), settings=settings)
 
 
-def _verdict(node: ir.Node, reason: str) -> Verdict:
-    return Verdict(
-        node=node.name or "",
-        op=node.op_type,
-        support="unsupported" if reason else "supported",
-        reason=reason,
-    )
+def _verdict(node: ir.Node, support: Support, reason: str = "") -> Verdict:
+    return Verdict(node=node.name or "", op=node.op_type, support=support, reason=reason)
 
 
-def _refusal(graph: ir.Model, node: ir.Node) -> str:
-    """Why ONNX Runtime refuses this node alone; empty where it takes it."""
-    inputs: list[ir.Value] = []
-    initializers: list[ir.Value] = []
-    for value in node.inputs:
-        if value is None:
-            continue
-        copy = ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=value.const_value)
-        (inputs if value.const_value is None else initializers).append(copy)
-    known = {v.name: v for v in (*inputs, *initializers)}
-    twin = ir.Node(
-        node.domain,
-        node.op_type,
-        [None if v is None else known[v.name] for v in node.inputs],
-        list(node.attributes.values()),
-        num_outputs=len(node.outputs),
-        name=node.name,
-    )
-    for new, old in zip(twin.outputs, node.outputs, strict=True):
-        new.name, new.type, new.shape = old.name, old.type, old.shape
+def _alone(model: ir.Model, node: ir.Node) -> Verdict:
+    """Whether ONNX Runtime takes this node by itself, fed with all that it reads, in bodies too."""
+    inputs = [value for value in reads(node) if not is_constant(value)]
+    if any(value.type is None for value in inputs):
+        return _verdict(node, "unknown", "the type of its input is unknown")
+    outputs = [value for value in node.outputs if value.name]
     alone = ir.Model(
-        ir.Graph(
-            list(dict.fromkeys(inputs)),
-            list(twin.outputs),
-            nodes=[twin],
-            initializers=list({v.name: v for v in initializers}.values()),
-            opset_imports=dict(graph.opset_imports),
-            name="one_node",
-        ),
-        ir_version=graph.ir_version,
+        ir.convenience.extract(model.graph, inputs, outputs or node.outputs), ir_version=model.ir_version
     )
     try:
         with open_graph(alone, optimised=False):
-            return ""
+            return _verdict(node, "supported")
     except BackendError as e:
-        return e.message.partition(": ")[2]
+        return _verdict(node, "unsupported", e.message.partition(": ")[2])

@@ -31,6 +31,10 @@ _BROKEN = ("QDQPropagationTransformer",)
 """ONNX Runtime 1.31 (its pull request 28144) makes an invalid graph of int8 pairs at operator set 21 where it
 moves them past a Slice or Reshape. Artifacts with int8 activations are written at operator set 20 instead."""
 
+_ALWAYS = {"optimization.disable_specified_optimizers": "WeightBiasQuantization"}
+"""ONNX Runtime would turn float weights and biases between quantized values into integers of its own choice:
+the blocks that the plan leaves float would not be."""
+
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -62,7 +66,7 @@ class Session:
         options.log_severity_level = 4
         if not optimised:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        for key, value in (settings or {}).items():
+        for key, value in {**_ALWAYS, **(settings or {})}.items():
             options.add_session_config_entry(key, value)
         given = model if isinstance(model, bytes) else str(model)
         try:
