@@ -47,12 +47,17 @@ def largest_error(reference: Arrays, other: Arrays) -> float:
 def random_feeds(
     inputs: Sequence[TensorSpec], seed: int, *, batch: int = 2, free: int = 32
 ) -> dict[str, np.ndarray]:
-    """Standard normal floats, small integers and booleans; free dimensions take ``batch`` or ``free``."""
+    """Standard normal floats, small integers and booleans.
+
+    Free dimensions take ``batch`` where they come first, else ``free``; those of one name are one size.
+    """
     generator = np.random.default_rng(seed)
+    sizes: dict[str, int] = {}
     feeds = {}
     for spec in inputs:
         shape = [
-            d if isinstance(d, int) else batch if axis == 0 else free for axis, d in enumerate(spec.shape)
+            d if isinstance(d, int) else sizes.setdefault(d, batch if axis == 0 else free)
+            for axis, d in enumerate(spec.shape)
         ]
         kind = np.dtype(spec.dtype).kind
         if kind == "f":

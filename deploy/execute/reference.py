@@ -178,15 +178,19 @@ def open_graph(
     scratch = tempfile.TemporaryDirectory(prefix="deploy-graph-")
     path = Path(scratch.name) / "graph.onnx"
     write(graph, path)
-    return Session(
-        path,
-        optimised=optimised,
-        threads=threads,
-        settings=settings,
-        disabled=_BROKEN,
-        exposed=extra,
-        cleanup=scratch,
-    )
+    try:
+        return Session(
+            path,
+            optimised=optimised,
+            threads=threads,
+            settings=settings,
+            disabled=_BROKEN,
+            exposed=extra,
+            cleanup=scratch,
+        )
+    except BackendError:
+        scratch.cleanup()
+        raise
 
 
 def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
