@@ -78,18 +78,19 @@ def _plain_errors(destination: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        named = e.filename2 or e.filename
-        ours = named is None or Path(str(named)).is_relative_to(destination.parent)
-        place = destination if ours else named
+        named = Path(str(e.filename2 or e.filename or destination))
+        inside = named == destination or destination.parent in named.parents
+        ours = inside or named in destination.parents
+        place = destination if inside else named
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UsageError(
                 f"{place}: no space left to write to",
                 hint="free some space (`deploy cache clear` helps), or choose --out elsewhere",
             ) from e
         if e.errno in _NOT_WRITABLE:
-            hint = "choose another place with --out" if ours else "check who may read and write there"
             raise UsageError(
-                f"{place}: cannot be {'written' if ours else 'used'}: {e.strerror}", hint=hint
+                f"{place}: cannot be {'written' if ours else 'used'}: {e.strerror}",
+                hint="choose another place with --out" if ours else "check who may read and write there",
             ) from e
         raise
 

@@ -228,7 +228,7 @@ CASES: Mapping[str, tuple[Spoil, int, str, str]] = {
     "a label below zero": (arrays(x=X, y=LABELS - 1), DATA, "label -1 in sample 0", "from 0"),
     "labels of another length": (arrays(x=X, y=LABELS[:5]), DATA, "5", ""),
     "an unknown target": (wrong_target, USAGE, "unknown target 'jetsen'", "did you mean jetson"),
-    "an out folder that is a file": (out_is_a_file, USAGE, "dist", "--out"),
+    "an out folder that is a file": (out_is_a_file, USAGE, "dist: cannot be written: File exists", "--out"),
     "a bundle that is a file": (bundle_is_a_file, USAGE, "exists and is not a folder", "--out"),
     "somebody else's folder": (somebody_elses_folder, USAGE, "no build of ours made", "--out"),
 }  # fmt: skip
