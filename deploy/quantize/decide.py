@@ -99,7 +99,7 @@ def decide(
         if accept is not None:
             final = accept(chosen)
         count = len(decision.float_blocks)
-        refused = accept is not None and final is not None and final.drop > allowed
+        refused = guarded and accept is not None and final is not None and not final.drop <= max_drop
         if not refused or count == len(worst_first):
             break
         assert final is not None

@@ -211,16 +211,16 @@ def quantize():
     return _quantize
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def unsigned() -> Runtime:
     return UNSIGNED
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def symmetric() -> Runtime:
     return SYMMETRIC
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def affine() -> Runtime:
     return AFFINE
