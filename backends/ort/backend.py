@@ -11,10 +11,10 @@ import onnx_ir as ir
 from deploy.adapter.protocol import Availability, Options, Runner
 from deploy.errors import BackendError, UnsupportedError
 from deploy.execute.reference import Session, open_graph
+from deploy.execute.refusals import refusal
 from deploy.frontend.onnx_file import write
 from deploy.frontend.opset import retarget
-from deploy.graph.blocks import reads
-from deploy.graph.edit import is_constant, weight_bytes
+from deploy.graph.edit import weight_bytes
 from deploy.graph.qdq import read_tensors
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
@@ -87,16 +87,7 @@ def _verdict(node: ir.Node, support: Support, reason: str = "") -> Verdict:
 
 
 def _alone(model: ir.Model, node: ir.Node) -> Verdict:
-    """Whether ONNX Runtime takes this node by itself, fed with all that it reads, in bodies too."""
-    inputs = [value for value in reads(node) if not is_constant(value)]
-    if any(value.type is None for value in inputs):
+    reason = refusal(model, node)
+    if reason is None:
         return _verdict(node, "unknown", "the type of its input is unknown")
-    outputs = [value for value in node.outputs if value.name]
-    alone = ir.Model(
-        ir.convenience.extract(model.graph, inputs, outputs or node.outputs), ir_version=model.ir_version
-    )
-    try:
-        with open_graph(alone, optimised=False):
-            return _verdict(node, "supported")
-    except BackendError as e:
-        return _verdict(node, "unsupported", e.message.partition(": ")[2])
+    return _verdict(node, "unsupported" if reason else "supported", reason)

@@ -17,16 +17,24 @@ def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
     return fixed[0] if fixed else None
 
 
+def sample_count(feeds: Arrays) -> int:
+    """How many samples there are; 1 where the arrays have no axis of samples in common: one inference."""
+    counts = {len(array) if array.ndim else None for array in feeds.values()}
+    count = counts.pop()
+    return 1 if counts or count is None else count
+
+
 def run_samples(runner: Runner, feeds: Arrays, size: int, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Run any number of samples in batches of ``size``; a fixed last batch is filled up and cut again.
 
     Arrays go in and out with samples along the first axis, maybe several rows of it to each. A result that
-    has no such axis is taken from the last batch.
+    has no such axis is taken from the last batch. Feeds without samples in common (a state of its own size, a
+    scalar) are one inference, and run as they are.
     """
-    count = len(next(iter(feeds.values())))
+    count = sample_count(feeds)
     fixed = fixed_batch(runner.inputs)
     step = fixed or size
-    if count == step:
+    if count == step or any(array.ndim == 0 or len(array) != count for array in feeds.values()):
         return runner.run(feeds, want)
     parts: list[dict[str, np.ndarray]] = []
     for start in range(0, count, step):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from deploy.adapter.batching import run_samples
+from deploy.adapter.batching import run_samples, sample_count
 from deploy.adapter.protocol import Arrays, Options, Runner
 from deploy.bundle.read import (
     ARTIFACT,
@@ -39,6 +39,11 @@ from deploy.spec.manifest import Verification
 _FLOOR_FACTOR = 4.0
 _EXACT = 1e-5
 """Relative error that float32 sums in another order may always have."""
+_HALF = 2.0**-11
+"""Relative error of any value rounded to float16, and so of an output."""
+_DIRECTIONS = (0.0, np.inf, -np.inf)
+"""Where float16 constants and inputs are rounded to: the nearest, and the next one up and down. Whether a
+code flips is chance, and one rounding alone may flip none."""
 
 
 def verify(
@@ -48,13 +53,14 @@ def verify(
 
     A failed verification is returned, not raised, with the first diverging operation named.
     """
-    count = len(next(iter(samples.values())))
+    count = sample_count(samples)
     with open_graph(candidate.qdq, optimised=False) as literal, open_graph(candidate.qdq) as optimised:
         want = run_samples(literal, samples, count)
         floor = largest_error(want, run_samples(optimised, samples, count))
     if subject.runtime.around == "float16":
-        with open_graph(_rounded(candidate.qdq), optimised=False) as half:
-            floor += largest_error(want, run_samples(half, _rounded_feeds(samples), count))
+        floor += _HALF + max(
+            _half_error(candidate.qdq, samples, want, direction) for direction in _DIRECTIONS
+        )
     with subject.backend.open(candidate.artifact, options) as runner:
         got = run_samples(runner, samples, count)
         error = largest_error(want, got)
@@ -75,23 +81,27 @@ def verify(
     )
 
 
-def _rounded(model: ir.Model) -> ir.Model:
-    """The float32 graph with every float constant rounded to what float16 can hold."""
+def _half_error(model: ir.Model, samples: Arrays, want: Arrays, direction: float) -> float:
+    """How far the results move when constants and inputs are rounded to float16 values."""
     copy = model.clone()
     for name, value in copy.graph.initializers.items():
         array = constant(value)
         if array is not None and array.dtype == np.float32:
-            value.const_value = ir.tensor(_half(array), name=name)
-    return copy
+            value.const_value = ir.tensor(_half(array, direction), name=name)
+    feeds = {n: _half(a, direction) if a.dtype == np.float32 else a for n, a in samples.items()}
+    with open_graph(copy, optimised=False) as half:
+        return largest_error(want, run_samples(half, feeds, sample_count(samples)))
 
 
-def _rounded_feeds(samples: Arrays) -> dict[str, np.ndarray]:
-    return {name: _half(a) if a.dtype == np.float32 else a for name, a in samples.items()}
-
-
-def _half(array: np.ndarray) -> np.ndarray:
-    largest = float(np.finfo(np.float16).max)
-    return np.asarray(np.clip(array, -largest, largest), np.float16).astype(np.float32)
+def _half(array: np.ndarray, direction: float) -> np.ndarray:
+    """The float16 numbers nearest to ``array``; with a direction, those not before it on that side."""
+    largest = np.finfo(np.float16).max
+    nearest = np.clip(array, -largest, largest).astype(np.float16)
+    beyond = nearest.astype(np.float32) < array if direction > 0 else nearest.astype(np.float32) > array
+    if direction and beyond.any():
+        moved = np.nextafter(nearest, np.float16(direction))
+        nearest = np.where(beyond & np.isfinite(moved), moved, nearest)
+    return np.asarray(nearest, np.float32)
 
 
 def first_divergence(reference: ir.Model, runner: Runner, samples: Arrays, tolerance: float) -> str | None:
@@ -106,7 +116,7 @@ def first_divergence(reference: ir.Model, runner: Runner, samples: Arrays, toler
         if out.name and out.dtype == ir.DataType.FLOAT and any(v is not None for v in node.inputs)
     ]
     names = [name for _, name in inner]
-    count = len(next(iter(samples.values())))
+    count = sample_count(samples)
     with open_graph(reference, optimised=False, expose=names) as literal:
         want = run_samples(literal, samples, count, names)
     got = run_samples(runner, samples, count, names)
@@ -149,7 +159,7 @@ def verify_bundle(path: Path | str) -> Verification:
                 f"{bundle.folder / SELFTEST}: recorded for other inputs or outputs than the artifact has",
                 hint="build again",
             )
-        got = run_samples(runner, feeds, len(next(iter(feeds.values()))))
+        got = run_samples(runner, feeds, sample_count(feeds))
     errors = {name: relative_error(want[name], got[name]) for name in want}
     worst = max(errors, key=lambda name: errors[name])
     tolerance = manifest.verification.tolerance
@@ -160,9 +170,7 @@ def verify_bundle(path: Path | str) -> Verification:
             hint="this runtime computes something else than the one that the bundle was built with: "
             + json.dumps(dict(manifest.toolchain)),
         )
-    return manifest.verification.model_copy(
-        update={"error": errors[worst], "samples": len(next(iter(feeds.values())))}
-    )
+    return manifest.verification.model_copy(update={"error": errors[worst], "samples": sample_count(feeds)})
 
 
 def write_selftest(path: Path, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:

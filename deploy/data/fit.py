@@ -77,6 +77,11 @@ def check_shapes(origin: str, columns: Mapping[str, Column], inputs: Sequence[Te
     so equal names do not prove equal sizes."""
     for spec in inputs:
         found = columns[spec.name].shape
+        if not spec.shape:
+            raise DataError(
+                f"{origin}: input '{spec.name}' is one number for a whole batch, which samples cannot give",
+                hint="make it a constant of the model, or build without data (--precision float)",
+            )
         expected = ("samples", *spec.shape[1:])
         if len(found) != len(expected) or not _matches(found, expected):
             raise DataError(

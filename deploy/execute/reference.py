@@ -6,6 +6,7 @@ against which artifacts are verified. Optimised it is the float baseline that an
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ moves them past a Slice or Reshape. Artifacts with int8 activations are written 
 _ALWAYS = {"optimization.disable_specified_optimizers": "WeightBiasQuantization"}
 """ONNX Runtime would turn float weights and biases between quantized values into integers of its own choice:
 the blocks that the plan leaves float would not be."""
+
+_PLACE = re.compile(r"/onnxruntime_src/\S+:\d+ \S.*?\)(?: const)?(?: \[with [^\]]*\])? ")
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -214,4 +217,6 @@ def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """What is said, without the place in ONNX Runtime's own source and the function's signature there."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _PLACE.sub("", line)[:300]

@@ -136,9 +136,13 @@ def _shadowed(
 
 def _ends(members: list[ir.Node], readers: Mapping[int, list[ir.Node]]) -> list[ir.Value]:
     """The values that leave a block; its last one where those that leave are not known to be float."""
-    made = [o for node in members for o in node.outputs if o.dtype in _FLOATS]
+    made = [o for node in members for o in node.outputs if _is_float(o)]
     leaving = [v for v in made if v.is_graph_output() or any(n not in members for n in readers[id(v)])]
     return leaving or made[-1:]
+
+
+def _is_float(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.TensorType) and value.dtype in _FLOATS  # a sequence has a dtype too
 
 
 def _pair(model: ir.Model, value: ir.Value, params: QuantParams, taken: set[str]) -> ir.Value:

@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from deploy.errors import ModelError
+from deploy.errors import BackendError, ModelError, UnsupportedError
 from deploy.execute.compare import (
-    TOLERANCE,
     largest_error,
     prover,
     random_feeds,
     relative_error,
+    tolerance,
     workable_feeds,
 )
 from deploy.execute.reference import Session, open_graph
+from deploy.execute.refusals import refusal
 from deploy.frontend.onnx_file import Source, digest, write
 from deploy.frontend.quantized import import_quantized
 from deploy.graph.clean import Rewritten, clean
@@ -32,7 +33,7 @@ from deploy.graph.cost import macs, parameters
 from deploy.graph.edit import weight_bytes
 from deploy.graph.fuse import fuse
 from deploy.graph.normalise import fold_normalisation
-from deploy.graph.shapes import infer, name_dimensions, pin
+from deploy.graph.shapes import infer, model_inputs, name_dimensions, pin
 from deploy.spec.document import Frozen, parse, render
 from deploy.spec.manifest import SourceInfo
 from deploy.spec.plan import TensorPlan
@@ -82,9 +83,10 @@ def prepare(
     """Write both graphs and the facts into ``folder``; :func:`load` reads them back.
 
     Raises ModelError where the model does not run, or where bringing it to the pinned operator set changes
-    what it computes.
+    what it computes, UnsupportedError listing all that cannot be fed or that ONNX Runtime cannot run.
     """
     model = name_dimensions(source.model)
+    _refuse_interface(model, source.name)
     if shapes:
         model = pin(model, shapes)
     model = infer(model)
@@ -96,7 +98,7 @@ def prepare(
         model = infer(fold_normalisation(model, folded))
     taken = import_quantized(model)
     model, imported = taken if taken is not None else (model, {})
-    prove = prover([feeds, random_feeds_like(feeds, seed + 1)], threads)
+    prove = prover([feeds, _other_feeds(model, feeds, seed + 1, threads)], threads)
     cleaned = clean(model, prove)
     # What came quantized is final: folding anything into its weights would move them off their codes.
     fused = Rewritten(cleaned.model, ()) if imported else fuse(cleaned.model, prove)
@@ -130,28 +132,86 @@ def load(folder: Path) -> Prepared:
     return Prepared(folder, facts, infer(ir.load(folder / _CLEAN)), infer(ir.load(folder / _FUSED)))
 
 
-def random_feeds_like(feeds: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """Other random numbers of the same shapes and types."""
+def _refuse_interface(model: ir.Model, name: str) -> None:
+    if not model_inputs(model):
+        raise ModelError(
+            f"{name}: the model has no inputs, all that it computes is a constant",
+            hint="export it with its input as an argument",
+        )
+    ends = [("input", v) for v in model_inputs(model)] + [("output", v) for v in model.graph.outputs]
+    odd = [f"{end} '{v.name}' is {v.type}" for end, v in ends if v.type is not None and not _fed(v.type)]
+    if odd:
+        raise UnsupportedError(
+            f"{name}: only tensors of numbers can be fed and compared, but {', '.join(odd)}",
+            hint="cut the model where numbers begin and end, and do the rest in your program",
+        )
+
+
+def _fed(type_: ir.TypeProtocol) -> bool:
+    """Whether numpy itself has arrays of this type, with numbers in them."""
+    return isinstance(type_, ir.TensorType) and type_.dtype.numpy().kind in "fiub"
+
+
+def _other_feeds(
+    model: ir.Model, feeds: Mapping[str, np.ndarray], seed: int, threads: int
+) -> Mapping[str, np.ndarray]:
+    """Other random numbers of the same shapes and types; the same ones where the model takes no others."""
     specs = [TensorSpec(name=n, dtype=a.dtype.name, shape=a.shape) for n, a in feeds.items()]
-    return random_feeds(specs, seed)
+    other = random_feeds(specs, seed)
+    with open_graph(model, optimised=False, threads=threads) as session:
+        try:
+            session.run(other)
+        except BackendError:
+            return feeds
+    return other
 
 
 def _trial_feeds(model: ir.Model, source: Source, seed: int, threads: int) -> dict[str, np.ndarray]:
     """Random inputs on which the graph at the pinned operator set equals the file as given."""
-    with open_graph(model, optimised=False, threads=threads) as upgraded:
+    try:
+        upgraded = open_graph(model, optimised=False, threads=threads)
+    except BackendError as e:
+        raise _refused(model, source.name) or e from e
+    with upgraded:
         feeds = workable_feeds(upgraded, seed)
         got = upgraded.run(feeds)
     if source.path is not None:
-        with Session(source.path, optimised=False, threads=threads) as given:
+        with _as_given(source.path, threads) as given:
             want = given.run(feeds)
         error = largest_error(want, got)
-        if error > TOLERANCE:
+        if error > tolerance(model):
             raise ModelError(
                 f"{source.name}: operator set {source.opset} brought to 21 computes something else "
                 f"(outputs differ by {error:.2g} of their magnitude)",
                 hint="export the model at operator set 17 or newer, and report this model",
             )
     return feeds
+
+
+def _refused(model: ir.Model, name: str) -> UnsupportedError | None:
+    """The error that lists every node which ONNX Runtime, the reference here, does not take."""
+    reasons = {node: refusal(model, node) for node in model.graph}
+    listed = [f"\n  {node.op_type} '{node.name}': {why}" for node, why in reasons.items() if why]
+    if not listed:
+        return None
+    return UnsupportedError(
+        f"{name}: ONNX Runtime, with which everything is compared, cannot run {len(listed)} of "
+        f"{len(reasons)} nodes:{''.join(listed)}",
+        hint="export the model in float32: model.float()"
+        if any(v.dtype == ir.DataType.DOUBLE for n, why in reasons.items() if why for v in n.outputs)
+        else "replace these operations in the model, or their types",
+    )
+
+
+def _as_given(path: Path, threads: int) -> Session:
+    try:
+        return Session(path, optimised=False, threads=threads)
+    except BackendError as e:
+        raise UnsupportedError(
+            f"{path}: ONNX Runtime, with which everything is compared, cannot open the file as given: "
+            + e.message.partition(": ")[2],
+            hint="export it for an older version: opset_version=21 (and ir_version 10 in the file)",
+        ) from e
 
 
 def _usable_batch(
@@ -168,21 +228,30 @@ def _usable_batch(
     if all(len(feeds[name or ""]) > 1 for name in free):
         with open_graph(model, optimised=False, threads=threads) as session:
             together, first, second = session.run(feeds), session.run(one), session.run(other)
-        if all(_independent(together[n], first[n], second[n]) for n in together):
+        allowed = tolerance(model)
+        if all(_independent(together[n], first[n], second[n], allowed) for n in together):
             return model, feeds
-        notes.append("samples in one batch influence each other: the batch is pinned to 1")
+        notes.append(f"samples in one batch influence each other{_training(model)}: the batch is pinned to 1")
     else:
         notes.append("the model runs one sample at a time, whatever its file says: the batch is pinned to 1")
     shapes = {name or "": (1, *[None] * (rank - 1)) for name, rank in free.items()}
     return infer(pin(model, shapes)), one
 
 
-def _independent(together: np.ndarray, first: np.ndarray, second: np.ndarray) -> bool:
+def _training(model: ir.Model) -> str:
+    """The likeliest reason, if it is the reason."""
+    for node in model.graph:
+        if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0) != 0:
+            return f" ({node.name} is in training mode: call model.eval() before exporting)"
+    return ""
+
+
+def _independent(together: np.ndarray, first: np.ndarray, second: np.ndarray, allowed: float) -> bool:
     """Whether two samples give together what they give apart; an output without a batch does not change."""
     apart = first
     if first.ndim and len(together) == len(first) + len(second):
         apart = np.concatenate([first, second])
-    return relative_error(together, apart) <= TOLERANCE
+    return relative_error(together, apart) <= allowed
 
 
 def _rolled_back(result: Rewritten) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.adapter.batching import fixed_batch, run_samples
+from deploy.adapter.batching import fixed_batch, run_samples, sample_count
 from deploy.spec.tensors import TensorSpec
 
 
@@ -78,3 +78,31 @@ def spec(*shape: int | str) -> TensorSpec:
 )
 def test_the_batch_is_what_the_inputs_prescribe(inputs, batch):
     assert fixed_batch(inputs) == batch
+
+
+class Recurrent(Doubler):
+    """A state and a rate beside the frame: nothing that could be cut into samples."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        shapes = {"frame": (1, 4), "state": (2, 1, 3), "rate": ()}
+        self.inputs = tuple(TensorSpec(name=n, dtype="float32", shape=s) for n, s in shapes.items())
+
+    def run(self, feeds, want=()):
+        assert {n: a.shape for n, a in feeds.items()} == {s.name: s.shape for s in self.inputs}
+        return {"next": feeds["state"] + feeds["rate"]}
+
+
+@pytest.mark.parametrize("first", ["frame", "state", "rate"])
+def test_feeds_without_samples_in_common_are_one_inference(first):
+    runner = Recurrent()
+    feeds = {s.name: np.ones(s.shape, np.float32) for s in runner.inputs}
+    feeds = {first: feeds.pop(first), **feeds}
+    assert sample_count(feeds) == 1
+    for size in (1, 2, 8):
+        np.testing.assert_array_equal(run_samples(runner, feeds, size)["next"], np.full((2, 1, 3), 2))
+
+
+def test_samples_are_counted():
+    assert sample_count(samples(5)) == 5
+    assert sample_count({"rate": np.float32(1)}) == 1

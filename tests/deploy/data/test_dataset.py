@@ -313,3 +313,9 @@ def test_views_without_samples() -> None:
         take(dataset, 10, 12)
     with pytest.raises(DataError, match="cannot be split"):
         split(take(dataset, 0, 1), 0.5, seed=0)
+
+
+def test_a_scalar_input_cannot_be_given_by_sample() -> None:
+    rate = TensorSpec(name="rate", dtype="float32", shape=())
+    said = problem({"x": SAMPLES, "rate": np.ones(10, np.float32)}, [X, rate])
+    assert "'rate' is one number" in said.message

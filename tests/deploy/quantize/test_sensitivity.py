@@ -134,7 +134,7 @@ def test_a_mask_that_overflows_is_the_worst_of_all(graph, quantize):
 
 
 def test_a_sequence_between_blocks_is_no_signal(graph, quantize):
-    text = """g (float[N,4,6,6] x) => (float[N,4,6,6] y) {
+    text = """g (float[N,4,6,6] x) => (float[N,4,6,6] y) <seq(float[N,2,6,6]) s> {
     [c1] a = Conv<pads=[1,1,1,1]>(x, w1)  [split] s = SplitToSequence<axis=1>(a, two)
     [at] b = SequenceAt(s, one)  [c2] y = Conv<pads=[1,1,1,1]>(b, w2) }"""
     arrays = {"w1": W, "w2": (4, 2, 3, 3), "two": np.int64(2), "one": np.int64(1)}

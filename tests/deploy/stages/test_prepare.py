@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from deploy.errors import DeployError, ModelError
+from deploy.errors import DeployError, ModelError, UnsupportedError
 from deploy.execute.reference import open_graph
 from deploy.frontend.onnx_file import Source, digest, read
 from deploy.graph.rewrite import Prove, Rewrite, Rewritten
@@ -195,3 +196,89 @@ def test_rolled_back_steps_are_noted(
     monkeypatch.setattr(module, "fuse", refused)
     notes = prepared(network).facts.notes
     assert notes == ("step 'a step' was rolled back: it is wrong",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("g (string[n] s) => (int64[1] y) { y = Shape (s) }", ["input 's'", "STRING"]),
+        ("g (bfloat16[n] x) => (float[n] y) { y = Cast <to = 1> (x) }", ["input 'x'", "BFLOAT16"]),
+        ("g (float[n, 4] x) => (seq(float[n, 1]) y) { y = SplitToSequence (x) }", ["output 'y'", "Sequence"]),
+    ],
+)
+def test_what_no_array_of_numbers_can_be_is_refused(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path, text: str, said: list[str]
+) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        prepared(save(tmp_path / "m.onnx", text, {}))
+    assert all(word in caught.value.message for word in said)
+
+
+def test_a_model_without_inputs_is_refused(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="has no inputs"):
+        prepared(save(tmp_path / "m.onnx", "g () => (float[2] y) { y = Relu (c) }", {"c": np.ones(2, "f4")}))
+
+
+def test_all_nodes_that_cannot_be_run_are_listed(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = """g (double[n, 3, 8, 8] x) => (double[n, 4, 6, 6] y) {
+        [one] a = Conv (x, v)  [act] b = Relu (a)  [two] c = Conv (b, w)  [pad] y = Pad (c, p)
+    }"""
+    v, w = GENERATOR.standard_normal((4, 3, 3, 3)), GENERATOR.standard_normal((4, 4, 1, 1))
+    path = save(tmp_path / "m.onnx", text, {"v": v, "w": w, "p": np.zeros(8, np.int64)})
+    with pytest.raises(UnsupportedError, match="2 of 4 nodes") as caught:
+        prepared(path)
+    assert "Conv 'one'" in caught.value.message
+    assert "Conv 'two'" in caught.value.message
+    assert "float32" in caught.value.hint
+
+
+def test_a_file_that_is_too_new_to_be_compared_with_is_refused(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = save(tmp_path / "m.onnx", "g (float[n, 4] x) => (float[n, 4] y) { y = Relu (x) }", {})
+    proto = onnx.load(path)
+    proto.ir_version = 99
+    onnx.save(proto, path)
+    with pytest.raises(UnsupportedError, match="IR version: 99"):
+        prepared(path)
+
+
+def test_integers_that_only_work_as_ones_are_proved_with_ones(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = "g (int64[n, 4] x, int64[n, 4] d) => (int64[n, 4] y) { a = Identity (x)  y = Div (a, d) }"
+    path = save(tmp_path / "m.onnx", text, {})
+    found = prepared(path)
+    assert len(found.fused.graph) == 1
+    feeds = {"x": np.arange(8).reshape(2, 4), "d": np.full((2, 4), 3)}
+    assert_same(found, path, feeds)
+
+
+def test_batch_norm_in_training_mode_is_named(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = """g (float[n, 4] x) => (float[n, 4] y) {
+        [norm] y, m, v = BatchNormalization <training_mode = 1> (x, scale, bias, mean, var)
+    }"""
+    arrays = {name: GENERATOR.random(4).astype(np.float32) for name in ("scale", "bias", "mean", "var")}
+    found = prepared(save(tmp_path / "m.onnx", text, arrays))
+    assert "norm" in found.facts.notes[0]
+    assert "model.eval()" in found.facts.notes[0]
+
+
+def test_a_float16_model_of_an_older_operator_set_is_taken(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = """g (float16[n, 16] x) => (float16[n, 8] y) {
+        a = MatMul (x, w)  b = Softmax <axis = 1> (a)  c = Mul (b, b)  y = Sqrt (c)
+    }"""
+    path = save(tmp_path / "m.onnx", text, {"w": W.astype(np.float16)}, opset=9)
+    found = prepared(path)
+    feeds = {"x": X.astype(np.float16)}
+    with open_graph(found.fused) as runner:
+        got = runner.run(feeds)
+    np.testing.assert_allclose(got["y"], as_given(path, feeds)["y"], rtol=5e-3, atol=5e-3)
