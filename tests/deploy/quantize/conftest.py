@@ -139,6 +139,8 @@ def _session(model: ir.Model | bytes, optimised: bool = True) -> ort.InferenceSe
     options.log_severity_level = 4
     # Else ONNX Runtime 1.31 makes an invalid graph of int8 pairs before a Transpose, at operator set 21.
     options.add_session_config_entry("session.qdqisint8allowed", "1")
+    # Else it makes integers of float weights and biases, and saturates them.
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "WeightBiasQuantization")
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     data = model if isinstance(model, bytes) else to_bytes(model)
