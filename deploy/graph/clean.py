@@ -16,6 +16,7 @@ import onnx_ir.passes.common as passes
 from deploy.graph.fold import fold_constants, fold_shapes
 from deploy.graph.noop import drop_noops, merge_reshapes, merge_slices, merge_transposes
 from deploy.graph.rewrite import Prove, Rewrite, Rewritten, Steps, rewrite
+from deploy.graph.sequences import split_sequences
 
 __all__ = ["STEPS", "Prove", "Rewrite", "Rewritten", "clean"]
 
@@ -76,6 +77,8 @@ STEPS: Steps = {
     # Sizes before constants: a computed Reshape target becomes a number, what led to it goes unevaluated.
     "fold shapes": fold_shapes,
     "fold constants": fold_constants,
+    # Sizes and positions are constants by now.
+    "split sequences": split_sequences,
     # Pairs are only seen side by side once what stood between them is gone.
     "merge transposes": merge_transposes,
     "merge reshapes": merge_reshapes,

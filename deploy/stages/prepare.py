@@ -222,7 +222,7 @@ def _usable_batch(
     Also the feeds that fit. An input whose first dimension is a number is taken to have no batch.
     """
     free = {v.name: len(v.shape) for v in model.graph.inputs if v.shape and not isinstance(v.shape[0], int)}
-    if not free:
+    if not free or _batch_elsewhere(model):
         return model, feeds
     one, other = ({n: a[i : i + 1] if n in free else a for n, a in feeds.items()} for i in range(2))
     if all(len(feeds[name or ""]) > 1 for name in free):
@@ -236,6 +236,14 @@ def _usable_batch(
         notes.append("the model runs one sample at a time, whatever its file says: the batch is pinned to 1")
     shapes = {name or "": (1, *[None] * (rank - 1)) for name, rank in free.items()}
     return infer(pin(model, shapes)), one
+
+
+def _batch_elsewhere(model: ir.Model) -> bool:
+    """Whether a first dimension stands further behind in another input, as in time-major sequences and their
+    lengths: then samples do not lie along the first axis."""
+    shapes = [v.shape for v in model_inputs(model) if v.shape]
+    first = {shape[0] for shape in shapes if not isinstance(shape[0], int)}
+    return any(dim in first for shape in shapes for dim in shape[1:])
 
 
 def _training(model: ir.Model) -> str:

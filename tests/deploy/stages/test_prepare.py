@@ -282,3 +282,20 @@ def test_a_float16_model_of_an_older_operator_set_is_taken(
     with open_graph(found.fused) as runner:
         got = runner.run(feeds)
     np.testing.assert_allclose(got["y"], as_given(path, feeds)["y"], rtol=5e-3, atol=5e-3)
+
+
+def test_time_major_sequences_with_their_lengths_are_left_as_they_are(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = """g (float[5, n, 4] x, int32[n] lengths) => (float[5, 1, n, 3] y) {
+        y = GRU <hidden_size = 3> (x, w, r, , lengths)
+    }"""
+    arrays = {
+        "w": GENERATOR.standard_normal((1, 9, 4)).astype(np.float32),
+        "r": GENERATOR.standard_normal((1, 9, 3)).astype(np.float32),
+    }
+    path = save(tmp_path / "m.onnx", text, arrays)
+    found = prepared(path)
+    assert found.facts.notes == ()
+    x = GENERATOR.standard_normal((5, 3, 4)).astype(np.float32)
+    assert_same(found, path, {"x": x, "lengths": np.int32([1, 5, 3])})
