@@ -32,7 +32,8 @@ def calibrate(
     """Histograms of ``values`` over the first ``samples`` samples of ``dataset``.
 
     Samples stream through in batches that keep the observed arrays under 16 MB, so peak memory does not
-    depend on how many there are. Raises DataError where a value becomes NaN or infinite.
+    depend on how many there are. A value that becomes infinite has an unbounded histogram. Raises DataError
+    where one becomes NaN.
     """
     histograms = {name: Histogram() for name in values}
     if not values:
@@ -57,12 +58,14 @@ def _count(histogram: Histogram, name: str, array: np.ndarray, samples: int, fir
     if array.size == 0:
         return
     low, high = float(array.min()), float(array.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if math.isnan(low):
         raise DataError(
-            f"value '{name}' becomes {'NaN' if math.isnan(low) else 'infinite'} "
-            f"on calibration samples {first} to {first + samples - 1}",
+            f"value '{name}' becomes NaN on calibration samples {first} to {first + samples - 1}",
             hint="check the normalisation of the data ([input.<name>] in deploy.toml) and the model",
         )
+    if math.isinf(low) or math.isinf(high):
+        histogram.low, histogram.high = min(histogram.low, low), max(histogram.high, high)
+        return
     rows = array.reshape(samples if array.size % samples == 0 else 1, -1)
     # An odd stride is coprime to the powers of two that channel counts and sizes are made of.
     stride = max(1, -(-rows.shape[1] // _MOST_PER_SAMPLE)) | 1

@@ -43,6 +43,21 @@ class Subject:
     excluded: frozenset[str]
     imported: Mapping[str, TensorPlan] = field(default_factory=dict)
 
+    @cached_property
+    def unbounded(self) -> frozenset[str]:
+        """Nodes that read or make a value which becomes infinite: no integer can stand for it."""
+        values = {name for name, histogram in self.histograms.items() if not histogram.bounded}
+        return frozenset(
+            node.name or ""
+            for node in self.graph.graph
+            if any(v is not None and v.name in values for v in (*node.inputs, *node.outputs))
+        )
+
+    @property
+    def kept_float(self) -> frozenset[str]:
+        """Nodes that stay float whatever is chosen."""
+        return self.excluded | self.unbounded
+
     @property
     def float_precision(self) -> Precision:
         return "fp16" if self.runtime.around == "float16" else "float"
@@ -54,7 +69,7 @@ class Subject:
         heads = {
             chain.nodes[0].name
             for chain in self.chains
-            if not self.excluded.intersection(node.name or "" for node in chain.nodes)
+            if not self.kept_float.intersection(node.name or "" for node in chain.nodes)
         }
         return [block.id for block in self.blocks if heads & set(block.nodes)]
 
@@ -68,7 +83,7 @@ class Subject:
         precision: dict[str, Precision] = {
             b.id: self.float_precision if b.id in float_blocks else "int8" for b in self.blocks
         }
-        placement = place(self.graph, self.blocks, precision, self.chains, self.runtime, self.excluded)
+        placement = place(self.graph, self.blocks, precision, self.chains, self.runtime, self.kept_float)
         return assign(self.graph, placement, self.histograms, self.runtime.quant, self.observer)
 
     def _computes_integers(self, name: str) -> bool:
@@ -153,6 +168,8 @@ def _reason(subject: Subject, block: Block, able: Collection[str], integer: bool
         return "as the source was quantized" if subject.imported else ""
     if subject.excluded & set(block.nodes):
         return "excluded by the user"
+    if subject.unbounded & set(block.nodes):
+        return "one of its values becomes infinite"
     if block.id not in able:
         return f"{subject.runtime.name} has no integer kernel for {block.kind} here"
     quantizes = bool(subject.histograms or subject.imported)

@@ -46,7 +46,11 @@ def hold_budget(
     def holds(count: int) -> bool:
         if count not in tried:
             tried[count] = score(frozenset(worst_first[:count]))
-            progress.note(f"{count} of {len(worst_first)} blocks float: drop {tried[count].drop:+.4f}")
+            if not tried[count].drop <= max_drop:
+                float_blocks = f"{count} of {len(worst_first)} blocks float" if count else "all blocks INT8"
+                progress.note(
+                    f"{float_blocks}: drop {tried[count].drop:+.4f}, over the budget of {max_drop:.4f}"
+                )
         return tried[count].drop <= max_drop
 
     total = len(worst_first)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop
+from deploy.errors import UsageError
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject, build_candidate
 from deploy.quantize.choose import Decision, hold_budget
@@ -69,16 +72,16 @@ def decide(
         threads=threads,
     )
     if locked is not None:
+        _require_known(locked, subject)
         return _decide_fixed(subject, locked, judge, accept, max_drop, workdir, sqnr)
     worst_first = sorted(able, key=lambda block: sqnr.get(block, float("inf")))
-    built: dict[frozenset[str], Candidate] = {}
 
+    # The last candidate only: each holds its own copy of the weights. The search asks for one again at most.
+    @lru_cache(maxsize=1)
     def candidate(float_blocks: frozenset[str]) -> Candidate:
-        if float_blocks not in built:
-            built[float_blocks] = build_candidate(
-                subject, float_blocks, workdir / f"candidate-{len(built)}", sqnr=sqnr
-            )
-        return built[float_blocks]
+        folder = workdir / "candidate"
+        shutil.rmtree(folder, ignore_errors=True)
+        return build_candidate(subject, float_blocks, folder, sqnr=sqnr)
 
     def scored(float_blocks: frozenset[str]) -> Drop:
         assert judge is not None
@@ -114,6 +117,15 @@ def decide(
         progress.note(f"eval data: drop {final.drop:+.4f}, over budget; trying {start} float blocks")
     within = final is None or final.drop <= max_drop
     return Decided(chosen, decision.float_blocks, final, within, tuple(choices), sqnr)
+
+
+def _require_known(locked: frozenset[str], subject: Subject) -> None:
+    unknown = sorted(locked - {block.id for block in subject.blocks})
+    if unknown:
+        raise UsageError(
+            f"the lock keeps block '{unknown[0]}' float, which this model does not have",
+            hint="build without --lock and keep the new deploy.lock",
+        )
 
 
 def _decide_fixed(

@@ -69,6 +69,11 @@ class Histogram:
         self.exponent = max(self.exponent, exponent)
 
     @property
+    def bounded(self) -> bool:
+        """False once an infinite value was seen (an attention mask, say): no scale can cover it."""
+        return self.low != -math.inf and self.high != math.inf
+
+    @property
     def total(self) -> int:
         return self.zeros + (0 if self.counts is None else int(self.counts.sum()))
 

@@ -160,3 +160,27 @@ def test_a_long_list_of_differences_is_cut(subject, tmp_path):
 def test_the_graph_returned_is_the_one_written(subject, tmp_path):
     candidate = build_candidate(subject, (), tmp_path)
     assert read_tensors(candidate.qdq) == read_tensors(ir.load(candidate.artifact.main))
+
+
+def test_what_touches_an_infinite_value_stays_float(graph, quantize, unsigned):
+    """An attention mask of minus infinity: the product before it and the one behind stay what they may be."""
+    model = graph(
+        """g (float[N,5,8] x, float[N,5,5] mask) => (float[N,5,8] y) {
+        [q] q = MatMul(x, w)  [t] t = Transpose<perm=[0,2,1]>(q)  [s] s = MatMul(q, t)  [m] m = Add(s, mask)
+        [p] p = Softmax(m)  [o] y = MatMul(p, q) }""",
+        {"w": (8, 8)},
+    )
+    result = quantize(model)
+    histograms = dict(result.histograms)
+    endless = type(histograms["m"])(low=-np.inf, high=1.0) if "m" in histograms else None
+    subject = Subject(
+        graph=model, graph_sha256="0" * 64, target="here", runtime=unsigned, backend=OnnxRuntime(),
+        options={"threads": 1}, blocks=result.blocks, chains=result.chains,
+        histograms=histograms | {"m": endless, "mask": endless} if endless else histograms,
+        observer="minmax", excluded=frozenset(),
+    )  # fmt: skip
+    assert endless is not None
+    assert subject.unbounded == {"m", "p"}
+    tensors = subject.assignment(()).tensors
+    assert not {"m", "mask"} & tensors.keys()
+    assert {"q", "w"} <= tensors.keys()
