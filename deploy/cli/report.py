@@ -43,6 +43,7 @@ def as_json(bundle: Bundle) -> dict[str, object]:
             "baseline": sizes.baseline,
             "artifact": sizes.artifact,
             "weights": sizes.weights,
+            "baseline_weights": sizes.baseline_weights,
             "ratio": sizes.baseline / sizes.artifact,
         },
         "latency_ms": None,
