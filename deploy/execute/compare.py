@@ -70,11 +70,11 @@ def random_feeds(
         ]
         kind = np.dtype(spec.dtype).kind
         if kind == "f":
-            feeds[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+            feeds[spec.name] = np.asarray(generator.standard_normal(shape), spec.dtype)
         elif kind == "b":
-            feeds[spec.name] = generator.random(shape) < 0.5
+            feeds[spec.name] = np.asarray(generator.random(shape) < 0.5)
         else:
-            feeds[spec.name] = generator.integers(0, 2, shape).astype(spec.dtype)
+            feeds[spec.name] = np.asarray(generator.integers(0, 2, shape), spec.dtype)
     return feeds
 
 

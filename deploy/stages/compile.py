@@ -20,7 +20,6 @@ from deploy.bundle.verify import verify, write_selftest
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop
 from deploy.errors import UsageError, VerificationError
-from deploy.execute.compare import random_feeds
 from deploy.execute.reference import Session
 from deploy.graph.blocks import partition
 from deploy.measure.host import host
@@ -112,7 +111,7 @@ def compile_for(
                 )
                 stage.outcome = f"{comparison.speedup:.2f} times the float speed"
         with record.stage("verify") as stage:
-            feeds = _selftest_feeds(decided.candidate.artifact.inputs, roles, request)
+            feeds = _selftest_feeds(roles)
             verification, outputs = verify(decided.candidate, subject, feeds, subject.options)
             if not verification.passed:
                 raise _mismatch(target, verification)
@@ -243,7 +242,7 @@ def _measured(
     def contender(artifact: Artifact) -> Contender:
         return Contender(subject.backend, artifact, subject.options)
 
-    feeds = _one_inference(decided.candidate.artifact.inputs, roles, request)
+    feeds = _one_inference(decided.candidate.artifact.inputs, roles)
     contenders = {"baseline": against, "artifact": contender(decided.candidate.artifact)}
     free = request.precision == "auto" and lock is None and not subject.imported
     must_pay = free and decided.candidate.plan.quantized
@@ -300,20 +299,21 @@ def _float_instead(
     return replace(plain, choices=(*decided.choices, slower))
 
 
-def _one_inference(inputs: Sequence[TensorSpec], roles: Roles, request: Request) -> dict[str, np.ndarray]:
+def _one_inference(inputs: Sequence[TensorSpec], roles: Roles) -> dict[str, np.ndarray]:
     """Feeds for one run, batch 1 or what the artifact prescribes: a real sample where there is one."""
     batch = fixed_batch(inputs) or 1
     dataset = roles.calibration or roles.eval
-    if dataset is None or len(dataset) < batch:
-        return random_feeds(inputs, request.seed, batch=batch)
-    return next(dataset.batches(batch)).feeds
+    if dataset is not None and len(dataset) >= batch:
+        return next(dataset.batches(batch)).feeds
+    if fixed_batch(inputs) is not None:
+        return dict(roles.trial)
+    return {name: array[:1] if array.ndim else array for name, array in roles.trial.items()}
 
 
-def _selftest_feeds(inputs: Sequence[TensorSpec], roles: Roles, request: Request) -> dict[str, np.ndarray]:
+def _selftest_feeds(roles: Roles) -> dict[str, np.ndarray]:
     dataset = roles.calibration or roles.eval
     if dataset is None:
-        batch = fixed_batch(inputs) or 2
-        return random_feeds(inputs, request.seed, batch=batch)
+        return dict(roles.trial)
     return next(dataset.batches(min(_SELFTEST_SAMPLES, len(dataset)))).feeds
 
 

@@ -39,7 +39,7 @@ from deploy.spec.manifest import SourceInfo
 from deploy.spec.plan import TensorPlan
 from deploy.spec.tensors import Normalisation, TensorSpec
 
-_CLEAN, _FUSED, _FACTS = "clean.onnx", "fused.onnx", "prepared.json"
+_CLEAN, _FUSED, _FACTS, _TRIAL = "clean.onnx", "fused.onnx", "prepared.json", "trial.npz"
 
 
 class Facts(Frozen):
@@ -61,6 +61,12 @@ class Prepared:
     facts: Facts
     clean: ir.Model
     fused: ir.Model
+
+    @property
+    def trial(self) -> dict[str, np.ndarray]:
+        """Random inputs that the graphs take: for want of data they say what sizes work."""
+        with np.load(self.folder / _TRIAL, allow_pickle=False) as stored:
+            return {key.removeprefix("input/"): stored[key] for key in stored.files}
 
     @property
     def clean_path(self) -> Path:
@@ -107,6 +113,7 @@ def prepare(
     clean_model, fused_model = infer(cleaned.model), infer(fused.model)
     write(clean_model, folder / _CLEAN)
     write(fused_model, folder / _FUSED)
+    np.savez(folder / _TRIAL, allow_pickle=False, **{f"input/{name}": a for name, a in feeds.items()})
     facts = Facts(
         source=SourceInfo(
             name=source.name,
@@ -149,7 +156,10 @@ def _refuse_interface(model: ir.Model, name: str) -> None:
 
 def _fed(type_: ir.TypeProtocol) -> bool:
     """Whether numpy itself has arrays of this type, with numbers in them."""
-    return isinstance(type_, ir.TensorType) and type_.dtype.numpy().kind in "fiub"
+    if not isinstance(type_, ir.TensorType):
+        return False
+    dtype = type_.dtype.numpy()
+    return dtype.isbuiltin == 1 and dtype.kind in "fiub"
 
 
 def _other_feeds(

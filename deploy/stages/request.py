@@ -83,12 +83,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Roles:
-    """Calibration finds ranges, validation chooses, eval accepts. ``random``: calibration is noise."""
+    """Calibration finds ranges, validation chooses, eval accepts. ``random``: calibration is noise.
+
+    ``trial`` is one batch of random inputs that the model takes, for where there are no data.
+    """
 
     calibration: Dataset | None
     validation: Dataset | None
     eval: Dataset | None
     random: bool = False
+    trial: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def judged_on(self) -> Role:
@@ -100,8 +104,20 @@ class Roles:
         return "random" if self.random else "calibration"
 
 
+def _sized(spec: TensorSpec, trial: np.ndarray | None) -> TensorSpec:
+    """Free dimensions behind the first take the sizes that the model was tried with."""
+    if trial is None:
+        return spec
+    return spec.model_copy(update={"shape": (*spec.shape[:1], *trial.shape[1:])})
+
+
 def open_roles(
-    request: Request, inputs: Sequence[TensorSpec], progress: Progress, *, quantized: bool = False
+    request: Request,
+    inputs: Sequence[TensorSpec],
+    progress: Progress,
+    *,
+    quantized: bool = False,
+    trial: Mapping[str, np.ndarray] | None = None,
 ) -> Roles:
     """Open the data that were given; a model that came ``quantized`` needs none for its ranges.
 
@@ -125,7 +141,8 @@ def open_roles(
     calibration, random = opened(request.data), False
     if calibration is None and request.random_calibration:
         progress.warn("calibrating on random noise: ranges will not fit real data")
-        parts = [random_feeds(inputs, request.seed + i, batch=1) for i in range(_RANDOM_SAMPLES)]
+        sized = [_sized(spec, (trial or {}).get(spec.name)) for spec in inputs]
+        parts = [random_feeds(sized, request.seed + i, batch=1) for i in range(_RANDOM_SAMPLES)]
         noise = {spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in inputs}
         calibration, random = open_dataset(noise, inputs), True
     elif calibration is None and not quantized and request.precision not in ("float", "fp16"):
@@ -137,4 +154,4 @@ def open_roles(
     validation = opened(request.validation)
     if validation is None:
         validation = calibration
-    return Roles(calibration, validation, opened(request.eval), random)
+    return Roles(calibration, validation, opened(request.eval), random, trial or {})

@@ -106,6 +106,7 @@ def open_data(prepared: Prepared, request: Request, record: Record) -> Roles:
             tensor_specs(prepared.fused.graph.inputs),
             record.progress,
             quantized=bool(prepared.facts.imported),
+            trial=prepared.trial,
         )
         counts = [
             f"{len(dataset)} {name}"

@@ -11,11 +11,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from deploy.bundle.verify import verify_bundle
 from deploy.errors import DeployError, ModelError, UnsupportedError
 from deploy.execute.reference import open_graph
 from deploy.frontend.onnx_file import Source, digest, read
 from deploy.graph.rewrite import Prove, Rewrite, Rewritten
 from deploy.graph.summary import tensor_specs
+from deploy.pipeline import build
 from deploy.spec.tensors import Normalisation
 from deploy.stages import prepare as module
 from deploy.stages.prepare import Prepared, load, prepare
@@ -203,6 +205,7 @@ def test_rolled_back_steps_are_noted(
     [
         ("g (string[n] s) => (int64[1] y) { y = Shape (s) }", ["input 's'", "STRING"]),
         ("g (bfloat16[n] x) => (float[n] y) { y = Cast <to = 1> (x) }", ["input 'x'", "BFLOAT16"]),
+        ("g (float8e5m2[n] x) => (float[n] y) { y = Cast <to = 1> (x) }", ["input 'x'", "FLOAT8"]),
         ("g (float[n, 4] x) => (seq(float[n, 1]) y) { y = SplitToSequence (x) }", ["output 'y'", "Sequence"]),
     ],
 )
@@ -299,3 +302,36 @@ def test_time_major_sequences_with_their_lengths_are_left_as_they_are(
     assert found.facts.notes == ()
     x = GENERATOR.standard_normal((5, 3, 4)).astype(np.float32)
     assert_same(found, path, {"x": x, "lengths": np.int32([1, 5, 3])})
+
+
+def test_the_trial_inputs_are_of_a_size_that_works(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = """g (float[n, 1, h, w] x) => (float[n, 3] y) {
+        a = MaxPool <kernel_shape = [8, 8], strides = [8, 8]> (x)  b = Reshape (a, shape)  y = MatMul (b, m)
+    }"""
+    arrays = {"shape": np.int64([-1, 64]), "m": GENERATOR.standard_normal((64, 3)).astype(np.float32)}
+    path = save(tmp_path / "m.onnx", text, arrays)
+    assert prepared(path).trial["x"].shape == (2, 1, 64, 64)
+    bundle = build(path, target="x86-avx2", measure=False, out=tmp_path / "out", cache=tmp_path / "cache")
+    assert bundle.manifest.verification.passed
+    noisy = build(
+        path,
+        target="x86-avx2",
+        random_calibration=True,
+        precision="int8",
+        measure=False,
+        out=tmp_path / "out",
+        cache=tmp_path / "cache",
+    )
+    assert noisy.manifest.precision.get("int8")
+
+
+def test_a_scalar_beside_the_batch_is_built_and_verified(save: Callable[..., Path], tmp_path: Path) -> None:
+    text = """g (float alpha, float[n, 16] x, bool wide) => (float[n, 8] y) {
+        a = Mul (x, alpha)  b = MatMul (a, w)  c = Neg (b)  y = Where (wide, b, c)
+    }"""
+    path = save(tmp_path / "m.onnx", text, {"w": W})
+    out = tmp_path / "out"
+    bundle = build(path, target="x86-avx2", measure=False, out=out, cache=tmp_path / "cache")
+    assert verify_bundle(bundle.folder).passed
