@@ -142,18 +142,45 @@ def place(
         return placement
     int8 = {name for b in blocks if precision.get(b.id) == "int8" for name in b.nodes} - set(excluded)
     placement.chains = [c for c in chains if all(node.name in int8 for node in c.nodes)]
-    integer_nodes = {n.name for c in placement.chains for n in c.nodes}
+    needed = _needed(placement.chains, rules)
+    movers = _share(model, int8, needed, placement, runtime)
+    integer = {n.name for c in placement.chains for n in c.nodes} | movers
+    for name, value in needed.items():
+        producer = value.producer()
+        if producer is None or producer.name not in integer:
+            users = {u.name or "" for u, _ in value.uses()}
+            quantized = users & integer
+            if quantized < users or value.is_graph_output():
+                placement.readers[name] = tuple(sorted(quantized))
+    for chain in placement.chains:
+        _place_constants(chain, placement, rules.bias == "int32")
+    return placement
 
-    needed: dict[str, ir.Value] = {}
-    for chain in placement.chains:
-        for _, value in chain.inputs():
-            needed[value.name or ""] = value
-    for chain in placement.chains:
-        output = chain.output
+
+def _needed(chains: Iterable[Chain], rules: QuantRules) -> dict[str, ir.Value]:
+    """What enters a chain and what leaves it; a lone kernel with float output leaves it for who needs it."""
+    needed = {value.name or "": value for chain in chains for _, value in chain.inputs()}
+    for chain in chains:
         free = chain.nodes[0].op_type in rules.float_output and len(chain.nodes) == 1
-        if not free or output.name in needed:
-            needed[output.name or ""] = output
+        if not free or chain.output.name in needed:
+            needed[chain.output.name or ""] = chain.output
+    return needed
 
+
+def _share(
+    model: ir.Model,
+    int8: Collection[str],
+    needed: dict[str, ir.Value],
+    placement: Placement,
+    runtime: Runtime,
+) -> set[str]:
+    """Let what data movers read and write share one set of parameters; returns the movers' names.
+
+    Backwards through the graph: where the result of a mover is needed, so is what it moves, which joins
+    ``needed``. Groups are found by union-find.
+    """
+    rules = runtime.quant
+    assert rules is not None
     leader: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -161,7 +188,7 @@ def place(
             name = leader[name]
         return name
 
-    movers = set()
+    movers: set[str] = set()
     prescribed = _prescribed(model, placement.chains, rules)
     for node in reversed(list(model.graph)):
         if node.op_type not in (*rules.forward, *rules.unify) or node.name not in int8:
@@ -173,23 +200,12 @@ def place(
         if len(sources) > 1 and any(v.name in prescribed for v in sources):
             continue  # what the runtime prescribes for one operand need not cover the others
         movers.add(node.name)
-        for value in sources:
-            needed[value.name or ""] = value
+        needed.update((value.name or "", value) for value in sources)
         first = find(sources[0].name or "")
         for other in [*sources[1:], *results]:
             leader[find(other.name or "")] = first
-
-    for name, value in needed.items():
-        placement.groups[name] = find(name)
-        producer = value.producer()
-        if producer is None or producer.name not in integer_nodes | movers:
-            users = {u.name or "" for u, _ in value.uses()}
-            quantized = users & (integer_nodes | movers)
-            if quantized < users or value.is_graph_output():
-                placement.readers[name] = tuple(sorted(quantized))
-    for chain in placement.chains:
-        _place_constants(chain, placement, rules.bias == "int32")
-    return placement
+    placement.groups = {name: find(name) for name in needed}
+    return movers
 
 
 def _moved(node: ir.Node, runtime: Runtime) -> list[ir.Value]:
