@@ -199,7 +199,7 @@ def _share(
             continue
         if len(sources) > 1 and any(v.name in prescribed for v in sources):
             continue  # what the runtime prescribes for one operand need not cover the others
-        movers.add(node.name)
+        movers.add(node.name or "")
         needed.update((value.name or "", value) for value in sources)
         first = find(sources[0].name or "")
         for other in [*sources[1:], *results]:
