@@ -369,16 +369,11 @@ class _Conversion:
 
 def _halved(array: np.ndarray, name: str, readers: Collection[ir.Node]) -> np.ndarray:
     """The constant in float16: exact for scales, saturated for the bounds of a Clip (all else fits)."""
-    cast = (
-        np.clip(array, -_HALF_MAX, _HALF_MAX).astype(np.float16)
-        if np.isfinite(array).all()
-        else array.astype(np.float16)
-    )
+    fits = np.clip(array, -_HALF_MAX, _HALF_MAX) if np.isfinite(array).all() else array
+    cast = fits.astype(np.float16)
     scales = [n.name for n in readers if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     if scales and not np.array_equal(cast.astype(np.float32), array):
-        raise ValueError(
-            f"{scales[0]}: the scale {name} is not a float16 number; round scales when choosing them"
-        )
+        raise ValueError(f"{scales[0]}: scale {name} is not a float16 number; round it when choosing it")
     return cast
 
 
