@@ -57,8 +57,9 @@ def verify(
     A failed verification is returned, not raised, with the first diverging operation named.
     """
     count = sample_count(samples)
-    with open_graph(candidate.qdq, optimised=False) as literal, open_graph(candidate.qdq) as optimised:
+    with open_graph(candidate.qdq, optimised=False) as literal:  # one by one: a session holds all weights
         want = run_samples(literal, samples, count)
+    with open_graph(candidate.qdq) as optimised:
         floor = largest_error(want, run_samples(optimised, samples, count))
     if subject.runtime.around == "float16":
         floor += _HALF + _half_noise(candidate.qdq, samples, want)

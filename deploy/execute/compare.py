@@ -126,18 +126,18 @@ def prover(
 
     def prove(before: ir.Model, after: ir.Model) -> str | None:
         allowed = tolerance(before)
-        with (
-            open_graph(before, optimised=False, threads=threads) as one,
-            open_graph(after, optimised=False, threads=threads) as other,
-        ):
-            for sample in feeds:
-                want, got = one.run(sample), other.run(sample)
-                for name in want:
-                    if name not in got:
-                        return f"output '{name}' is gone"
-                    error = relative_error(want[name], got[name])
-                    if error > allowed:
-                        return f"output '{name}' differs by {error:.2g} of its magnitude"
+        # One after the other: a session holds all weights.
+        with open_graph(before, optimised=False, threads=threads) as one:
+            wanted = [one.run(sample) for sample in feeds]
+        with open_graph(after, optimised=False, threads=threads) as other:
+            found = [other.run(sample) for sample in feeds]
+        for want, got in zip(wanted, found, strict=True):
+            for name in want:
+                if name not in got:
+                    return f"output '{name}' is gone"
+                error = relative_error(want[name], got[name])
+                if error > allowed:
+                    return f"output '{name}' differs by {error:.2g} of its magnitude"
         return None
 
     return prove

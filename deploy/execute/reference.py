@@ -7,7 +7,6 @@ against which artifacts are verified. Optimised it is the float baseline that an
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,15 +17,15 @@ import onnx_ir as ir
 
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError, DataError
-from deploy.frontend.onnx_file import to_bytes, write
+from deploy.frontend.onnx_file import to_bytes, to_parts
 from deploy.graph.edit import weight_bytes
 from deploy.spec.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_IN_MEMORY_LIMIT = 1_500_000_000
-"""Above this many weight bytes a graph goes through a file: a protobuf message ends at 2 GB."""
+_ONE_MESSAGE = 64 * 2**20
+"""Bytes of weights from which they are handed over beside the message, which would hold them once more."""
 
 _BROKEN = ("QDQPropagationTransformer",)
 """ONNX Runtime 1.31 (its pull request 28144) makes an invalid graph of int8 pairs at operator set 21 where it
@@ -59,7 +58,7 @@ class Session:
         settings: Mapping[str, str] | None = None,
         disabled: Sequence[str] = (),
         exposed: int = 0,
-        cleanup: tempfile.TemporaryDirectory[str] | None = None,
+        weights: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         import onnxruntime as ort
 
@@ -73,6 +72,9 @@ class Session:
             options.add_session_config_entry(key, value)
         given = model if isinstance(model, bytes) else str(model)
         try:
+            if weights:
+                values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+                options.add_external_initializers(list(weights), values)
             self._session: onnxruntime.InferenceSession | None = ort.InferenceSession(
                 given, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
             )
@@ -84,7 +86,6 @@ class Session:
         self.executed_by = f"ONNX Runtime {ort.__version__}"
         self._path = model if isinstance(model, Path) else None
         self._optimised, self._threads = optimised, threads
-        self._cleanup = cleanup
         self.inputs = tuple(_spec(a) for a in self._session.get_inputs())
         outputs = [_spec(a) for a in self._session.get_outputs()]
         self.outputs = tuple(outputs[: len(outputs) - exposed])
@@ -145,9 +146,6 @@ class Session:
 
     def close(self) -> None:
         self._session = None
-        if self._cleanup is not None:
-            self._cleanup.cleanup()
-            self._cleanup = None
 
     def __enter__(self) -> Self:
         return self
@@ -169,31 +167,16 @@ def open_graph(
     """A session over a graph. Inner values named in ``expose`` can then be asked for in ``run``."""
     graph = exposed(model, expose) if expose else model
     extra = len(graph.graph.outputs) - len(model.graph.outputs)
-    if weight_bytes(graph) < _IN_MEMORY_LIMIT:
-        return Session(
-            to_bytes(graph),
-            optimised=optimised,
-            threads=threads,
-            settings=settings,
-            disabled=_BROKEN,
-            exposed=extra,
-        )
-    scratch = tempfile.TemporaryDirectory(prefix="deploy-graph-")
-    path = Path(scratch.name) / "graph.onnx"
-    write(graph, path)
-    try:
-        return Session(
-            path,
-            optimised=optimised,
-            threads=threads,
-            settings=settings,
-            disabled=_BROKEN,
-            exposed=extra,
-            cleanup=scratch,
-        )
-    except BackendError:
-        scratch.cleanup()
-        raise
+    content, weights = (to_bytes(graph), None) if weight_bytes(graph) < _ONE_MESSAGE else to_parts(graph)
+    return Session(
+        content,
+        optimised=optimised,
+        threads=threads,
+        settings=settings,
+        disabled=_BROKEN,
+        exposed=extra,
+        weights=weights,
+    )
 
 
 def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from deploy.errors import ModelError
@@ -88,6 +89,23 @@ def to_bytes(model: ir.Model) -> bytes:
             hint="write the model to a file with external data",
         )
     return b"".join(_message(model, [_embedded(v) for v in _initializers(model)]))
+
+
+def to_parts(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
+    """The graph as one protobuf message, and beside it the arrays that the message only refers to, by name.
+
+    For a runtime that takes both: whatever the model's size, nothing is copied and no file is written.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    tensors: list[_Tensor] = []
+    for value in _initializers(model):
+        tensor = _constant(value)
+        if tensor.nbytes < _EXTERNAL_TENSOR_BYTES or tensor.dtype.numpy().isbuiltin != 1:
+            tensors.append(_embedded(value))
+        else:
+            tensors.append(_reference(value, "memory", 0))
+            arrays[value.name or ""] = np.ascontiguousarray(tensor.numpy())
+    return b"".join(_message(model, tensors)), arrays
 
 
 def digest(model: ir.Model) -> str:
