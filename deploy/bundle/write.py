@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deploy.bundle.read import MANIFEST
 from deploy.errors import UsageError
+from deploy.spec.artifact import Artifact
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -51,6 +52,13 @@ def staged(destination: Path) -> Iterator[Path]:
                 folder.rmdir()
         raise
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def copy_artifact(artifact: Artifact, folder: Path) -> None:
+    """Its files into a new ``folder``. Not shutil.copytree, which hides why it failed: a full disk, say."""
+    for name in artifact.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact.folder / name, folder / name)
 
 
 def _refuse_foreign(destination: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from deploy.adapter.discover import find_backend
 from deploy.adapter.protocol import Backend, Runner
 from deploy.bundle.read import ARTIFACT, PLAN, SELFTEST
 from deploy.bundle.verify import verify, write_selftest
+from deploy.bundle.write import copy_artifact
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop
 from deploy.errors import UsageError, VerificationError
@@ -131,7 +131,7 @@ def compile_for(
             outcomes={name: record.outcomes[name] for name in STAGES if name in record.outcomes},
             executed_by=verification.executed_by,
         )
-        shutil.copytree(decided.candidate.artifact.folder, folder / ARTIFACT)
+        copy_artifact(decided.candidate.artifact, folder / ARTIFACT)
     (folder / PLAN).write_text(render(decided.candidate.plan))
     write_selftest(folder / SELFTEST, feeds, outputs)
     (folder / _RESULT).write_text(render(compiled))

@@ -21,6 +21,7 @@ from deploy.bundle.read import (
     SELFTEST,
     file_digest,
 )
+from deploy.bundle.write import copy_artifact
 from deploy.cache import Cache
 from deploy.data.dataset import Dataset
 from deploy.data.python_ref import code_digest
@@ -245,7 +246,7 @@ def write(
     """Everything a bundle holds, into ``folder``."""
     with record.stage("bundle") as stage:
         artifact = compiled.artifact
-        shutil.copytree(artifact.folder, folder / ARTIFACT)
+        copy_artifact(artifact, folder / ARTIFACT)
         shutil.copyfile(artifact.folder.parent / SELFTEST, folder / SELFTEST)
         shutil.copyfile(prepared.fused_path, folder / GRAPH)
         (folder / PLAN).write_text(render(plan))

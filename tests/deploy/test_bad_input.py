@@ -331,16 +331,18 @@ def test_an_older_bundle_survives_a_failing_build(given: Given) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path, size: int) -> Iterator[Path]:
+    """A disk of so many pages of 4 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={4 * size}k", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("no right to mount a small file system here")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6, 7])  # full at one file or another
 @pytest.mark.parametrize("full", ["out", "cache"])
 def test_a_full_disk(given: Given, small_disk: Path, full: str) -> None:
     places = {"out": given.out, "cache": given.folder.parent / "cache", full: small_disk / "here"}
