@@ -51,6 +51,12 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("network") / "network.onnx", NETWORK, network_weights())
 
 
+@pytest.fixture
+def random_network(tmp_path: Path) -> Callable[[int], Path]:
+    """The same network with other weights, by seed."""
+    return lambda seed: save_model(tmp_path / "random.onnx", NETWORK, network_weights(seed))
+
+
 @pytest.fixture(scope="session")
 def images() -> dict[str, np.ndarray]:
     """Inputs for the network, without labels."""

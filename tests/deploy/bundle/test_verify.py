@@ -15,11 +15,14 @@ import numpy as np
 import onnx
 import pytest
 
+from backends.tensorrt import TensorRT
 from deploy.bundle.read import Bundle, file_digest, load_bundle
 from deploy.bundle.verify import first_divergence, read_selftest, verify_bundle, write_selftest
 from deploy.errors import UsageError, VerificationError
 from deploy.execute.reference import Session
 from deploy.frontend.onnx_file import read
+from deploy.pipeline import build
+from deploy.spec.artifact import Artifact
 
 
 def rehash(folder: Path, name: str) -> None:
@@ -275,3 +278,46 @@ def test_a_bundle_moved_elsewhere_verifies(bundle_copy: Path, tmp_path: Path) ->
     moved = bundle_copy.rename(tmp_path / "with a space")
     assert verify_bundle(moved).passed
     assert load_bundle(moved).manifest.target == "x86-avx2"
+
+
+@pytest.mark.parametrize("seed", [12, 37, 46, 57, 62, 79])
+def test_float16_noise_does_not_refuse_a_right_artifact(
+    random_network: Callable[[int], Path], tmp_path: Path, seed: int
+) -> None:
+    """These flip a code of INT8 close to the output in float16, which few other roundings do."""
+    images = np.random.default_rng(seed).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    bundle = build(
+        random_network(seed), target="jetson", data={"x": images}, measure=False, out=tmp_path / "dist",
+        cache=tmp_path / "cache",
+    )  # fmt: skip
+    verification = bundle.manifest.verification
+    assert verification.noise_floor <= verification.tolerance
+    assert verification.error <= verification.tolerance < 0.2
+
+
+def test_float16_noise_does_not_hide_a_wrong_artifact(
+    network: Path, images: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias that is half as large again; integers and scales are those of the plan."""
+    lower = TensorRT.lower
+
+    def wrong(self: TensorRT, *arguments: object) -> Artifact:
+        artifact = lower(self, *arguments)  # type: ignore[arg-type]
+        proto = onnx.load(artifact.main)
+        tensor = next(t for t in proto.graph.initializer if t.name.startswith("b3"))
+        array = onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array((array * 1.5).astype(array.dtype), tensor.name))
+        onnx.save(proto, artifact.main)
+        return artifact
+
+    monkeypatch.setattr(TensorRT, "lower", wrong)
+    with pytest.raises(VerificationError, match="the tensorrt artifact strays") as caught:
+        build(
+            network,
+            target="jetson",
+            data=images,
+            measure=False,
+            out=tmp_path / "dist",
+            cache=tmp_path / "cache",
+        )
+    assert caught.value.hint.startswith("first diverging operation: Gemm ")
