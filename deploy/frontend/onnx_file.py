@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,6 +140,15 @@ def write(model: ir.Model, path: Path) -> None:
         offset += tensor.nbytes
     _replace(data_path, _aligned(stored))
     _replace(path, _message(model, tensors))
+
+
+def release(model: ir.Model) -> None:
+    """Give back the memory of weights that are mapped from files; who needs them later maps them again."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                with suppress(BufferError):  # an array somewhere still reads them
+                    value.const_value.release()
 
 
 def weight_bytes(model: ir.Model) -> int:

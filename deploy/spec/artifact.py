@@ -43,5 +43,6 @@ class Artifact(Frozen):
         return self.folder / self.files[0]
 
     def size_bytes(self) -> int:
-        """Size of the model file alone, without the scripts beside it."""
-        return self.main.stat().st_size
+        """Size of the model, with weights that lie in a file of their own and without scripts beside it."""
+        model = [name for name in self.files if name == self.files[0] or name.endswith(".data")]
+        return sum((self.folder / name).stat().st_size for name in model)

@@ -26,7 +26,8 @@ from deploy.cache import Cache
 from deploy.data.dataset import Dataset
 from deploy.data.python_ref import code_digest
 from deploy.errors import UnsupportedError, UsageError
-from deploy.frontend.onnx_file import Source, read
+from deploy.frontend.onnx_file import Source, read, release
+from deploy.frontend.onnx_file import write as write_graph
 from deploy.graph.blocks import partition
 from deploy.graph.summary import tensor_specs
 from deploy.measure.host import host
@@ -91,6 +92,7 @@ def clean(source: Source, request: Request, cache: Cache, record: Record) -> Pre
                 threads=request.threads,
             ),
         )
+        release(source.model)
         prepared = load(folder)
         for note in prepared.facts.notes:
             record.progress.warn(note)
@@ -248,7 +250,10 @@ def write(
         artifact = compiled.artifact
         copy_artifact(artifact, folder / ARTIFACT)
         shutil.copyfile(artifact.folder.parent / SELFTEST, folder / SELFTEST)
-        shutil.copyfile(prepared.fused_path, folder / GRAPH)
+        if (prepared.folder / f"{prepared.fused_path.name}.data").exists():
+            write_graph(prepared.fused, folder / GRAPH)  # weights beside it bear the name of the file
+        else:
+            shutil.copyfile(prepared.fused_path, folder / GRAPH)
         (folder / PLAN).write_text(render(plan))
         (folder / LOCK).write_text(render(_lock(compiled, target, prepared, roles, request)))
         files = sorted(p for p in folder.rglob("*") if p.is_file())
