@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from deploy.errors import DeployError
     from deploy.pipeline import build, build_all
     from deploy.spec.project import Budget
+    from deploy.stages.request import Request
 
 __version__ = "0.1.0"
-__all__ = ["Budget", "Bundle", "DeployError", "__version__", "build", "build_all", "open_bundle"]
+__all__ = ["Budget", "Bundle", "DeployError", "Request", "__version__", "build", "build_all", "open_bundle"]
 
 _HOME = {
     "Budget": "deploy.spec.project",
     "Bundle": "deploy.bundle.read",
     "DeployError": "deploy.errors",
+    "Request": "deploy.stages.request",
     "build": "deploy.pipeline",
     "build_all": "deploy.pipeline",
     "open_bundle": "deploy.bundle.read",

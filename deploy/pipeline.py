@@ -35,7 +35,7 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
         source = steps.read_source(request, record)
         prepared = steps.clean(source, request, cache, record)
         roles = steps.open_data(prepared, request, record)
-        steps.check(target, prepared)
+        steps.check(target, prepared, request)
         histograms = steps.calibrate(prepared, target, roles, request, cache, record)
         baseline = steps.baseline(source, prepared)
         compiled, plan = steps.compile(target, prepared, baseline, roles, histograms, request, cache, record)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import onnx_ir as ir
+from pydantic import Field
 
-from deploy.adapter.protocol import Availability, Options, Runner
+from deploy.adapter.protocol import Availability, Runner
 from deploy.errors import BackendError, UnsupportedError
 from deploy.execute.reference import Session, open_graph
 from deploy.execute.refusals import refusal
@@ -18,7 +19,7 @@ from deploy.graph.edit import weight_bytes
 from deploy.graph.qdq import read_tensors
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
-from deploy.spec.artifact import Artifact, Verdict
+from deploy.spec.artifact import Artifact, Options, Verdict
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 
@@ -27,10 +28,17 @@ Support = Literal["supported", "unsupported", "unknown"]
 _FILE = "model.onnx"
 
 
+class OrtOptions(Options):
+    """``session`` holds ONNX Runtime's configuration keys, such as ``session.intra_op.allow_spinning``."""
+
+    session: dict[str, str] = Field(default_factory=dict)
+
+
 class OnnxRuntime:
     """The ``ort`` backend."""
 
     name = "ort"
+    options_type: type[Options] = OrtOptions
 
     def available(self) -> Availability:
         import onnxruntime
@@ -39,7 +47,8 @@ class OnnxRuntime:
 
     def options(self, runtime: Runtime, threads: int) -> Options:
         """Threads, and the session settings that the profile lists (ONNX Runtime's configuration keys)."""
-        return {"threads": threads, **runtime.options}
+        settings = {k: str(int(v) if isinstance(v, bool) else v) for k, v in runtime.options.items()}
+        return OrtOptions(threads=threads, session=settings)
 
     def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
         """ONNX Runtime says itself what it cannot run: the whole graph is tried first, then node by node."""
@@ -78,8 +87,8 @@ class OnnxRuntime:
         )
 
     def open(self, artifact: Artifact, options: Options) -> Runner:
-        settings = {k: str(int(v) if isinstance(v, bool) else v) for k, v in options.items() if "." in k}
-        return Session(artifact.main, threads=int(options.get("threads", 1)), settings=settings)
+        settings = options.session if isinstance(options, OrtOptions) else {}
+        return Session(artifact.main, threads=options.threads, settings=settings)
 
 
 def _verdict(node: ir.Node, support: Support, reason: str = "") -> Verdict:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from backends.tensorrt.runner import OnnxRuntimeStandIn
 from backends.tensorrt.support import verdict
-from deploy.adapter.protocol import Availability, Options
+from deploy.adapter.protocol import Availability
 from deploy.errors import UnsupportedError
 from deploy.frontend.onnx_file import write
 from deploy.frontend.opset import retarget
@@ -26,7 +26,7 @@ from deploy.graph.legalize import to_float16, without_casts
 from deploy.graph.qdq import read_tensors
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
-from deploy.spec.artifact import Artifact, Verdict
+from deploy.spec.artifact import Artifact, Options, Verdict
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 
@@ -40,6 +40,7 @@ class TensorRT:
     """The ``tensorrt`` backend."""
 
     name = "tensorrt"
+    options_type = Options
 
     def available(self) -> Availability:
         """The bindings are needed on the device only, where build_engine.py runs."""
@@ -52,8 +53,9 @@ class TensorRT:
         return Availability("tensorrt", str(bindings.__version__))
 
     def options(self, runtime: Runtime, threads: int) -> Options:
-        """Threads of the stand-in; the profile's options are meant for the device."""
-        return {"threads": threads, **runtime.options}
+        """Threads of the stand-in; the device's own settings are arguments of build_engine.py."""
+        del runtime
+        return Options(threads=threads)
 
     def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
         """By NVIDIA's table of ONNX operators, the bodies of If, Loop and Scan included."""
@@ -102,4 +104,4 @@ class TensorRT:
 
     def open(self, artifact: Artifact, options: Options) -> OnnxRuntimeStandIn:
         """ONNX Runtime in TensorRT's place."""
-        return OnnxRuntimeStandIn(artifact.main, threads=int(options.get("threads", 1)))
+        return OnnxRuntimeStandIn(artifact.main, threads=options.threads)

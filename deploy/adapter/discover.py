@@ -39,3 +39,9 @@ def find_backend(name: str) -> Backend:
             hint=f"reinstall the package that provides it ({entry.value})",
         ) from e
     return cast(Backend, factory())
+
+
+def provider(name: str) -> str:
+    """Name and version of the distribution that provides a backend, for cache keys; empty where unknown."""
+    entry = _entries().get(name)
+    return "" if entry is None or entry.dist is None else f"{entry.dist.name} {entry.dist.version}"

@@ -12,14 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.progress import Progress
-from deploy.spec.artifact import Artifact, Verdict
+from deploy.spec.artifact import Artifact, Options, Verdict
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 from deploy.spec.tensors import TensorSpec
 
 Arrays = Mapping[str, np.ndarray]
-Options = Mapping[str, bool | int | str]
-"""A backend's own settings for one artifact, plain enough to lie in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,8 @@ class Backend(Protocol):
     """One vendor's format and runtime. ``runtime`` is the profile's table for it: rules, opset, options."""
 
     name: str
+    options_type: type[Options]
+    """The class of its options, by which a manifest is read."""
 
     def available(self) -> Availability: ...
 

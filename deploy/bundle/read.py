@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from deploy.adapter.discover import find_backend
 from deploy.adapter.protocol import Runner
 from deploy.errors import UsageError
@@ -63,7 +65,15 @@ def open_bundle(path: Path | str) -> Runner:
 def open_artifact(bundle: Bundle) -> Runner:
     """The runner over the bundle's artifact, opened as it was measured."""
     artifact = bundle.manifest.artifact.model_copy(update={"folder": bundle.folder / ARTIFACT})
-    return find_backend(artifact.backend).open(artifact, bundle.manifest.options)
+    backend = find_backend(artifact.backend)
+    try:
+        options = backend.options_type.model_validate(bundle.manifest.options)
+    except ValidationError as e:
+        raise UsageError(
+            f"{bundle.folder}: {backend.name} does not know the manifest's options: {e.errors()[0]['msg']}",
+            hint="build the bundle again",
+        ) from e
+    return backend.open(artifact, options)
 
 
 def file_digest(path: Path) -> str:

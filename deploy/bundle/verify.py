@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.adapter.batching import run_samples, sample_count
-from deploy.adapter.protocol import Arrays, Options, Runner
+from deploy.adapter.protocol import Arrays, Runner
 from deploy.bundle.read import (
     ARTIFACT,
     GRAPH,
@@ -50,7 +50,7 @@ networks for wrong ones, rounding to the nearest, up and down 2, this none."""
 
 
 def verify(
-    candidate: Candidate, subject: Subject, samples: Arrays, options: Options
+    candidate: Candidate, subject: Subject, samples: Arrays
 ) -> tuple[Verification, dict[str, np.ndarray]]:
     """Compare the artifact with its reference graph on ``samples``; also the reference's outputs.
 
@@ -63,7 +63,7 @@ def verify(
         floor = largest_error(want, run_samples(optimised, samples, count))
     if subject.runtime.around == "float16":
         floor += _HALF + _half_noise(candidate.qdq, samples, want)
-    with subject.backend.open(candidate.artifact, options) as runner:
+    with subject.backend.open(candidate.artifact, subject.options) as runner:
         got = run_samples(runner, samples, count)
         error = largest_error(want, got)
         tolerance = _FLOOR_FACTOR * floor + _EXACT

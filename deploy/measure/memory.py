@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.adapter.protocol import Arrays, Options
+from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError
-from deploy.spec.artifact import Artifact
+from deploy.spec.artifact import Artifact, Options
 from deploy.spec.document import parse, render
 
 _FEEDS, _ARTIFACT = "feeds.npz", "artifact.json"
@@ -42,7 +42,9 @@ def _start(artifact: Artifact, options: Options, feeds: Arrays, scratch: Path) -
     scratch.mkdir(parents=True, exist_ok=True)
     np.savez(scratch / _FEEDS, allow_pickle=False, **{f"{_INPUT}{name}": a for name, a in feeds.items()})
     (scratch / _ARTIFACT).write_text(render(artifact))
-    request = json.dumps({"folder": str(artifact.folder.resolve()), "options": dict(options)})
+    request = json.dumps(
+        {"folder": str(artifact.folder.resolve()), "options": options.model_dump(mode="json")}
+    )
     return subprocess.Popen(
         # -P: what lies in the working folder is not imported, were it called deploy or json.
         [sys.executable, "-P", "-m", "deploy.measure.memory", str(scratch), request],
@@ -98,7 +100,7 @@ def _child(scratch: Path, request: str) -> None:
         feeds = {name.removeprefix(_INPUT): archive[name] for name in archive.files}
     backend.available()  # loads the runtime's libraries, which every artifact needs alike
     before = _resident_bytes()
-    with backend.open(artifact, asked["options"]) as runner:
+    with backend.open(artifact, backend.options_type.model_validate(asked["options"])) as runner:
         for _ in range(_RUNS):
             runner.run(feeds)
     # Peaks below what was resident before opening belong to start-up.

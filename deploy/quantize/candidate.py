@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from deploy.adapter.protocol import Backend, Options
+from deploy.adapter.protocol import Backend
 from deploy.errors import VerificationError
 from deploy.graph.blocks import Block
 from deploy.graph.qdq import insert
@@ -19,7 +19,7 @@ from deploy.quantize.adopt import adopt
 from deploy.quantize.assign import Assignment, assign
 from deploy.quantize.place import Chain, place
 from deploy.quantize.ranges import Histogram
-from deploy.spec.artifact import Artifact
+from deploy.spec.artifact import Artifact, Options
 from deploy.spec.plan import BlockPlan, Plan, TensorPlan, differences
 from deploy.spec.profile import Runtime
 from deploy.spec.project import Observer

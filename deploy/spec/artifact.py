@@ -11,6 +11,12 @@ from deploy.spec.document import Frozen
 from deploy.spec.tensors import TensorSpec
 
 
+class Options(Frozen):
+    """How an artifact is opened. A backend with settings of its own derives one class from this."""
+
+    threads: int = Field(default=1, ge=1, le=1024)
+
+
 class Verdict(Frozen):
     """Whether a backend can run one node; ``unknown`` where it cannot be said before trying."""
 

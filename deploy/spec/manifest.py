@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import SCHEMA, Frozen
@@ -99,7 +99,7 @@ class Manifest(Frozen):
     precision: dict[Precision, int]
     files: dict[str, str]
     artifact: Artifact
-    options: dict[str, bool | int | str]
+    options: dict[str, JsonValue]
     size_bytes: Sizes
     calibration: CalibrationInfo | None
     evaluation: Evaluation | None

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from deploy.adapter.protocol import Arrays, Backend, Options, Runner
+from deploy.adapter.protocol import Arrays, Backend, Runner
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop, paired_drop
 from deploy.data.metrics import default_metric, make_metric
@@ -21,7 +21,7 @@ from deploy.measure.accuracy import evaluate
 from deploy.measure.host import host
 from deploy.measure.latency import Timing, measure, speedup
 from deploy.measure.memory import peak_memory
-from deploy.spec.artifact import Artifact
+from deploy.spec.artifact import Artifact, Options
 from deploy.spec.manifest import Evaluation
 from deploy.spec.measurement import Comparison, Conditions, Measurement
 from deploy.spec.project import MetricSection

@@ -8,7 +8,7 @@ from deploy.cache import Cache
 from deploy.spec.artifact import Verdict
 from deploy.spec.tensors import Precision
 from deploy.stages import steps
-from deploy.stages.compile import subject_for
+from deploy.stages.job import check_request, subject_for
 from deploy.stages.record import Record
 from deploy.stages.request import Request, Roles
 
@@ -35,6 +35,7 @@ def preview(request: Request, cache: Cache, record: Record) -> Preview:
     source = steps.read_source(request, record)
     prepared = steps.clean(source, request, cache, record)
     roles = steps.open_data(prepared, request, record)
+    check_request(request, target, prepared)
     subject = subject_for(target, prepared, {}, request)
     quantizes = roles.calibration is not None or bool(prepared.facts.imported)
     able = set(subject.int8_blocks()) if quantizes and request.precision not in ("float", "fp16") else set()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 import shutil
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from deploy.adapter.discover import find_backend
+from deploy.adapter.discover import backend_names, find_backend, provider
 from deploy.adapter.profiles import load_profile, resolve
 from deploy.bundle.read import (
     ARTIFACT,
@@ -34,12 +35,13 @@ from deploy.measure.host import host
 from deploy.quantize.calibrate import calibrate as observe
 from deploy.quantize.place import find_chains, observed_values
 from deploy.quantize.ranges import Histogram, load_histograms, save_histograms
-from deploy.spec.artifact import Artifact, Verdict
+from deploy.spec.artifact import Artifact
 from deploy.spec.document import digest, parse, render
 from deploy.spec.manifest import CalibrationInfo, Lock, Manifest, Measurements, Sizes
 from deploy.spec.plan import Plan
 from deploy.spec.tensors import Normalisation, TensorSpec
-from deploy.stages.compile import Compiled, Target, compile_for, load_compiled
+from deploy.stages.compile import Compiled, compile_for, load_compiled
+from deploy.stages.job import Target, check_request, open_job
 from deploy.stages.prepare import Prepared, load, prepare
 from deploy.stages.record import Record
 from deploy.stages.request import Request, Roles, open_roles
@@ -58,7 +60,9 @@ class Baseline:
 def find_target(name: str) -> Target:
     """The device of that name on its first runtime that is installed here."""
     profile = resolve(load_profile(name), host().features)
-    runtime = profile.runtime[0]
+    installed = backend_names()
+    usable = [runtime for runtime in profile.runtime if runtime.name in installed]
+    runtime = (usable or profile.runtime)[0]
     return Target(name, profile, runtime, find_backend(runtime.name))
 
 
@@ -136,8 +140,13 @@ def baseline(source: Source, prepared: Prepared) -> Baseline:
     return Baseline(artifact, source.sha256 if unchanged else prepared.facts.clean_sha256)
 
 
-def check(target: Target, prepared: Prepared) -> list[Verdict]:
-    """What the backend says of every node. Raises UnsupportedError listing all that it cannot run."""
+def check(target: Target, prepared: Prepared, request: Request) -> None:
+    """Whether the wish can be met at all, before anything takes time.
+
+    Raises UnsupportedError listing all nodes that the backend cannot run, UsageError for an excluded node
+    that does not exist and for a precision that the runtime does not have.
+    """
+    check_request(request, target, prepared)
     verdicts = target.backend.check(prepared.fused, target.runtime)
     refused = [v for v in verdicts if v.support == "unsupported"]
     if refused:
@@ -147,7 +156,6 @@ def check(target: Target, prepared: Prepared) -> list[Verdict]:
             f"{where} cannot run {len(refused)} of {len(verdicts)} nodes:{listed}",
             hint="replace these operations in the model, or build for another target",
         )
-    return verdicts
 
 
 def calibrate(
@@ -206,6 +214,7 @@ def compile(
         graph=prepared.facts.fused_sha256,
         baseline=against.sha256,
         profile=digest(target.profile),
+        backend=provider(target.backend.name),
         target=target.name,
         data=[_digest(d) for d in (roles.calibration, roles.validation, roles.eval)],
         random=roles.random,
@@ -222,12 +231,14 @@ def compile(
         lock=None if lock is None else digest(lock),
         host=[host().cpu, sorted(host().features)],
     )
-    folder, cached = cache.fetch(
-        key,
-        lambda new: compile_for(
-            target, prepared, against.artifact, roles, histograms, lock, request, new, record
-        ),
-    )
+
+    def write_into(new: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="deploy-build-") as work:
+            baseline_file = against.artifact
+            job = open_job(target, prepared, baseline_file, roles, histograms, lock, request, Path(work))
+            compile_for(job, new, record)
+
+    folder, cached = cache.fetch(key, write_into)
     compiled, plan = load_compiled(folder)
     for name, outcome in compiled.outcomes.items() if cached else ():
         with record.stage(name) as stage:

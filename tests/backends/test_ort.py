@@ -11,11 +11,13 @@ import onnxruntime
 import pytest
 
 from backends.ort import OnnxRuntime
+from backends.ort.backend import OrtOptions
 from deploy.adapter.profiles import load_profile
 from deploy.errors import BackendError, DataError, UnsupportedError
 from deploy.graph.qdq import data_digest, insert, quantize_array
 from deploy.graph.shapes import infer
 from deploy.progress import SILENT
+from deploy.spec.artifact import Options
 from deploy.spec.plan import Plan, QuantParams, TensorPlan, differences
 
 RUNTIME = load_profile("x86-vnni").runtime_named("ort")
@@ -162,14 +164,14 @@ def test_the_runner_computes_the_plan_and_gives_inner_values(lowered):
 def test_options_are_threads_and_the_profiles_session_settings():
     runtime = RUNTIME.model_copy(update={"options": {"session.intra_op.allow_spinning": False, "note": "x"}})
     options = OnnxRuntime().options(runtime, threads=2)
-    assert options == {"threads": 2, "session.intra_op.allow_spinning": False, "note": "x"}
+    assert options == OrtOptions(threads=2, session={"session.intra_op.allow_spinning": "0", "note": "x"})
 
 
 def test_a_damaged_file_is_a_backend_error(lowered):
     artifact = lowered[2]
     artifact.main.write_bytes(artifact.main.read_bytes()[:100])
     with pytest.raises(BackendError, match="cannot open"):
-        OnnxRuntime().open(artifact, {"threads": 1})
+        OnnxRuntime().open(artifact, Options())
 
 
 def test_available_says_the_version():

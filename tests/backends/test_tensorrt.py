@@ -29,6 +29,7 @@ from deploy.errors import UnsupportedError
 from deploy.graph import qdq
 from deploy.graph.shapes import infer
 from deploy.progress import SILENT
+from deploy.spec.artifact import Options
 from deploy.spec.plan import BlockPlan, Plan, TensorPlan, differences
 from deploy.spec.profile import Runtime
 
@@ -155,7 +156,7 @@ def test_the_plan_is_read_back_out_of_the_file(tmp_path: Path, opset: int) -> No
     assert scales["w/scale"] == (onnx.TensorProto.FLOAT if opset == 17 else onnx.TensorProto.FLOAT16)
     x = RNG.normal(size=(2, 3, 8, 8)).astype(np.float32)
     (want,) = reference(model, x)
-    with backend.open(artifact, {}) as runner:
+    with backend.open(artifact, Options()) as runner:
         assert np.abs(runner.run({"x": x})["y"] - want).max() < 2e-2 * np.abs(want).max()
 
 

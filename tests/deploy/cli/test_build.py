@@ -66,7 +66,8 @@ def test_json_is_one_object_and_alone_on_stdout(deploy: Deploy, pipeline: Pipeli
             "interval": [-0.0034, 0.0067],
         },
         "size_bytes": {
-            "baseline": 1_248_000, "artifact": 341_000, "weights": 312_000, "ratio": 1_248_000 / 341_000,
+            "baseline": 1_248_000, "artifact": 341_000, "weights": 312_000, "baseline_weights": 1_232_000,
+            "ratio": 1_248_000 / 341_000,
         },
         "latency_ms": {
             "baseline": {"p50": 0.41, "p95": 0.41 * 1.2, "p99": 0.41 * 1.4},

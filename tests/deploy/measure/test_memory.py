@@ -13,7 +13,7 @@ import pytest
 from deploy.errors import BackendError
 from deploy.measure import memory
 from deploy.measure.memory import peak_memory
-from deploy.spec.artifact import Artifact
+from deploy.spec.artifact import Artifact, Options
 
 MB = 1_000_000
 
@@ -41,7 +41,7 @@ def test_a_larger_model_takes_as_much_more_as_it_is_larger(
     """The input is called ``file``, as the first argument of numpy.savez is."""
     feeds = {"file": np.ones((1, 1000), np.float32)}
     small, large = matmul(10), matmul(10_000)
-    options = {"threads": 1}
+    options = Options()
     found = peak_memory({"a": (small, options), "b": (large, options)}, feeds, tmp_path / "scratch")
     assert found["a"] < 15 * MB
     assert 40 * MB <= found["b"] - found["a"] <= 200 * MB  # the weights, and copies while loading
@@ -55,12 +55,14 @@ def test_what_lies_in_the_working_folder_is_not_imported(
     (tmp_path / "work" / "json.py").write_text("raise SystemExit('the wrong json')")
     monkeypatch.chdir(tmp_path / "work")
     feeds = {"file": np.ones((1, 1000), np.float32)}
-    assert peak_memory({"a": (matmul(10), {})}, feeds, tmp_path / "scratch")["a"] >= 0
+    assert peak_memory({"a": (matmul(10), Options())}, feeds, tmp_path / "scratch")["a"] >= 0
 
 
 def test_a_failing_child_says_why(matmul: Callable[[int], Artifact], tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"in a child process: .*input 'file' is missing") as caught:
-        peak_memory({"a": (matmul(10), {})}, {"x": np.ones((1, 1000), np.float32)}, tmp_path / "scratch")
+        peak_memory(
+            {"a": (matmul(10), Options())}, {"x": np.ones((1, 1000), np.float32)}, tmp_path / "scratch"
+        )
     assert "--no-measure" in caught.value.hint
 
 
@@ -106,5 +108,5 @@ def test_no_child_outlives_its_parent(
     feeds = {"file": np.ones((1, 1000), np.float32)}
     model = matmul(10)
     with pytest.raises(expected):
-        peak_memory({"a": (model, {}), "b": (model, {})}, feeds, scratch)
+        peak_memory({"a": (model, Options()), "b": (model, Options())}, feeds, scratch)
     assert not any(alive(pid) for pid in started())

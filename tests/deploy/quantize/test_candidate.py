@@ -12,7 +12,7 @@ from backends.ort import OnnxRuntime
 from deploy.errors import VerificationError
 from deploy.graph.qdq import read_tensors
 from deploy.quantize.candidate import Subject, build_candidate
-from deploy.spec.artifact import Artifact
+from deploy.spec.artifact import Artifact, Options
 from deploy.spec.plan import Plan, differences
 
 IMAGE, PAD = "float[N,4,6,6]", "<pads=[1,1,1,1]>"
@@ -30,7 +30,7 @@ def subject(graph, quantize, unsigned) -> Subject:
         target="here",
         runtime=unsigned,
         backend=OnnxRuntime(),
-        options={"threads": 1},
+        options=Options(),
         blocks=result.blocks,
         chains=result.chains,
         histograms=result.histograms,
@@ -175,7 +175,7 @@ def test_what_touches_an_infinite_value_stays_float(graph, quantize, unsigned):
     endless = type(histograms["m"])(low=-np.inf, high=1.0) if "m" in histograms else None
     subject = Subject(
         graph=model, graph_sha256="0" * 64, target="here", runtime=unsigned, backend=OnnxRuntime(),
-        options={"threads": 1}, blocks=result.blocks, chains=result.chains,
+        options=Options(), blocks=result.blocks, chains=result.chains,
         histograms=histograms | {"m": endless, "mask": endless} if endless else histograms,
         observer="minmax", excluded=frozenset(),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from deploy.data.interval import Drop
 from deploy.progress import SILENT
 from deploy.quantize.candidate import Candidate, Subject
 from deploy.quantize.decide import Decided, decide, decide_float
+from deploy.spec.artifact import Options
 from deploy.spec.document import render
 
 PAD = "<pads=[1,1,1,1]>"
@@ -33,7 +34,7 @@ def built(graph, quantize, unsigned):
         target="here",
         runtime=unsigned,
         backend=OnnxRuntime(),
-        options={"threads": 1},
+        options=Options(),
         blocks=result.blocks,
         chains=result.chains,
         histograms=result.histograms,

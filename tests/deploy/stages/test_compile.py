@@ -20,7 +20,6 @@ from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Verdict
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
-from deploy.stages import compile as module
 from deploy.stages.baseline import Contender
 
 Build = Callable[..., Bundle]
@@ -50,8 +49,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         asked.extend(contenders)
         return {name: Timing(np.full(20, takes[name]), np.full(20, takes[name])) for name in contenders}
 
-    monkeypatch.setattr(module, "race", race)
-    monkeypatch.setattr(module.Target, "stands_here", lambda self: True)
+    monkeypatch.setattr("deploy.stages.contest.race", race)
+    monkeypatch.setattr("deploy.stages.job.Target.stands_here", lambda self: True)
     monkeypatch.setattr(
         "deploy.stages.baseline.peak_memory", lambda asked, feeds, scratch: dict.fromkeys(asked, 1)
     )
@@ -66,7 +65,8 @@ def test_integers_that_are_faster_stay(make: Build, clock: dict[str, float]) -> 
     assert comparison is not None
     assert comparison.speedup == 2.0
     assert comparison.artifact.latency_ms.p50 == 1.0
-    assert any("2.00 times" in reason for reason in bundle.manifest.verdict.reasons)
+    assert comparison.tried == {"int8": 2.0}
+    assert not any("2.0" in reason for reason in bundle.manifest.verdict.reasons), "times are of one run only"
 
 
 @pytest.mark.parametrize("slower_than", ["baseline", "float"])
@@ -78,11 +78,20 @@ def test_integers_that_do_not_pay_become_float(
     bundle = make(measure=True)
     assert bundle.manifest.verdict.status == "float"
     assert set(bundle.manifest.precision) == {"float"}
-    assert any("0.80 times" in reason for reason in bundle.manifest.verdict.reasons)
+    assert any("INT8 is slower" in reason for reason in bundle.manifest.verdict.reasons)
     comparison = bundle.measurements.comparison
     assert comparison is not None
+    assert comparison.tried == {"int8": 0.8}
     assert comparison.artifact.latency_ms.p50 == clock["float"]
     assert comparison.baseline.latency_ms.p50 == clock["baseline"]
+
+
+def test_equal_choices_give_equal_digests_whatever_the_clock_says(
+    make: Build, clock: dict[str, float], tmp_path: Path
+) -> None:
+    first = make(measure=True, cache=tmp_path / "one")
+    clock["artifact"] = 1.5
+    assert make(measure=True, cache=tmp_path / "two").digest == first.digest
 
 
 @pytest.mark.parametrize("precision", ["int8", "mixed"])

@@ -1,0 +1,171 @@
+"""One compilation: a target, a graph, the data, and who judges; what stays the same while it runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deploy.adapter.batching import fixed_batch
+from deploy.adapter.protocol import Backend, Runner
+from deploy.data.dataset import Dataset
+from deploy.data.interval import Drop
+from deploy.errors import UsageError
+from deploy.execute.reference import Session
+from deploy.graph.blocks import partition
+from deploy.measure.host import host
+from deploy.quantize.candidate import Candidate, Subject
+from deploy.quantize.decide import Judge
+from deploy.quantize.place import find_chains
+from deploy.quantize.ranges import Histogram
+from deploy.spec.artifact import Artifact
+from deploy.spec.manifest import Lock
+from deploy.spec.profile import Profile, Runtime
+from deploy.stages.baseline import Examiner
+from deploy.stages.prepare import Prepared
+from deploy.stages.request import Request, Roles
+
+_SELFTEST_SAMPLES = 8
+_SCORING_THREADS = 2
+"""For accuracy only: a fixed number, so that a score does not depend on the machine or on --threads."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device as it was asked for, the profile that it resolved to, and the runtime to build for."""
+
+    name: str
+    profile: Profile
+    runtime: Runtime
+    backend: Backend
+
+    def stands_here(self) -> bool:
+        """Whether this machine can stand in for the device, so that times taken here mean something."""
+        here = host()
+        return self.profile.arch == here.arch and set(self.profile.features) <= here.features
+
+
+@dataclass(frozen=True)
+class Job:
+    """``judge`` scores on validation data while choosing, ``accept`` on eval data; None without such data.
+
+    ``baseline`` is the float model that an artifact has to match and beat; ``work`` a scratch folder.
+    """
+
+    target: Target
+    subject: Subject
+    request: Request
+    roles: Roles
+    baseline: Artifact
+    lock: Lock | None
+    judge: Examiner | None
+    accept: Examiner | None
+    work: Path
+
+    def scores(self, examiner: Examiner | None) -> Judge | None:
+        """A function by which ``examiner`` scores a candidate."""
+        if examiner is None:
+            return None
+        options = self.subject.options.model_copy(update={"threads": _SCORING_THREADS})
+
+        def score(candidate: Candidate) -> Drop:
+            with self.subject.backend.open(candidate.artifact, options) as runner:
+                return examiner.examine(runner)
+
+        return score
+
+    def one_inference(self, artifact: Artifact) -> dict[str, np.ndarray]:
+        """Feeds for one run, batch 1 or what the artifact prescribes: a real sample where there is one."""
+        prescribed = fixed_batch(artifact.inputs)
+        batch = prescribed or 1
+        dataset = self.roles.calibration or self.roles.eval
+        if dataset is not None and len(dataset) >= batch:
+            return next(dataset.batches(batch)).feeds
+        if prescribed is not None:
+            return dict(self.roles.trial)
+        return {name: array[:1] if array.ndim else array for name, array in self.roles.trial.items()}
+
+    def selftest(self) -> dict[str, np.ndarray]:
+        """Feeds for the self-test: the first real samples where there are some."""
+        dataset = self.roles.calibration or self.roles.eval
+        if dataset is None:
+            return dict(self.roles.trial)
+        return next(dataset.batches(min(_SELFTEST_SAMPLES, len(dataset)))).feeds
+
+
+def open_job(
+    target: Target,
+    prepared: Prepared,
+    baseline: Artifact,
+    roles: Roles,
+    histograms: Mapping[str, Histogram],
+    lock: Lock | None,
+    request: Request,
+    work: Path,
+) -> Job:
+    """Everything that choosing, measuring and verifying need."""
+
+    def opened() -> AbstractContextManager[Runner]:
+        return Session(baseline.main, threads=_SCORING_THREADS)
+
+    def examiner(dataset: Dataset | None) -> Examiner | None:
+        return None if dataset is None else Examiner(dataset, opened, request.metric, request.root)
+
+    return Job(
+        target=target,
+        subject=subject_for(target, prepared, histograms, request),
+        request=request,
+        roles=roles,
+        baseline=baseline,
+        lock=lock,
+        judge=examiner(roles.validation),
+        accept=examiner(roles.eval),
+        work=work,
+    )
+
+
+def subject_for(
+    target: Target, prepared: Prepared, histograms: Mapping[str, Histogram], request: Request
+) -> Subject:
+    """What stays the same while candidates are tried."""
+    blocks = partition(prepared.fused)
+    runtime = target.runtime
+    if request.precision == "float":
+        runtime = runtime.model_copy(update={"around": "float32"})
+    return Subject(
+        graph=prepared.fused,
+        graph_sha256=prepared.facts.fused_sha256,
+        target=target.name,
+        runtime=runtime,
+        backend=target.backend,
+        options=target.backend.options(runtime, request.threads),
+        blocks=blocks,
+        chains=find_chains(prepared.fused, blocks, runtime),
+        histograms=histograms,
+        observer=request.observer,
+        excluded=frozenset(request.exclude),
+        imported=prepared.facts.imported,
+    )
+
+
+def check_request(request: Request, target: Target, prepared: Prepared) -> None:
+    """Raises UsageError for an excluded node that does not exist and a precision that the runtime lacks."""
+    known = [node.name or "" for node in prepared.fused.graph]
+    unknown = sorted(set(request.exclude) - set(known))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.5)
+        raise UsageError(
+            f"--exclude: no node is called '{unknown[0]}'",
+            hint=f"did you mean {' or '.join(near)}?"
+            if near
+            else "`deploy inspect` lists the blocks and nodes",
+        )
+    if request.precision == "fp16" and target.runtime.around != "float16":
+        raise UsageError(
+            f"{target.name} ({target.runtime.name}) has no float16 form",
+            hint="give --precision float, or a target with float16 such as jetson",
+        )
