@@ -85,6 +85,7 @@ class Cache:
         scratch = Path(tempfile.mkdtemp(prefix=_NEW, dir=target.parent))
         try:
             write(scratch)
+            flush(scratch)
             try:
                 scratch.rename(target)
             except OSError:
@@ -143,3 +144,13 @@ def _sweep(folder: Path) -> None:
         with contextlib.suppress(OSError):  # another build may sweep too
             if time.time() - leftover.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(leftover)
+
+
+def flush(folder: Path) -> None:
+    """Bring the files to the disk before they replace others."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.bundle.read import MANIFEST
+from deploy.cache import flush
 from deploy.errors import UsageError
 from deploy.spec.artifact import Artifact
 
@@ -43,7 +44,7 @@ def staged(destination: Path) -> Iterator[Path]:
             _sweep(destination)
             scratch.mkdir()
             yield scratch
-            _flush(scratch)
+            flush(scratch)
             _swap(scratch, destination)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -132,16 +133,6 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _flush(folder: Path) -> None:
-    """Bring the files to the disk before they replace others."""
-    for path in (*folder.rglob("*"), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _swap(new: Path, destination: Path) -> None:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError, DataError
-from deploy.frontend.onnx_file import to_bytes, to_parts
+from deploy.frontend.onnx_file import release, to_bytes, to_parts
 from deploy.graph.edit import weight_bytes
 from deploy.spec.tensors import TensorSpec
 
@@ -85,7 +85,7 @@ class Session:
             ) from e
         self.executed_by = f"ONNX Runtime {ort.__version__}"
         self._path = model if isinstance(model, Path) else None
-        self._optimised, self._threads = optimised, threads
+        self._optimised, self._threads, self._settings = optimised, threads, settings
         self.inputs = tuple(_spec(a) for a in self._session.get_inputs())
         outputs = [_spec(a) for a in self._session.get_outputs()]
         self.outputs = tuple(outputs[: len(outputs) - exposed])
@@ -118,7 +118,9 @@ class Session:
         model = ir.load(path)
         present = {out.name for node in model.graph for out in node.outputs}
         known = [name for name in inner if name in present]
-        with open_graph(model, optimised=self._optimised, threads=self._threads, expose=known) as session:
+        with open_graph(
+            model, optimised=self._optimised, threads=self._threads, expose=known, settings=self._settings
+        ) as session:
             return session.run(feeds, known)
 
     def _explain(self, feeds: Arrays) -> None:
@@ -168,7 +170,7 @@ def open_graph(
     graph = exposed(model, expose) if expose else model
     extra = len(graph.graph.outputs) - len(model.graph.outputs)
     content, weights = (to_bytes(graph), None) if weight_bytes(graph) < _ONE_MESSAGE else to_parts(graph)
-    return Session(
+    session = Session(
         content,
         optimised=optimised,
         threads=threads,
@@ -177,6 +179,8 @@ def open_graph(
         exposed=extra,
         weights=weights,
     )
+    release(graph)  # the session has a copy
+    return session
 
 
 def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:

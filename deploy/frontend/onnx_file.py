@@ -8,9 +8,10 @@ memory-mapped. Writing is deterministic: the same graph gives the same bytes.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,15 +141,16 @@ def write(model: ir.Model, path: Path) -> None:
         offset += tensor.nbytes
     _replace(data_path, _aligned(stored))
     _replace(path, _message(model, tensors))
+    release(model)
 
 
 def release(model: ir.Model) -> None:
-    """Give back the memory of weights that are mapped from files; who needs them later maps them again."""
+    """Give back the memory that weights mapped from files take up; they stay readable, from the files again."""
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                with suppress(BufferError):  # an array somewhere still reads them
-                    value.const_value.release()
+            pages = value.const_value.raw if isinstance(value.const_value, ir.ExternalTensor) else None
+            if isinstance(pages, mmap.mmap) and sys.platform != "win32":
+                pages.madvise(mmap.MADV_DONTNEED)
 
 
 def weight_bytes(model: ir.Model) -> int:

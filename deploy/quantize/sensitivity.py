@@ -17,15 +17,12 @@ from deploy.adapter.batching import fixed_batch, run_samples
 from deploy.data.dataset import Dataset
 from deploy.execute.reference import open_graph
 from deploy.graph.blocks import Block, bodies
-from deploy.graph.edit import add_initializer, names
-from deploy.graph.qdq import dequantize_array
+from deploy.graph.edit import add_initializer, fresh_name, names
 from deploy.quantize.assign import Assignment
 from deploy.spec.plan import QuantParams
 
 _BATCH = 8
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-_FLOAT_ARITHMETIC = {"session.disable_quant_qdq": "1"}
-"""Pairs are computed as they stand, so that a copy does what its block would do alone."""
 
 
 def block_sqnr(
@@ -45,7 +42,8 @@ def block_sqnr(
     shadow, probes = _shadowed(model, list(blocks), assignment)
     wanted = [name for pair in probes.values() for names_ in pair for name in names_]
     powers = dict.fromkeys(wanted, 0.0)
-    with open_graph(shadow, threads=threads, expose=wanted, settings=_FLOAT_ARITHMETIC) as runner:
+    # Taken literally, so that a copy does what its block would do alone, and integers stay integers in memory.
+    with open_graph(shadow, optimised=False, threads=threads, expose=wanted) as runner:
         size = fixed_batch(runner.inputs) or _BATCH
         for batch in dataset.batches(size, limit=samples):
             results = run_samples(runner, batch.feeds, size, wanted)
@@ -79,8 +77,7 @@ def _shadowed(
     # What stands for a value: its constant read back from integers, its quantized form, a block's copy of it.
     constants: dict[str | None, ir.Value] = {}
     for name, codes in assignment.codes.items():
-        real = dequantize_array(codes, tensors[name])
-        constants[name] = add_initializer(copy, f"{name}~int8", real, taken)
+        constants[name] = _read_back(copy, name, codes, tensors[name], taken)
     paired: dict[str, ir.Value] = {}
     probes: dict[str, list[tuple[str, str]]] = {}
 
@@ -143,6 +140,25 @@ def _ends(members: list[ir.Node], readers: Mapping[int, list[ir.Node]]) -> list[
 
 def _is_float(value: ir.Value) -> bool:
     return isinstance(value.type, ir.TensorType) and value.dtype in _FLOATS  # a sequence has a dtype too
+
+
+def _read_back(
+    model: ir.Model, name: str, codes: np.ndarray, params: QuantParams, taken: set[str]
+) -> ir.Value:
+    """What the codes of a constant stand for."""
+    stem = f"{name}~int8"
+    scale, zero = np.asarray(params.scale, np.float32), np.asarray(params.zero_point, codes.dtype)
+    if params.axis is None:
+        scale, zero = scale.reshape(()), zero.reshape(())
+    parts = [
+        add_initializer(model, f"{stem}{part}", array, taken)
+        for part, array in (("", codes), ("/scale", scale), ("/zero", zero))
+    ]
+    node = ir.node("DequantizeLinear", parts, {"axis": params.axis or 0}, name=f"{stem}/dq")
+    node.outputs[0].name = fresh_name(model, f"{stem}/dq", taken)
+    node.outputs[0].dtype = ir.DataType.FLOAT
+    model.graph.append(node)
+    return node.outputs[0]
 
 
 def _pair(model: ir.Model, value: ir.Value, params: QuantParams, taken: set[str]) -> ir.Value:
