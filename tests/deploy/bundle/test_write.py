@@ -221,7 +221,7 @@ GAP = {("first rename", "after"), ("second rename", "before")}
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(
-    "place", ["writing", "_flush", "_exchange", "_swap", "rmtree", "first rename", "second rename"]
+    "place", ["writing", "flush", "_exchange", "_swap", "rmtree", "first rename", "second rename"]
 )
 def test_a_kill_at_a_planted_point(tmp_path: Path, victims: Victims, place: str, moment: str) -> None:
     destination = tmp_path / "x86-cpu"
