@@ -145,7 +145,7 @@ def write(model: ir.Model, path: Path) -> None:
 
 
 def release(model: ir.Model) -> None:
-    """Give back the memory that weights mapped from files take up; they stay readable, from the files again."""
+    """Give back the memory that weights mapped from files take up; they stay readable."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             pages = value.const_value.raw if isinstance(value.const_value, ir.ExternalTensor) else None

@@ -42,7 +42,7 @@ def block_sqnr(
     shadow, probes = _shadowed(model, list(blocks), assignment)
     wanted = [name for pair in probes.values() for names_ in pair for name in names_]
     powers = dict.fromkeys(wanted, 0.0)
-    # Taken literally, so that a copy does what its block would do alone, and integers stay integers in memory.
+    # Taken literally: a copy does what its block would do alone, and its integers stay integers in memory.
     with open_graph(shadow, optimised=False, threads=threads, expose=wanted) as runner:
         size = fixed_batch(runner.inputs) or _BATCH
         for batch in dataset.batches(size, limit=samples):
