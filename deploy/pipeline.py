@@ -18,6 +18,8 @@ from deploy.progress import SILENT, Progress
 from deploy.spec.project import Budget, InputSection, MetricSection, Observer, PrecisionRequest
 from deploy.spec.recipe import Recipe
 from deploy.stages import steps
+from deploy.stages.assemble import assemble
+from deploy.stages.job import Ingredients
 from deploy.stages.preview import Preview, preview
 from deploy.stages.record import Record, open_cache
 from deploy.stages.request import Data, Request
@@ -36,10 +38,11 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
         prepared = steps.clean(source, request, cache, record)
         roles = steps.open_data(prepared, request, record)
         steps.check(target, prepared, request)
-        histograms = steps.calibrate(prepared, target, roles, request, cache, record)
+        made_of = Ingredients(target, prepared, roles, request)
+        histograms = steps.calibrate(made_of, cache, record)
         baseline = steps.baseline(source, prepared)
-        compiled, plan = steps.compile(target, prepared, baseline, roles, histograms, request, cache, record)
-        steps.write(compiled, plan, target, prepared, roles, request, folder, record)
+        compiled, plan = steps.compile(made_of, baseline, histograms, cache, record)
+        assemble(made_of, compiled, plan, folder, record)
     return load_bundle(destination)
 
 

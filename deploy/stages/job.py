@@ -50,6 +50,16 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Ingredients:
+    """What a build is made of."""
+
+    target: Target
+    prepared: Prepared
+    roles: Roles
+    request: Request
+
+
+@dataclass(frozen=True)
 class Job:
     """``judge`` scores on validation data while choosing, ``accept`` on eval data; None without such data.
 
@@ -98,16 +108,14 @@ class Job:
 
 
 def open_job(
-    target: Target,
-    prepared: Prepared,
+    made_of: Ingredients,
     baseline: Artifact,
-    roles: Roles,
     histograms: Mapping[str, Histogram],
     lock: Lock | None,
-    request: Request,
     work: Path,
 ) -> Job:
     """Everything that choosing, measuring and verifying need."""
+    roles, request = made_of.roles, made_of.request
 
     def opened() -> AbstractContextManager[Runner]:
         return Session(baseline.main, threads=_SCORING_THREADS)
@@ -116,8 +124,8 @@ def open_job(
         return None if dataset is None else Examiner(dataset, opened, request.metric, request.root)
 
     return Job(
-        target=target,
-        subject=subject_for(target, prepared, histograms, request),
+        target=made_of.target,
+        subject=subject_for(made_of.target, made_of.prepared, histograms, request),
         request=request,
         roles=roles,
         baseline=baseline,

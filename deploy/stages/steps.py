@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import platform
-import shutil
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from deploy.adapter.discover import backend_names, find_backend, provider
 from deploy.adapter.profiles import load_profile, resolve
-from deploy.bundle.read import (
-    ARTIFACT,
-    GRAPH,
-    LOCK,
-    LOG,
-    MANIFEST,
-    MEASUREMENTS,
-    PLAN,
-    SELFTEST,
-    file_digest,
-)
-from deploy.bundle.write import copy_artifact
 from deploy.cache import Cache
 from deploy.data.dataset import Dataset
 from deploy.data.python_ref import code_digest
 from deploy.errors import UnsupportedError, UsageError
 from deploy.frontend.onnx_file import Source, read, release
-from deploy.frontend.onnx_file import write as write_graph
 from deploy.graph.blocks import partition
 from deploy.graph.summary import tensor_specs
 from deploy.measure.host import host
@@ -36,12 +20,11 @@ from deploy.quantize.calibrate import calibrate as observe
 from deploy.quantize.place import find_chains, observed_values
 from deploy.quantize.ranges import Histogram, load_histograms, save_histograms
 from deploy.spec.artifact import Artifact
-from deploy.spec.document import digest, parse, render
-from deploy.spec.manifest import CalibrationInfo, Lock, Manifest, Measurements, Sizes
+from deploy.spec.document import digest, parse
+from deploy.spec.manifest import Lock
 from deploy.spec.plan import Plan
-from deploy.spec.tensors import Normalisation, TensorSpec
 from deploy.stages.compile import Compiled, compile_for, load_compiled
-from deploy.stages.job import Target, check_request, open_job
+from deploy.stages.job import Ingredients, Target, check_request, open_job
 from deploy.stages.prepare import Prepared, load, prepare
 from deploy.stages.record import Record
 from deploy.stages.request import Request, Roles, open_roles
@@ -158,10 +141,9 @@ def check(target: Target, prepared: Prepared, request: Request) -> None:
         )
 
 
-def calibrate(
-    prepared: Prepared, target: Target, roles: Roles, request: Request, cache: Cache, record: Record
-) -> dict[str, Histogram]:
+def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, Histogram]:
     """Histograms of every value that may be quantized; none without data, rules or a wish for INT8."""
+    target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
     wanted = request.precision not in ("float", "fp16") and not prepared.facts.imported
     if roles.calibration is None or target.runtime.quant is None or not wanted:
         return {}
@@ -198,16 +180,10 @@ def calibrate(
 
 
 def compile(
-    target: Target,
-    prepared: Prepared,
-    against: Baseline,
-    roles: Roles,
-    histograms: dict[str, Histogram],
-    request: Request,
-    cache: Cache,
-    record: Record,
+    made_of: Ingredients, against: Baseline, histograms: dict[str, Histogram], cache: Cache, record: Record
 ) -> tuple[Compiled, Plan]:
     """Choose, measure and verify for the target."""
+    target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
     lock = _read_lock(request, prepared)
     key = cache.key(
         "compile",
@@ -234,9 +210,7 @@ def compile(
 
     def write_into(new: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="deploy-build-") as work:
-            baseline_file = against.artifact
-            job = open_job(target, prepared, baseline_file, roles, histograms, lock, request, Path(work))
-            compile_for(job, new, record)
+            compile_for(open_job(made_of, against.artifact, histograms, lock, Path(work)), new, record)
 
     folder, cached = cache.fetch(key, write_into)
     compiled, plan = load_compiled(folder)
@@ -244,122 +218,6 @@ def compile(
         with record.stage(name) as stage:
             stage.cached, stage.outcome = True, outcome
     return compiled, plan
-
-
-def write(
-    compiled: Compiled,
-    plan: Plan,
-    target: Target,
-    prepared: Prepared,
-    roles: Roles,
-    request: Request,
-    folder: Path,
-    record: Record,
-) -> None:
-    """Everything a bundle holds, into ``folder``."""
-    with record.stage("bundle") as stage:
-        artifact = compiled.artifact
-        copy_artifact(artifact, folder / ARTIFACT)
-        shutil.copyfile(artifact.folder.parent / SELFTEST, folder / SELFTEST)
-        if (prepared.folder / f"{prepared.fused_path.name}.data").exists():
-            write_graph(prepared.fused, folder / GRAPH)  # weights beside it bear the name of the file
-        else:
-            shutil.copyfile(prepared.fused_path, folder / GRAPH)
-        (folder / PLAN).write_text(render(plan))
-        (folder / LOCK).write_text(render(_lock(compiled, target, prepared, roles, request)))
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-        hashes = {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
-        manifest = _manifest(compiled, plan, target, prepared, roles, request, hashes)
-        (folder / MANIFEST).write_text(render(manifest))
-        stage.outcome = (
-            f"{manifest.size_bytes.artifact / 1e6:.2f} MB, "
-            f"{manifest.size_bytes.baseline / manifest.size_bytes.artifact:.2f} times smaller"
-        )
-    measurements = Measurements(
-        comparison=compiled.comparison, why_not=compiled.why_not_measured, stages=tuple(record.times)
-    )
-    (folder / MEASUREMENTS).write_text(render(measurements))
-    (folder / LOG).write_text(record.log())
-
-
-def _manifest(
-    compiled: Compiled,
-    plan: Plan,
-    target: Target,
-    prepared: Prepared,
-    roles: Roles,
-    request: Request,
-    hashes: dict[str, str],
-) -> Manifest:
-    facts, artifact = prepared.facts.source, compiled.artifact
-    counts = {p: sum(b.precision == p for b in plan.blocks) for p in {b.precision for b in plan.blocks}}
-    return Manifest(
-        target=target.name,
-        profile=target.profile.name,
-        runtime=target.runtime.name,
-        source=facts,
-        recipe=request.recipe,
-        plan_sha256=digest(plan),
-        precision=dict(sorted(counts.items())),
-        files=hashes,
-        artifact=artifact.model_copy(update={"inputs": _with_normalisation(artifact.inputs, request)}),
-        options=compiled.options,
-        size_bytes=Sizes(
-            baseline=facts.bytes,
-            artifact=artifact.size_bytes(),
-            baseline_weights=facts.weight_bytes,
-            weights=artifact.weight_bytes,
-        ),
-        calibration=None
-        if roles.calibration is None or not plan.quantized or prepared.facts.imported
-        else CalibrationInfo(
-            sha256=roles.calibration.digest,
-            samples=min(request.samples, len(roles.calibration)),
-            observer=request.observer,
-            random=roles.random,
-        ),
-        evaluation=compiled.evaluation,
-        verification=compiled.verification,
-        verdict=compiled.verdict,
-        deferred=artifact.deferred,
-        executed_by=compiled.executed_by,
-        toolchain={
-            "deploy-compiler": version("deploy-compiler"),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "onnx", "onnx_ir", "onnxruntime")},
-            **artifact.toolchain,
-        },
-        seed=request.seed,
-    )
-
-
-def _with_normalisation(inputs: tuple[TensorSpec, ...], request: Request) -> tuple[TensorSpec, ...]:
-    """What must still be done to raw data, and what the artifact does itself, in the manifest's words."""
-    settings = request.inputs
-
-    def spec(tensor: TensorSpec) -> TensorSpec:
-        section = settings.get(tensor.name)
-        if section is None:
-            return tensor
-        normalisation: Normalisation | None = section.normalisation
-        if normalisation is not None and normalisation.identity:
-            normalisation = None
-        layout = tensor.layout if section.layout == "any" else section.layout
-        return tensor.model_copy(update={"normalisation": normalisation, "layout": layout})
-
-    return tuple(spec(tensor) for tensor in inputs)
-
-
-def _lock(compiled: Compiled, target: Target, prepared: Prepared, roles: Roles, request: Request) -> Lock:
-    return Lock(
-        source_sha256=prepared.facts.source.sha256,
-        calibration_sha256=_digest(roles.calibration),
-        profile_sha256=digest(target.profile),
-        seed=request.seed,
-        choices=compiled.choices,
-        float_blocks=compiled.float_blocks,
-        looks=0 if compiled.evaluation is None else compiled.evaluation.looks,
-    )
 
 
 def _read_lock(request: Request, prepared: Prepared) -> Lock | None:

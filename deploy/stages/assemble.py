@@ -1,0 +1,133 @@
+"""Puts a bundle together: artifact, graph, plan, lock, self-test, and the manifest that vouches for them."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from deploy.bundle.read import (
+    ARTIFACT,
+    GRAPH,
+    LOCK,
+    LOG,
+    MANIFEST,
+    MEASUREMENTS,
+    PLAN,
+    SELFTEST,
+    file_digest,
+)
+from deploy.bundle.write import copy_artifact
+from deploy.frontend.onnx_file import write as write_graph
+from deploy.spec.document import digest, render
+from deploy.spec.manifest import CalibrationInfo, Lock, Manifest, Measurements, Sizes
+from deploy.spec.plan import Plan
+from deploy.spec.tensors import Normalisation, TensorSpec
+from deploy.stages.compile import Compiled
+from deploy.stages.job import Ingredients
+from deploy.stages.record import Record
+from deploy.stages.request import Request
+
+
+def assemble(made_of: Ingredients, compiled: Compiled, plan: Plan, folder: Path, record: Record) -> None:
+    """Everything a bundle holds, into ``folder``."""
+    prepared = made_of.prepared
+    with record.stage("bundle") as stage:
+        artifact = compiled.artifact
+        copy_artifact(artifact, folder / ARTIFACT)
+        shutil.copyfile(artifact.folder.parent / SELFTEST, folder / SELFTEST)
+        if (prepared.folder / f"{prepared.fused_path.name}.data").exists():
+            write_graph(prepared.fused, folder / GRAPH)  # weights beside it bear the name of the file
+        else:
+            shutil.copyfile(prepared.fused_path, folder / GRAPH)
+        (folder / PLAN).write_text(render(plan))
+        (folder / LOCK).write_text(render(_lock(made_of, compiled)))
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        hashes = {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
+        manifest = _manifest(made_of, compiled, plan, hashes)
+        (folder / MANIFEST).write_text(render(manifest))
+        stage.outcome = (
+            f"{manifest.size_bytes.artifact / 1e6:.2f} MB, "
+            f"{manifest.size_bytes.baseline / manifest.size_bytes.artifact:.2f} times smaller"
+        )
+    measurements = Measurements(
+        comparison=compiled.comparison, why_not=compiled.why_not_measured, stages=tuple(record.times)
+    )
+    (folder / MEASUREMENTS).write_text(render(measurements))
+    (folder / LOG).write_text(record.log())
+
+
+def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict[str, str]) -> Manifest:
+    target, prepared, request = made_of.target, made_of.prepared, made_of.request
+    calibration = made_of.roles.calibration
+    facts, artifact = prepared.facts.source, compiled.artifact
+    counts = {p: sum(b.precision == p for b in plan.blocks) for p in {b.precision for b in plan.blocks}}
+    return Manifest(
+        target=target.name,
+        profile=target.profile.name,
+        runtime=target.runtime.name,
+        source=facts,
+        recipe=request.recipe,
+        plan_sha256=digest(plan),
+        precision=dict(sorted(counts.items())),
+        files=hashes,
+        artifact=artifact.model_copy(update={"inputs": _with_normalisation(artifact.inputs, request)}),
+        options=compiled.options,
+        size_bytes=Sizes(
+            baseline=facts.bytes,
+            artifact=artifact.size_bytes(),
+            baseline_weights=facts.weight_bytes,
+            weights=artifact.weight_bytes,
+        ),
+        calibration=None
+        if calibration is None or not plan.quantized or prepared.facts.imported
+        else CalibrationInfo(
+            sha256=calibration.digest,
+            samples=min(request.samples, len(calibration)),
+            observer=request.observer,
+            random=made_of.roles.random,
+        ),
+        evaluation=compiled.evaluation,
+        verification=compiled.verification,
+        verdict=compiled.verdict,
+        deferred=artifact.deferred,
+        executed_by=compiled.executed_by,
+        toolchain={
+            "deploy-compiler": version("deploy-compiler"),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "onnx", "onnx_ir", "onnxruntime")},
+            **artifact.toolchain,
+        },
+        seed=request.seed,
+    )
+
+
+def _with_normalisation(inputs: tuple[TensorSpec, ...], request: Request) -> tuple[TensorSpec, ...]:
+    """What must still be done to raw data, and what the artifact does itself, in the manifest's words."""
+    settings = request.inputs
+
+    def spec(tensor: TensorSpec) -> TensorSpec:
+        section = settings.get(tensor.name)
+        if section is None:
+            return tensor
+        normalisation: Normalisation | None = section.normalisation
+        if normalisation is not None and normalisation.identity:
+            normalisation = None
+        layout = tensor.layout if section.layout == "any" else section.layout
+        return tensor.model_copy(update={"normalisation": normalisation, "layout": layout})
+
+    return tuple(spec(tensor) for tensor in inputs)
+
+
+def _lock(made_of: Ingredients, compiled: Compiled) -> Lock:
+    calibration = made_of.roles.calibration
+    return Lock(
+        source_sha256=made_of.prepared.facts.source.sha256,
+        calibration_sha256=None if calibration is None else calibration.digest,
+        profile_sha256=digest(made_of.target.profile),
+        seed=made_of.request.seed,
+        choices=compiled.choices,
+        float_blocks=compiled.float_blocks,
+        looks=0 if compiled.evaluation is None else compiled.evaluation.looks,
+    )
