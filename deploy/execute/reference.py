@@ -68,6 +68,8 @@ class Session:
         options.log_severity_level = 4
         if not optimised:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            # An arena would keep the memory of all values at once, and for as long as any output lives.
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         for key, value in {**_ALWAYS, **(settings or {})}.items():
             options.add_session_config_entry(key, value)
         given = model if isinstance(model, bytes) else str(model)
