@@ -16,7 +16,8 @@ from deploy import errors
 Deploy = Callable[..., tuple[int, str, str]]
 PROGRAM = (sys.executable, "-c", "from deploy.cli import main; raise SystemExit(main())")
 WAITING = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run as a shell's background job
 import deploy.pipeline
 from deploy.bundle.write import staged
 from deploy.cli import main
@@ -79,13 +80,16 @@ def test_a_bug_stays_a_traceback(deploy: Deploy, here: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_ends_with_130_and_leaves_nothing(here: Path, number: signal.Signals) -> None:
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    child.send_signal(number)
-    _, err = child.communicate(timeout=10)
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        try:
+            _, err = child.communicate(timeout=10)
+        finally:
+            child.kill()
     assert child.returncode == 130
     assert err.endswith("interrupted\n") and "Traceback" not in err
     assert [path for path in here.rglob("*") if path.is_file() or "deploy" in path.name] == []
