@@ -31,9 +31,13 @@ _BROKEN = ("QDQPropagationTransformer",)
 """ONNX Runtime 1.31 (its pull request 28144) makes an invalid graph of int8 pairs at operator set 21 where it
 moves them past a Slice or Reshape. Artifacts with int8 activations are written at operator set 20 instead."""
 
-_ALWAYS = {"optimization.disable_specified_optimizers": "WeightBiasQuantization"}
+_ALWAYS = {
+    "optimization.disable_specified_optimizers": "WeightBiasQuantization",
+    "session.use_device_allocator_for_initializers": "1",
+}
 """ONNX Runtime would turn float weights and biases between quantized values into integers of its own choice:
-the blocks that the plan leaves float would not be."""
+the blocks that the plan leaves float would not be. And it would keep weights in the outputs' arena, which
+outlives the session for as long as one output is kept."""
 
 _PLACE = re.compile(r"/onnxruntime_src/\S+:\d+ \S.*?\)(?: const)?(?: \[with [^\]]*\])? ")
 

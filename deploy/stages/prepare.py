@@ -27,6 +27,7 @@ from deploy.execute.compare import (
 from deploy.execute.reference import Session, open_graph
 from deploy.execute.refusals import refusal
 from deploy.frontend.onnx_file import Source, digest, write
+from deploy.frontend.opset import OPSET
 from deploy.frontend.quantized import import_quantized
 from deploy.graph.clean import Rewritten, clean
 from deploy.graph.cost import macs, parameters
@@ -187,7 +188,14 @@ def _trial_feeds(model: ir.Model, source: Source, seed: int, threads: int) -> di
         got = upgraded.run(feeds)
     if source.path is not None:
         with _as_given(source.path, threads) as given:
-            want = given.run(feeds)
+            try:
+                want = given.run(feeds)
+            except BackendError as e:
+                raise UnsupportedError(
+                    f"{source.path}: ONNX Runtime, with which everything is compared, cannot run the file as "
+                    f"given: {e.message.partition(': ')[2]}",
+                    hint=f"export it at operator set {OPSET} or older",
+                ) from e
         error = largest_error(want, got)
         if error > tolerance(model):
             raise ModelError(
