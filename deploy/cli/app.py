@@ -76,7 +76,7 @@ def _usage_error(error: typer.TyperException) -> UsageError:
     possible = getattr(error, "possibilities", None)
     if possible:
         message, nearest = getattr(error, "message", message), " or ".join(possible) + "?"
-    message = message[:1].lower() + message[1:]
+    message = (message[:1].lower() + message[1:]).replace("Value error, ", "")
     return UsageError(message, hint=f"did you mean {nearest.rstrip('?')}? {hint}" if nearest else hint)
 
 

@@ -143,7 +143,7 @@ def build(
         typer.Option(
             metavar="FILE",
             rich_help_panel=_EFFORT,
-            help="A deploy.lock: repeat its choices instead of measuring.",
+            help="A deploy.lock: take its choices instead of searching again.",
         ),
     ] = None,
     out: Annotated[

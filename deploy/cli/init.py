@@ -207,7 +207,12 @@ def _write(path: Path, text: str) -> None:
     project: Project = parse_toml(Project, text, origin=path)
     del project  # what we write has to be readable, whatever the names in the model are
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(text.encode())
+    except UnicodeEncodeError as e:
+        raise UsageError(
+            f"{FILE} is UTF-8 text, which the name of the model or of the data is not",
+            hint="rename the file or folder",
+        ) from e
     except OSError as e:
         raise UsageError(
             f"{path.absolute()}: cannot be written: {e.strerror}", hint="go to a folder that you may write to"

@@ -129,10 +129,14 @@ def _macs(found: Summary) -> str:
     if found.macs is not None:
         return f"{figures.count(found.macs)} for one sample"
     first, more = found.uncounted[0], len(found.uncounted) - 1
-    return f"unknown: a size is free at '{first}'{f' and {more} more' if more else ''}; fix it with --shape"
+    free = any(isinstance(size, str) for spec in found.inputs for size in spec.shape)
+    where = f"unknown for '{first}'{f' and {more} more' if more else ''}"
+    return f"{where}: fix the sizes with --shape" if free else where
 
 
 def _operations(found: Summary) -> str:
+    from deploy.cli import figures
+
     shown = [f"{number} {op}" for op, number in found.operations[:_OPERATIONS_SHOWN]]
     more = len(found.operations) - len(shown)
-    return ", ".join(shown) + (f" and {more} more kinds" if more > 0 else "")
+    return ", ".join(shown) + (f" and {figures.plural(more, 'other kind')}" if more > 0 else "")

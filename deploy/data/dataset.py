@@ -202,7 +202,8 @@ def _open_source(
         return open_python(str(source), [spec.name for spec in inputs], labels, root), False
     path = Path(source) if root is None else root / source
     if not path.exists():
-        raise DataError(f"{path}: no such file", hint="check the path; relative ones start at deploy.toml")
+        where = "" if root is None else "; in deploy.toml relative ones start at its folder"
+        raise DataError(f"{path}: no such file", hint=f"check the path of the data{where}")
     if path.is_dir():
         return open_images(path, _only(path, inputs), labels), True
     if path.suffix == ".npy":

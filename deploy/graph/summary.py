@@ -12,7 +12,8 @@ from deploy.errors import ModelError
 from deploy.graph import cost
 from deploy.graph.blocks import ACTIVATION, partition
 from deploy.graph.edit import all_nodes, is_constant, weight_bytes
-from deploy.graph.shapes import model_inputs
+from deploy.graph.fold import fold_constants, fold_shapes
+from deploy.graph.shapes import infer, model_inputs
 from deploy.spec.tensors import Layout, TensorSpec
 
 _CHANNELS_SECOND = frozenset((
@@ -24,6 +25,8 @@ _KEEPS_LAYOUT = ACTIVATION | frozenset((
     "Add", "Sub", "Mul", "Div", "Cast", "Identity", "Dropout", "Pad", "Resize", "BatchNormalization",
     "QuantizeLinear", "DequantizeLinear",
 ))  # fmt: skip
+_ROUNDS = 5
+"""One size makes the next one known; nothing real needs more."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,32 @@ class Summary:
 def summary(model: ir.Model) -> Summary:
     """The figures of a graph with inferred shapes and named nodes."""
     counts = Counter(node.op_type for node in all_nodes(model))
+    sized = _with_sizes(model)
     return Summary(
         opset=model.opset_imports.get("", 0),
         inputs=tensor_specs(model_inputs(model)),
         outputs=tensor_specs(model.graph.outputs),
         parameters=cost.parameters(model),
-        macs=cost.macs(model),
-        uncounted=cost.uncounted(model),
+        macs=cost.macs(sized),
+        uncounted=cost.uncounted(sized),
         weight_bytes=weight_bytes(model),
-        peak_activation_bytes=cost.peak_activation_bytes(model),
+        peak_activation_bytes=cost.peak_activation_bytes(sized),
         operations=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
         blocks=len(partition(model)),
     )
+
+
+def _with_sizes(model: ir.Model) -> ir.Model:
+    """The graph itself, or a copy whose computed sizes are numbers, as cleaning makes them, where some are
+    open: exporters compute the widths of a Pad or a target shape by dozens of nodes."""
+    if not cost.uncounted(model) and cost.peak_activation_bytes(model) is not None:
+        return model
+    sized = model.clone()
+    for _ in range(_ROUNDS):
+        if not fold_shapes(sized) + fold_constants(sized):
+            break
+        infer(sized)
+    return sized
 
 
 def tensor_specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:

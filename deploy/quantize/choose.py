@@ -68,7 +68,7 @@ def hold_budget(
             failed = middle
     drop = tried[count]
     budget = f"budget {max_drop:.4f}" if math.isfinite(max_drop) else "whatever it costs"
-    reason = f"drop {drop.drop:.4f}, {budget}"
+    reason = f"drop {drop.drop:.4f} while choosing, {budget}"
     return Decision(
         frozenset(worst_first[:count]),
         drop,

@@ -85,8 +85,10 @@ def _first_problem(error: ValidationError) -> str:
 def _schema_hint(error: ValidationError) -> str:
     if any(e["loc"] == ("schema",) for e in error.errors()):
         return f"this version reads schema {SCHEMA}; use the version of deploy that wrote the file"
+    if any(e["type"] == "json_invalid" for e in error.errors()):
+        return "give a whole file as deploy wrote it"
     if any(e["type"] == "extra_forbidden" for e in error.errors()):
-        return "remove the key, or look up its spelling in the reference in README.md"
+        return "remove the key, or look up its spelling in docs/reference.md"
     return "correct the value of that key"
 
 

@@ -47,10 +47,11 @@ def assemble(made_of: Ingredients, compiled: Compiled, plan: Plan, folder: Path,
         hashes = {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
         manifest = _manifest(made_of, compiled, plan, hashes)
         (folder / MANIFEST).write_text(render(manifest))
-        stage.outcome = (
-            f"{manifest.size_bytes.artifact / 1e6:.2f} MB, "
-            f"{manifest.size_bytes.baseline / manifest.size_bytes.artifact:.2f} times smaller"
+        before, after = manifest.size_bytes.baseline, manifest.size_bytes.artifact
+        change = (
+            f"{before / after:.2f} times smaller" if after <= before else f"{after / before:.2f} times larger"
         )
+        stage.outcome = f"{after / 1e6:.3g} MB, {change}"
     measurements = Measurements(
         comparison=compiled.comparison, why_not=compiled.why_not_measured, stages=tuple(record.times)
     )

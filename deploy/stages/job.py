@@ -14,6 +14,7 @@ from deploy.adapter.batching import fixed_batch
 from deploy.adapter.protocol import Backend, Runner
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop
+from deploy.data.metrics import make_metric
 from deploy.errors import UsageError
 from deploy.execute.reference import Session
 from deploy.graph.blocks import partition
@@ -161,7 +162,10 @@ def subject_for(
 
 
 def check_request(request: Request, target: Target, prepared: Prepared) -> None:
-    """Raises UsageError for an excluded node that does not exist and a precision that the runtime lacks."""
+    """Raises UsageError for an excluded node or a metric that does not exist and a precision that the runtime
+    lacks."""
+    if request.metric.name != "auto":
+        make_metric(request.metric.name, ignore_label=request.metric.ignore_label, root=request.root)
     known = [node.name or "" for node in prepared.fused.graph]
     unknown = sorted(set(request.exclude) - set(known))
     if unknown:
@@ -170,7 +174,7 @@ def check_request(request: Request, target: Target, prepared: Prepared) -> None:
             f"--exclude: no node is called '{unknown[0]}'",
             hint=f"did you mean {' or '.join(near)}?"
             if near
-            else "`deploy inspect` lists the blocks and nodes",
+            else "plan.json of a bundle lists the nodes of every block",
         )
     if request.precision == "fp16" and target.runtime.around != "float16":
         raise UsageError(

@@ -53,7 +53,7 @@ def read_source(request: Request, record: Record) -> Source:
     """The model file, checked."""
     with record.stage("read") as stage:
         source = read(request.source_path)
-        stage.outcome = f"{source.name}, operator set {source.opset}, {source.bytes / 1e6:.2f} MB"
+        stage.outcome = f"{source.name}, operator set {source.opset}, {source.bytes / 1e6:.3g} MB"
     return source
 
 
@@ -127,9 +127,10 @@ def check(target: Target, prepared: Prepared, request: Request) -> None:
     """Whether the wish can be met at all, before anything takes time.
 
     Raises UnsupportedError listing all nodes that the backend cannot run, UsageError for an excluded node
-    that does not exist and for a precision that the runtime does not have.
+    or a metric that does not exist, a precision that the runtime does not have, and a lock of another model.
     """
     check_request(request, target, prepared)
+    _read_lock(request, prepared)
     verdicts = target.backend.check(prepared.fused, target.runtime)
     refused = [v for v in verdicts if v.support == "unsupported"]
     if refused:

@@ -77,6 +77,11 @@ def test_a_malformed_file_is_told_by_line_and_key(deploy: Deploy, here: Path, wh
     assert sorted(p.name for p in here.iterdir()) == ["deploy.toml"]
 
 
+def test_messages_are_ours_not_the_parsers(deploy: Deploy, here: Path) -> None:
+    _, _, err = deploy("build", "model.onnx", "--target", "x86-cpu", "--precision", "int4")
+    assert "Value error" not in err and "'int4' is not one of 'auto'" in err
+
+
 @pytest.mark.parametrize("what", ["not UTF-8", "a folder"])
 def test_a_file_that_cannot_be_read(deploy: Deploy, here: Path, what: str) -> None:
     if what == "a folder":

@@ -47,6 +47,15 @@ def test_the_example_gets_a_file_that_says_what_was_given(deploy: Deploy, here: 
     assert "256 samples, labelled" in (here / "deploy.toml").read_text()
 
 
+def test_a_name_that_is_not_utf8_is_told(deploy: Deploy, here: Path, digits: Path) -> None:
+    model = here / os.fsdecode(b"mod\xff.onnx")
+    model.write_bytes((digits / "digits.onnx").read_bytes())
+    code, out, err = deploy("init", model)
+    assert (code, out) == (2, "")
+    assert "UTF-8" in err and "rename" in err
+    assert not (here / "deploy.toml").exists()
+
+
 def test_beyond_what_was_given_it_says_the_defaults(deploy: Deploy, here: Path, digits: Path) -> None:
     """So a build from the file is the build that the same flags would give."""
     deploy("init", digits / "digits.onnx", "--data", digits / "calib.npz", "-t", "x86-cpu")

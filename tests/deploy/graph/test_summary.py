@@ -31,6 +31,20 @@ def test_a_small_network():
     assert found.blocks == 3
 
 
+def test_computed_sizes_are_counted_with_as_numbers_and_the_graph_stays_as_it_is():
+    text = """g (float[n,2,4,4] x) => (float[n,2,6,6] y)
+      <float[2,2,1,1] w = {1,2,3,4}, int64[4] z = {0,0,1,1}> {
+      [c] t = Concat<axis = 0>(z, z)
+      [p] p = Pad(x, t)
+      [y] y = Conv(p, w)
+    }"""
+    model = infer(ir.from_onnx_text(HEAD + text))
+    found = summary(model)
+    assert (found.macs, found.uncounted) == (2 * 2 * 36, ())
+    assert found.operations == (("Concat", 1), ("Conv", 1), ("Pad", 1))
+    assert len(model.graph) == 3
+
+
 def specs(signature: str, body: str = "y = Identity(x)") -> tuple[TensorSpec, ...]:
     return tensor_specs(
         ir.from_onnx_text(f"{HEAD}g ({signature}) => (float[a,b,c,d] y) {{ {body} }}").graph.inputs
