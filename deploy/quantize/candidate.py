@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from deploy.adapter.protocol import Backend
 from deploy.errors import VerificationError
+from deploy.frontend.onnx_file import release
 from deploy.graph.blocks import Block
 from deploy.graph.qdq import insert
 from deploy.progress import SILENT
@@ -130,6 +131,7 @@ def build_candidate(
     )
     workdir.mkdir(parents=True, exist_ok=True)
     artifact = subject.backend.lower(qdq, plan, subject.runtime, workdir, SILENT)
+    release(subject.graph)  # of large weights only the integers are needed from here on
     wrong = differences(plan, subject.backend.read_plan(artifact))
     if wrong:
         listed = "; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
