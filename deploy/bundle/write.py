@@ -63,6 +63,13 @@ def copy_artifact(artifact: Artifact, folder: Path) -> None:
 
 
 def _refuse_foreign(destination: Path) -> None:
+    try:
+        str(destination).encode()
+    except UnicodeEncodeError as e:
+        raise UsageError(
+            f"{destination}: the path is not UTF-8 text, and runtimes open no other",
+            hint="choose another place with --out",
+        ) from e
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise UsageError(f"{destination}: exists and is not a folder", hint="choose another place with --out")
     if destination.is_dir() and any(destination.iterdir()) and not _is_bundle(destination):

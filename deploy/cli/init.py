@@ -176,11 +176,13 @@ def _exclude_lines(dangers: Sequence[Hazard]) -> list[str]:
 
 
 def _guess(data: str | None, inputs: Sequence[TensorSpec]) -> dict[str, Normalisation]:
-    """8-bit codes for a float input are pixels more often than not; nothing else can be guessed."""
+    """8-bit codes for a float input are mostly pixels, images always are; nothing else is guessed."""
     import numpy as np
 
     from deploy.spec.tensors import Normalisation
 
+    if data is not None and Path(data).is_dir():
+        return {s.name: Normalisation(scale=_PIXEL_SCALE) for s in inputs if s.dtype.startswith("float")}
     if data is None or Path(data).suffix != ".npz" or not Path(data).is_file():
         return {}
     from deploy.data.npz import open_npz

@@ -73,7 +73,7 @@ def read(path: Path) -> Source:
     return Source(
         model=model,
         path=path,
-        name=os.fsencode(path.stem).decode("utf-8", "replace"),
+        name=path.stem,
         sha256=_digest([path, *files]),
         bytes=size + sum(files.values()),
         opset=opset,

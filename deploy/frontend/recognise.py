@@ -66,7 +66,13 @@ def refuse_beyond_scope(path: Path, weight_bytes: int) -> None:
 
 def _regular_file_size(path: Path) -> int:
     try:
+        str(path).encode()
         status = path.stat()
+    except UnicodeEncodeError as e:
+        raise ModelError(
+            f"{path}: the path is not UTF-8 text, and ONNX Runtime opens no other",
+            hint="rename the file or its folder",
+        ) from e
     except FileNotFoundError as e:
         raise ModelError(f"{path}: no such file", hint="check the path of the model") from e
     except (OSError, ValueError) as e:

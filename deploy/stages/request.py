@@ -104,6 +104,10 @@ class Roles:
         return "random" if self.random else "calibration"
 
 
+def _as_it_is(request: Request, name: str) -> bool:
+    return name not in request.normalisation or request.normalisation[name].identity
+
+
 def _sized(spec: TensorSpec, trial: np.ndarray | None) -> TensorSpec:
     """Free dimensions behind the first take the sizes that the model was tried with."""
     if trial is None:
@@ -139,6 +143,11 @@ def open_roles(
 
     check_settings(inputs, request.normalisation)
     calibration, random = opened(request.data), False
+    raw = [spec.name for spec in inputs if spec.dtype.startswith("float") and _as_it_is(request, spec.name)]
+    if raw and isinstance(request.data, str | Path) and Path(request.root or "", request.data).is_dir():
+        progress.warn(
+            f"pixels go in as 0 to 255; if the model wants others, say so in deploy.toml under [input.{raw[0]}]"
+        )
     if calibration is None and request.random_calibration:
         progress.warn("calibrating on random noise: ranges will not fit real data")
         sized = [_sized(spec, (trial or {}).get(spec.name)) for spec in inputs]

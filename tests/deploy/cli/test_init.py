@@ -51,8 +51,13 @@ def test_a_name_that_is_not_utf8_is_told(deploy: Deploy, here: Path, digits: Pat
     model = here / os.fsdecode(b"mod\xff.onnx")
     model.write_bytes((digits / "digits.onnx").read_bytes())
     code, out, err = deploy("init", model)
-    assert (code, out) == (2, "")
+    assert (code, out) == (3, "")
     assert "UTF-8" in err and "rename" in err
+    (here / "good.onnx").write_bytes(model.read_bytes())
+    assert deploy("init", "good.onnx", "--data", os.fsdecode(b"\xff"))[0] == 4
+    assert deploy("build", "good.onnx", "-t", "x86-cpu", "--out", os.fsdecode(b"\xff"))[0] == 2
+    model.unlink()
+    (here / "good.onnx").unlink()
     assert not (here / "deploy.toml").exists()
 
 

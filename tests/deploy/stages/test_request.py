@@ -56,6 +56,17 @@ def test_a_setting_that_means_nothing_is_refused(setting: str, value: object, na
     assert named in caught.value.hint
 
 
+def test_raw_pixels_for_a_float_input_are_warned_of(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    spec = TensorSpec(name="x", dtype="float32", shape=("n", 3, 8, 8), layout="NCHW")
+    for scale, said in ((1.0, 1), (1 / 255, 0)):
+        told = Told()
+        inputs = {"x": InputSection(normalisation=Normalisation(scale=scale))}
+        open_roles(request(data=tmp_path, inputs=inputs), [spec], told)
+        assert sum("0 to 255" in warning for warning in told.warnings) == said
+
+
 def test_relative_paths_start_at_the_root(tmp_path: Path) -> None:
     assert request().source_path == Path("m.onnx")
     assert request(root=tmp_path).source_path == tmp_path / "m.onnx"
