@@ -321,3 +321,35 @@ def test_float16_noise_does_not_hide_a_wrong_artifact(
             cache=tmp_path / "cache",
         )
     assert caught.value.hint.startswith("first diverging operation: Gemm ")
+
+
+def test_float16_noise_leaves_alone_what_decides_about_shapes_and_domains(
+    save: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = """g (float[n, 3, 4, 4] x) => (float[n, 3, 8, 8] y) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w)
+        b = Resize <mode = "linear"> (a, , scales)
+        c = Pow (b, two)
+        d = Resize <mode = "nearest"> (x, , scales)
+        e = Concat <axis = 1> (c, d)
+        f = Conv (e, v)
+        s = Shape <start = 3, end = 4> (f)  t = Squeeze (s)  u = Cast <to = 1> (t)
+        r = Range (zero, u, one)
+        y = Add (f, r)
+    }"""
+    generator = np.random.default_rng(0)
+    arrays = {
+        "w": generator.standard_normal((3, 3, 3, 3)).astype(np.float32) / 5,
+        "v": generator.standard_normal((3, 6, 1, 1)).astype(np.float32) / 2,
+        "scales": np.float32([1, 1, 2, 2]),
+        **{name: np.float32(number) for name, number in (("zero", 0), ("one", 1), ("two", 2))},
+    }
+    images = {"x": generator.standard_normal((8, 3, 4, 4)).astype(np.float32)}
+    path = save(tmp_path / "m.onnx", text, arrays)
+    for precision in ("fp16", "int8"):
+        bundle = build(
+            path, target="jetson", data=images, precision=precision, measure=False,
+            out=tmp_path / "dist", cache=tmp_path / "cache",
+        )  # fmt: skip
+        assert bundle.manifest.verification.passed
+        assert bundle.manifest.verification.tolerance < 0.2
