@@ -92,7 +92,7 @@ def prepare(
     Raises ModelError where the model does not run, or where bringing it to the pinned operator set changes
     what it computes, UnsupportedError listing all that cannot be fed or that ONNX Runtime cannot run.
     """
-    model = name_dimensions(source.model)
+    model = name_dimensions(source.model.clone())
     _refuse_interface(model, source.name)
     if shapes:
         model = pin(model, shapes)

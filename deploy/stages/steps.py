@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from deploy.spec.artifact import Artifact
 from deploy.spec.document import digest, parse
 from deploy.spec.manifest import Lock
 from deploy.spec.plan import Plan
+from deploy.spec.tensors import TensorSpec
 from deploy.stages.compile import Compiled, compile_for, load_compiled
 from deploy.stages.job import Ingredients, Target, check_request, open_job
 from deploy.stages.prepare import Prepared, load, prepare
@@ -110,8 +112,7 @@ def open_data(prepared: Prepared, request: Request, record: Record) -> Roles:
 def baseline(source: Source, prepared: Prepared) -> Baseline:
     """The file as given, or the cleaned graph where the artifact's interface is not the file's."""
     given, now = (tensor_specs(m.graph.inputs) for m in (source.model, prepared.clean))
-    same = [(s.name, s.dtype, s.shape) for s in given] == [(s.name, s.dtype, s.shape) for s in now]
-    unchanged = same and prepared.facts.folded_inputs == ()
+    unchanged = _interface(given) == _interface(now) and prepared.facts.folded_inputs == ()
     path = source.path if source.path is not None and unchanged else prepared.clean_path
     artifact = Artifact(
         backend="ort",
@@ -121,6 +122,11 @@ def baseline(source: Source, prepared: Prepared) -> Baseline:
         folder=path.parent,
     )
     return Baseline(artifact, source.sha256 if unchanged else prepared.facts.clean_sha256)
+
+
+def _interface(inputs: Sequence[TensorSpec]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """What one has to know to feed a model; a free size is a free size, whatever it is called."""
+    return [(s.name, s.dtype, tuple(d if isinstance(d, int) else -1 for d in s.shape)) for s in inputs]
 
 
 def check(target: Target, prepared: Prepared, request: Request) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -441,3 +442,20 @@ def test_the_manifest_is_canonical_json(make: Build, example: Path) -> None:
     text = (make(data=example / "calib.npz").folder / "manifest.json").read_text()
     assert next(iter(json.loads(text))) == "schema"
     assert text.endswith("}\n")
+
+
+def test_a_batch_of_minus_one_is_as_free_the_second_time(
+    network: Path, images: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """Some exporters write free sizes as -1: naming them must not make the file look like another one."""
+    proto = onnx.load(network)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(proto, tmp_path / "network.onnx")
+    told = [Told(), Told()]
+    for progress in told:
+        deploy.build(
+            tmp_path / "network.onnx", target="x86-avx2", data=images, measure=False,
+            out=tmp_path / "dist", cache=tmp_path / "cache", progress=progress,
+        )  # fmt: skip
+    assert not told[0].cached["choose"]
+    assert told[1].cached["choose"]
