@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from deploy.adapter.discover import find_backend
 from deploy.measure.host import host
-from deploy.measure.latency import speedup
+from deploy.measure.latency import Timing, speedup
 from deploy.quantize.candidate import build_candidate
 from deploy.quantize.decide import Decided, decide_float
 from deploy.spec.artifact import Artifact
@@ -31,7 +32,7 @@ def why_not_measured(job: Job) -> str:
 def measured(job: Job, decided: Decided) -> tuple[Decided, Comparison]:
     """The figures of the race, and what was decided: float, where INT8 is slower than the faster float.
 
-    Slower means by more than noise: the interval of the ratio lies below 1, or the ratio below 0.97.
+    Slower means twice, and by more than noise: the interval of the ratio lies below 1, or the ratio below 0.97.
 
     A precision or a lock that was asked for is not overruled, nor is a model that came quantized.
     """
@@ -51,10 +52,12 @@ def measured(job: Job, decided: Decided) -> tuple[Decided, Comparison]:
     tried: dict[str, float] = {}
     chosen = "artifact"
     if must_pay:
-        faster = min(("baseline", "float"), key=lambda name: times[name].summary().p50)
-        tried["int8"], (_, at_most) = speedup(times[faster], times["artifact"])
+        tried["int8"], slower = _against_the_faster(times)
+        if slower:  # one session in a few is unlucky with its memory: who loses once may run again
+            times = race(contenders, feeds)
+            tried["int8"], slower = _against_the_faster(times)
         # Times stand in measurements.json: the choices must read the same when a build is repeated.
-        if at_most < 1.0 or tried["int8"] < _NOISE:
+        if slower:
             decided, chosen = _float_instead(job, decided), "float"
         else:
             kept = Choice(what="precision", chosen="int8", reason="not slower than float")
@@ -67,6 +70,13 @@ def measured(job: Job, decided: Decided) -> tuple[Decided, Comparison]:
         scratch=job.work / "memory",
     )
     return decided, comparison.model_copy(update={"tried": tried})
+
+
+def _against_the_faster(times: Mapping[str, Timing]) -> tuple[float, bool]:
+    """The artifact's speed in multiples of the faster float, and whether it is slower than that."""
+    faster = min(("baseline", "float"), key=lambda name: times[name].summary().p50)
+    ratio, (_, at_most) = speedup(times[faster], times["artifact"])
+    return ratio, at_most < 1.0 or ratio < _NOISE
 
 
 def _contender(job: Job, artifact: Artifact) -> Contender:

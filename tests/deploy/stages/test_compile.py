@@ -86,6 +86,23 @@ def test_integers_that_do_not_pay_become_float(
     assert comparison.baseline.latency_ms.p50 == clock["baseline"]
 
 
+def test_one_unlucky_race_does_not_decide(
+    make: Build, clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fair, unlucky = dict(clock), dict(clock, artifact=3.0)
+    races = iter([unlucky, fair])
+
+    def race(contenders: Mapping[str, Contender], feeds: Arrays) -> dict[str, Timing]:
+        takes = next(races)
+        return {name: Timing(np.full(20, takes[name]), np.full(20, takes[name])) for name in contenders}
+
+    monkeypatch.setattr("deploy.stages.contest.race", race)
+    bundle = make(measure=True)
+    assert bundle.manifest.verdict.status == "met"
+    assert bundle.measurements.comparison is not None
+    assert bundle.measurements.comparison.tried == {"int8": 2.0}
+
+
 def test_equal_choices_give_equal_digests_whatever_the_clock_says(
     make: Build, clock: dict[str, float], tmp_path: Path
 ) -> None:
