@@ -32,7 +32,7 @@ def why_not_measured(job: Job) -> str:
 def measured(job: Job, decided: Decided) -> tuple[Decided, Comparison]:
     """The figures of the race, and what was decided: float, where INT8 is slower than the faster float.
 
-    Slower means twice, and by more than noise: the interval of the ratio lies below 1, or the ratio below 0.97.
+    Slower means twice, and by more than noise: the interval of the ratio, or the ratio by 3 %, below 1.
 
     A precision or a lock that was asked for is not overruled, nor is a model that came quantized.
     """

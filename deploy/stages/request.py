@@ -146,7 +146,7 @@ def open_roles(
     raw = [spec.name for spec in inputs if spec.dtype.startswith("float") and _as_it_is(request, spec.name)]
     if raw and isinstance(request.data, str | Path) and Path(request.root or "", request.data).is_dir():
         progress.warn(
-            f"pixels go in as 0 to 255; if the model wants others, say so in deploy.toml under [input.{raw[0]}]"
+            f"pixels go in as 0 to 255; where the model wants others, deploy.toml says so: [input.{raw[0]}]"
         )
     if calibration is None and request.random_calibration:
         progress.warn("calibrating on random noise: ranges will not fit real data")
