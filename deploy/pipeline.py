@@ -36,11 +36,12 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
     with staged(destination) as folder, open_cache(request.cache, progress) as cache:
         source = steps.read_source(request, record)
         prepared = steps.clean(source, request, cache, record)
+        baseline = steps.baseline(source, prepared)
+        del source  # with its weights: from here on they are mapped from the cache
         roles = steps.open_data(prepared, request, record)
         steps.check(target, prepared, request)
         made_of = Ingredients(target, prepared, roles, request)
         histograms = steps.calibrate(made_of, cache, record)
-        baseline = steps.baseline(source, prepared)
         compiled, plan = steps.compile(made_of, baseline, histograms, cache, record)
         assemble(made_of, compiled, plan, folder, record)
     return load_bundle(destination)

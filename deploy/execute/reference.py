@@ -74,6 +74,8 @@ class Session:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             # An arena would keep the memory of all values at once, and for as long as any output lives.
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+            # Nor does it pack a second copy of the weights: speed is not what it is for.
+            options.add_session_config_entry("session.disable_prepacking", "1")
         for key, value in {**_ALWAYS, **(settings or {})}.items():
             options.add_session_config_entry(key, value)
         given = model if isinstance(model, bytes) else str(model)

@@ -118,12 +118,12 @@ def digest(model: ir.Model) -> str:
     return found.hexdigest()
 
 
-def write(model: ir.Model, path: Path) -> None:
-    """Write the graph to ``path``; weights go to ``<name>.data`` beside it only beyond about 1.9 GB.
+def write(model: ir.Model, path: Path, *, embed: int | None = None) -> None:
+    """Write the graph to ``path``; more weights than ``embed`` bytes (1.9 GB) go to ``<name>.data`` beside.
 
     The file appears whole or not at all.
     """
-    if weight_bytes(model) <= EXTERNAL_BEYOND:
+    if weight_bytes(model) <= (EXTERNAL_BEYOND if embed is None else embed):
         _replace(path, _message(model, [_embedded(v) for v in _initializers(model)]))
         return
     data_path = path.with_name(path.name + ".data")

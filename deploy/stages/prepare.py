@@ -42,6 +42,9 @@ from deploy.spec.tensors import Normalisation, TensorSpec
 
 _CLEAN, _FUSED, _FACTS, _TRIAL = "clean.onnx", "fused.onnx", "prepared.json", "trial.npz"
 
+_EMBEDDED = 64 * 2**20
+"""In the cache, more weights than this lie in a file of their own, from which they are mapped, not read."""
+
 
 class Facts(Frozen):
     """What was found while preparing; it lies beside the graphs in the cache."""
@@ -112,8 +115,8 @@ def prepare(
     for result in (cleaned, fused):
         notes += _rolled_back(result)
     clean_model, fused_model = infer(cleaned.model), infer(fused.model)
-    write(clean_model, folder / _CLEAN)
-    write(fused_model, folder / _FUSED)
+    write(clean_model, folder / _CLEAN, embed=_EMBEDDED)
+    write(fused_model, folder / _FUSED, embed=_EMBEDDED)
     np.savez(folder / _TRIAL, allow_pickle=False, **{f"input/{name}": a for name, a in feeds.items()})
     facts = Facts(
         source=SourceInfo(
