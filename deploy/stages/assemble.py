@@ -93,7 +93,7 @@ def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict
         verification=compiled.verification,
         verdict=compiled.verdict,
         deferred=artifact.deferred,
-        executed_by=compiled.executed_by,
+        executed_by=compiled.verification.executed_by,
         toolchain={
             "deploy-compiler": version("deploy-compiler"),
             "python": platform.python_version(),

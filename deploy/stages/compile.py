@@ -40,7 +40,6 @@ class Compiled(Frozen):
     comparison: Comparison | None
     why_not_measured: str = ""
     outcomes: dict[str, str] = {}
-    executed_by: str
 
 
 def compile_for(job: Job, folder: Path, record: Record) -> None:
@@ -75,7 +74,6 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         comparison=comparison,
         why_not_measured=why_not,
         outcomes={name: record.outcomes[name] for name in STAGES if name in record.outcomes},
-        executed_by=verification.executed_by,
     )
     copy_artifact(decided.candidate.artifact, folder / ARTIFACT)
     (folder / PLAN).write_text(render(decided.candidate.plan))
