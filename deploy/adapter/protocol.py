@@ -79,3 +79,10 @@ class Backend(Protocol):
 
     def open(self, artifact: Artifact, options: Options) -> Runner:
         """Raises ToolchainError where the runtime is missing."""
+
+    def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
+        """Milliseconds of one inference by node of the lowered graph, from the runtime's own profiler.
+
+        A kernel that several nodes became counts for the node that makes its result; what belongs to no node
+        (copies, changes of format) stands under an empty name. Empty where the runtime cannot say.
+        """

@@ -8,7 +8,7 @@ from pydantic import Field, JsonValue
 
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import SCHEMA, Frozen
-from deploy.spec.measurement import Comparison
+from deploy.spec.measurement import Attempt, BlockTime, Comparison
 from deploy.spec.recipe import Recipe
 from deploy.spec.tensors import Precision
 
@@ -147,4 +147,6 @@ class Measurements(Frozen):
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     comparison: Comparison | None
     why_not: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    blocks: tuple[BlockTime, ...] = ()
     stages: tuple[StageTime, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from deploy.spec.document import Frozen
+from deploy.spec.tensors import Precision
 
 
 class Latency(Frozen):
@@ -47,3 +48,33 @@ class Comparison(Frozen):
     speedup: float
     interval: tuple[float, float]
     tried: dict[str, float] = {}
+
+
+class Attempt(Frozen):
+    """One form of the model that was built, scored or timed on the way to the artifact, in that order.
+
+    ``bytes`` is the size of its model files. ``score`` and ``drop`` are in the metric's unit, on the data that
+    choose; ``speed`` is in multiples of the file as given. ``outcome`` says in a few words what became of it.
+    """
+
+    name: str
+    runtime: str
+    precision: dict[Precision, int] = {}
+    bytes: int
+    score: float | None = None
+    drop: float | None = None
+    latency_ms: Latency | None = None
+    speed: float | None = None
+    outcome: str = ""
+
+
+class BlockTime(Frozen):
+    """Milliseconds that one inference spends in a block, in our float build and in the artifact.
+
+    From the runtime's own profiler, which slows small operations: the shares mean more than the sum. None
+    where the runtime does not say.
+    """
+
+    id: str
+    float_ms: float | None = None
+    ms: float | None = None

@@ -26,7 +26,7 @@ from deploy.spec.manifest import (
     StageTime,
     Verification,
 )
-from deploy.spec.measurement import Comparison, Conditions, Latency, Measurement
+from deploy.spec.measurement import Attempt, BlockTime, Comparison, Conditions, Latency, Measurement
 from deploy.spec.plan import BlockPlan, Plan, QuantParams, TensorPlan, differences
 from deploy.spec.profile import Cost, Figure, Profile, QuantRules, Runtime, Sparsity
 from deploy.spec.project import Project
@@ -127,6 +127,12 @@ MANIFEST = Manifest(
 )
 MEASUREMENTS = Measurements(
     comparison=Comparison(baseline=MEASURED, artifact=MEASURED, speedup=1.0, interval=(0.9, 1.1)),
+    attempts=(
+        Attempt(
+            name="int8", runtime="ort", precision={"int8": 3}, bytes=1000, score=0.9, drop=0.01, speed=1.5
+        ),
+    ),
+    blocks=(BlockTime(id="conv1", float_ms=0.2, ms=0.1), BlockTime(id="tail")),
     stages=(StageTime(name="calibrate", seconds=0.5, cached=False),),
 )
 LOCK = Lock(
