@@ -53,8 +53,8 @@ class Comparison(Frozen):
 class Attempt(Frozen):
     """One form of the model that was built, scored or timed on the way to the artifact, in that order.
 
-    ``bytes`` is the size of its model files. ``score`` and ``drop`` are in the metric's unit, on the data that
-    choose; ``speed`` is in multiples of the file as given. ``outcome`` says in a few words what became of it.
+    ``bytes`` is the size of its model files, ``score`` and ``drop`` are in the metric's unit on the data that
+    choose, ``speed`` is in multiples of the file as given. ``outcome`` says in a few words what became of it.
     """
 
     name: str
