@@ -9,7 +9,8 @@ from typing import Literal
 import onnx_ir as ir
 from pydantic import Field
 
-from deploy.adapter.protocol import Availability, Runner
+from backends.ort.profile import operation_times
+from deploy.adapter.protocol import Arrays, Availability, Runner
 from deploy.errors import BackendError, UnsupportedError
 from deploy.execute.reference import Session, open_graph
 from deploy.execute.refusals import refusal
@@ -89,6 +90,10 @@ class OnnxRuntime:
     def open(self, artifact: Artifact, options: Options) -> Runner:
         settings = options.session if isinstance(options, OrtOptions) else {}
         return Session(artifact.main, threads=options.threads, settings=settings)
+
+    def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
+        settings = options.session if isinstance(options, OrtOptions) else {}
+        return operation_times(artifact.main, feeds, threads=options.threads, settings=settings)
 
 
 def _verdict(node: ir.Node, support: Support, reason: str = "") -> Verdict:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import onnx_ir as ir
 
+from deploy.adapter.feeds import require_fit
 from deploy.adapter.protocol import Arrays
-from deploy.errors import BackendError, DataError
+from deploy.errors import BackendError
 from deploy.frontend.onnx_file import release, to_bytes, to_parts
 from deploy.graph.edit import weight_bytes
 from deploy.spec.tensors import TensorSpec
@@ -66,18 +67,7 @@ class Session:
     ) -> None:
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        if not optimised:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            # An arena would keep the memory of all values at once, and for as long as any output lives.
-            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-            # Nor does it pack a second copy of the weights: speed is not what it is for.
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        for key, value in {**_ALWAYS, **(settings or {})}.items():
-            options.add_session_config_entry(key, value)
+        options = session_options(optimised=optimised, threads=threads, settings=settings)
         given = model if isinstance(model, bytes) else str(model)
         try:
             if weights:
@@ -114,7 +104,7 @@ class Session:
         try:
             results = self._session.run(names, dict(feeds))
         except Exception as e:
-            self._explain(feeds)
+            require_fit(self.inputs, feeds)
             raise BackendError(
                 f"ONNX Runtime failed while running: {_first_line(e)}",
                 hint="check the shapes fed against `deploy inspect`",
@@ -131,29 +121,6 @@ class Session:
         ) as session:
             return session.run(feeds, known)
 
-    def _explain(self, feeds: Arrays) -> None:
-        """Raise DataError where the feeds are to blame for a failed run."""
-        for spec in self.inputs:
-            if spec.name not in feeds:
-                got = ", ".join(sorted(feeds)) or "nothing"
-                raise DataError(f"input '{spec.name}' is missing (got {got})", hint=f"the model takes {spec}")
-            array = feeds[spec.name]
-            fits = array.ndim == len(spec.shape) and all(
-                isinstance(want, str) or want == have
-                for want, have in zip(spec.shape, array.shape, strict=True)
-            )
-            if not fits or array.dtype.name != spec.dtype:
-                raise DataError(
-                    f"input '{spec.name}' is {array.dtype}{list(array.shape)}",
-                    hint=f"the model takes {spec}",
-                )
-        unknown = sorted(set(feeds) - {s.name for s in self.inputs})
-        if unknown:
-            raise DataError(
-                f"the model has no input '{unknown[0]}'",
-                hint="its inputs: " + ", ".join(str(s) for s in self.inputs),
-            )
-
     def close(self) -> None:
         self._session = None
 
@@ -164,6 +131,27 @@ class Session:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def session_options(
+    *, optimised: bool = True, threads: int = 1, settings: Mapping[str, str] | None = None
+) -> onnxruntime.SessionOptions:
+    """What every session of ours is opened with; ``settings`` are ONNX Runtime's configuration keys."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # An arena would keep the memory of all values at once, and for as long as any output lives.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        # Nor does it pack a second copy of the weights: speed is not what it is for.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    for key, value in {**_ALWAYS, **(settings or {})}.items():
+        options.add_session_config_entry(key, value)
+    return options
 
 
 def open_graph(
