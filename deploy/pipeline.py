@@ -23,6 +23,7 @@ from deploy.stages.job import Ingredients
 from deploy.stages.preview import Preview, preview
 from deploy.stages.record import Record, open_cache
 from deploy.stages.request import Data, Request
+from deploy.stages.target import find_target
 
 
 def run(request: Request, progress: Progress = SILENT) -> Bundle:
@@ -31,7 +32,7 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
     Raises the errors of deploy/errors.py; then nothing was written and an older bundle still stands.
     """
     record = Record(progress)
-    target = steps.find_target(request.target)
+    target = find_target(request.target, request.runtime)
     destination = Path(request.out) / request.target
     with staged(destination) as folder, open_cache(request.cache, progress) as cache:
         source = steps.read_source(request, record)
@@ -39,8 +40,8 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
         baseline = steps.baseline(source, prepared)
         del source  # with its weights: from here on they are mapped from the cache
         roles = steps.open_data(prepared, request, record)
-        steps.check(target, prepared, request)
-        made_of = Ingredients(target, prepared, roles, request)
+        able = steps.check(target, prepared, request, record)
+        made_of = Ingredients(able, prepared, roles, request)
         histograms = steps.calibrate(made_of, cache, record)
         compiled, plan = steps.compile(made_of, baseline, histograms, cache, record)
         assemble(made_of, compiled, plan, folder, record)
@@ -56,7 +57,7 @@ def dry_run(request: Request, progress: Progress = SILENT) -> Preview:
 def build_all(request: Request, targets: Sequence[str], progress: Progress = SILENT) -> list[Bundle]:
     """Build the same request for several targets, one after the other. All target names are checked first."""
     for target in targets:
-        steps.find_target(target)
+        find_target(target, request.runtime)
     return [run(replace(request, target=target), progress) for target in targets]
 
 
@@ -81,6 +82,7 @@ def build(
     out: str | Path = "dist",
     seed: int = 0,
     threads: int = 1,
+    runtime: str | None = None,
     measure: bool = True,
     random_calibration: bool = False,
     cache: str | Path | None = None,
@@ -92,7 +94,8 @@ def build(
     ``data``, ``validation`` and ``eval`` are paths of npz or npy files or image folders, ``python:``
     references, or arrays by name with samples along the first axis, labels under ``labels`` and the numbers
     of groups (one patient, one recording) under ``groups``. ``budget`` is in the metric's unit.
-    ``shapes`` pins free dimensions. Without ``data`` nothing is quantized.
+    ``shapes`` pins free dimensions. Without ``data`` nothing is quantized. Where a device has several
+    runtimes the fastest within the budget is taken, unless ``runtime`` names one.
 
         bundle = deploy.build("model.onnx", target="x86-cpu", data="calib.npz")
         bundle.manifest.verdict.status      # "met", "missed" or "float"
@@ -121,6 +124,7 @@ def build(
             out=out,
             seed=seed,
             threads=threads,
+            runtime=runtime,
             measure=measure,
             random_calibration=random_calibration,
             cache=None if cache is None else Path(cache),

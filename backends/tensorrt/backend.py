@@ -48,9 +48,9 @@ class TensorRT:
             bindings = import_module("tensorrt")
         except (ImportError, OSError):
             return Availability(
-                "tensorrt", None, "nothing here: build_engine.py needs TensorRT on the device"
+                "tensorrt", None, "nothing here: build_engine.py needs TensorRT on the device", deferred=True
             )
-        return Availability("tensorrt", str(bindings.__version__))
+        return Availability("tensorrt", str(bindings.__version__), deferred=True)
 
     def options(self, runtime: Runtime, threads: int) -> Options:
         """Threads of the stand-in; the device's own settings are arguments of build_engine.py."""

@@ -22,11 +22,20 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether the runtime behind a backend is here. ``missing`` says what to install, empty when found."""
+    """Whether the runtime behind a backend is here. ``missing`` says what to install, empty when found.
+
+    ``deferred``: the runtime is needed on the device only, artifacts are written and checked without it.
+    """
 
     runtime: str
     version: str | None
     missing: str = ""
+    deferred: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether this machine can build for the runtime."""
+        return self.version is not None or self.deferred
 
 
 class Runner(Protocol):

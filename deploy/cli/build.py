@@ -134,6 +134,14 @@ def build(
         int | None,
         typer.Option(min=0, metavar="N", rich_help_panel=_EFFORT, help="Equal seeds give equal bundles."),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_EFFORT,
+            help="Build for this runtime only, where the device has several. Default: the fastest.",
+        ),
+    ] = None,
     no_measure: Annotated[
         bool, typer.Option("--no-measure", rich_help_panel=_EFFORT, help="Do not time anything.")
     ] = False,
@@ -183,6 +191,7 @@ def build(
         samples=samples,
         threads=threads,
         seed=seed,
+        runtime=runtime,
         measure=not no_measure,
         random_calibration=random_calibration,
         lock=lock,
@@ -226,7 +235,7 @@ def _build(request: Request, *, json: bool, quiet: bool) -> Bundle:
 
 
 def _preview(wanted: list[Request], *, json: bool) -> None:
-    from deploy.cli.report import preview_json, show_preview
+    from deploy.cli.preview import preview_json, show_preview
     from deploy.cli.terminal import write_line
     from deploy.pipeline import dry_run
 

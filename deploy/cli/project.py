@@ -38,6 +38,7 @@ class Flags:
     samples: int | None = None
     threads: int | None = None
     seed: int | None = None
+    runtime: str | None = None
     measure: bool = True
     random_calibration: bool = False
     lock: Path | None = None
@@ -123,6 +124,7 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
             exclude=(*quantize.exclude, *(node for node in flags.exclude if node not in quantize.exclude)),
             out=flags.out or (root or Path()) / build.out,
             seed=build.seed if flags.seed is None else flags.seed,
+            runtime=flags.runtime or build.runtime,
             threads=build.threads if flags.threads is None else flags.threads,
             measure=flags.measure,
             random_calibration=flags.random_calibration,

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from deploy.bundle.read import Bundle
     from deploy.spec.manifest import Evaluation, Manifest
     from deploy.spec.measurement import Comparison, Latency
-    from deploy.stages.preview import Preview
 
 _VERDICTS: dict[str, Cell] = {
     "met": ("✓ met", "good"),
@@ -223,39 +222,3 @@ def contents_json(bundle: Bundle) -> dict[str, object]:
 
 def _percentiles(latency: Latency) -> dict[str, float]:
     return {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99}
-
-
-def preview_json(preview: Preview) -> dict[str, object]:
-    """What ``deploy build --dry-run --json`` writes for one target."""
-    return {
-        "target": preview.target,
-        "profile": preview.profile,
-        "runtime": preview.runtime,
-        "blocks": [{"id": block, "precision": precision} for block, precision in preview.precisions],
-        "verdicts": [verdict.model_dump(mode="json") for verdict in preview.verdicts],
-        "data": list(preview.data),
-    }
-
-
-def show_preview(preview: Preview) -> None:
-    """What a build would do."""
-    refused = [verdict for verdict in preview.verdicts if verdict.support == "unsupported"]
-    headline: Cell = ("✗ cannot be built", "bad") if refused else ("• would build", "middling")
-    write_line(
-        headline, "  ", (preview.target, "strong"), (f"  {preview.runtime} as {preview.profile}", "quiet")
-    )
-    write_line()
-    counts: dict[str, int] = {}
-    for _, precision in preview.precisions:
-        counts[precision] = counts.get(precision, 0) + 1
-    planned = ", ".join(figures.plural(number, f"{p} block") for p, number in counts.items())
-    facts: list[tuple[str, Cell]] = [("blocks", str(preview.blocks)), ("would be", planned or "unchanged")]
-    facts += [("data", note) for note in preview.data]
-    write_facts(facts, indent=2)
-    if preview.verdicts:
-        write_line()
-        rows: list[list[Cell]] = [
-            [v.node, v.op, (v.support, "bad" if v.support == "unsupported" else "middling"), v.reason]
-            for v in preview.verdicts
-        ]
-        write_table(("node", "operation", "support", "reason"), rows)

@@ -61,7 +61,7 @@ class Subject:
 
     @property
     def float_precision(self) -> Precision:
-        return "fp16" if self.runtime.around == "float16" else "float"
+        return self.runtime.float_precision
 
     def int8_blocks(self) -> list[str]:
         """Ids of the blocks that hold an integer kernel and may therefore be INT8, in graph order."""

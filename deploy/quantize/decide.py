@@ -16,6 +16,7 @@ from deploy.quantize.candidate import Candidate, Subject, build_candidate
 from deploy.quantize.choose import Decision, hold_budget
 from deploy.quantize.sensitivity import block_sqnr
 from deploy.spec.manifest import Choice
+from deploy.spec.plan import Plan
 from deploy.spec.project import PrecisionRequest
 
 _SQNR_SAMPLES = 64
@@ -26,8 +27,19 @@ Judge = Callable[[Candidate], Drop]
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One candidate that was scored: its plan and the bytes of its model files."""
+
+    plan: Plan
+    bytes: int
+    drop: Drop | None
+
+
+@dataclass(frozen=True)
 class Decided:
-    """The chosen candidate, its measured drop (None where nothing could be scored) and how it came about."""
+    """The chosen candidate, its measured drop (None where nothing could be scored) and how it came about.
+
+    ``trials`` are the candidates on the way, in order, the chosen one among them."""
 
     candidate: Candidate
     float_blocks: frozenset[str]
@@ -35,6 +47,7 @@ class Decided:
     within_budget: bool
     choices: tuple[Choice, ...]
     sqnr: Mapping[str, float] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
 
 
 def decide(
@@ -83,9 +96,14 @@ def decide(
         shutil.rmtree(folder, ignore_errors=True)
         return build_candidate(subject, float_blocks, folder, sqnr=sqnr)
 
+    trials: dict[frozenset[str], Trial] = {}
+
     def scored(float_blocks: frozenset[str]) -> Drop:
         assert judge is not None
-        return judge(candidate(float_blocks))
+        built = candidate(float_blocks)
+        drop = judge(built)
+        trials[float_blocks] = Trial(built.plan, built.artifact.size_bytes(), drop)
+        return drop
 
     guarded = precision in ("auto", "mixed")
     allowed = max_drop if guarded else float("inf")
@@ -116,7 +134,13 @@ def decide(
         )
         progress.note(f"eval data: drop {final.drop:+.4f}, over budget; trying {start} float blocks")
     within = final is None or final.drop <= max_drop
-    return Decided(chosen, decision.float_blocks, final, within, tuple(choices), sqnr)
+    if decision.float_blocks not in trials:
+        trials[decision.float_blocks] = _trial(chosen, final)
+    return Decided(chosen, decision.float_blocks, final, within, tuple(choices), sqnr, tuple(trials.values()))
+
+
+def _trial(candidate: Candidate, drop: Drop | None) -> Trial:
+    return Trial(candidate.plan, candidate.artifact.size_bytes(), drop)
 
 
 def _require_known(locked: frozenset[str], subject: Subject) -> None:
@@ -143,7 +167,8 @@ def _decide_fixed(
     chosen = build_candidate(subject, float_blocks, workdir / "fixed", sqnr=sqnr)
     scorer = accept or judge
     drop = scorer(chosen) if scorer is not None else None
-    return Decided(chosen, float_blocks, drop, drop is None or drop.drop <= max_drop, (), sqnr)
+    within = drop is None or drop.drop <= max_drop
+    return Decided(chosen, float_blocks, drop, within, (), sqnr, (_trial(chosen, drop),))
 
 
 def decide_float(
@@ -160,4 +185,5 @@ def decide_float(
     plain = build_candidate(subject, everything, workdir / "float", sqnr=sqnr)
     scorer = accept or judge
     drop = scorer(plain) if scorer is not None else None
-    return Decided(plain, able, drop, drop is None or drop.drop <= max_drop, (), sqnr)
+    within = drop is None or drop.drop <= max_drop
+    return Decided(plain, able, drop, within, (), sqnr, (_trial(plain, drop),))

@@ -50,5 +50,5 @@ class Artifact(Frozen):
 
     def size_bytes(self) -> int:
         """Size of the model, with weights that lie in a file of their own and without scripts beside it."""
-        model = [name for name in self.files if name == self.files[0] or name.endswith(".data")]
+        model = [name for name in self.files if name == self.files[0] or name.endswith((".data", ".bin"))]
         return sum((self.folder / name).stat().st_size for name in model)

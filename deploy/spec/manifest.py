@@ -127,6 +127,7 @@ class Lock(Frozen):
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     source_sha256: str
+    runtime: str
     calibration_sha256: str | None
     profile_sha256: str
     seed: int

@@ -40,14 +40,12 @@ class Comparison(Frozen):
     """Float baseline and artifact, timed in turn within one run, so that a drifting clock hits both.
 
     ``speedup`` is the median over rounds of baseline / artifact; ``interval`` its 95 % bootstrap interval.
-    ``tried`` holds the speed of what lost or won against float, in multiples of the faster float.
     """
 
     baseline: Measurement
     artifact: Measurement
     speedup: float
     interval: tuple[float, float]
-    tried: dict[str, float] = {}
 
 
 class Attempt(Frozen):

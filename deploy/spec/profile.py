@@ -88,7 +88,7 @@ class Runtime(Frozen):
     name: str
     versions: tuple[str, ...] = ()
     onnx_opset: int = Field(ge=7)
-    around: Literal["float32", "float16"] = "float32"
+    around: Literal["float32", "float16", "bfloat16"] = "float32"
     fuses: tuple[str, ...] = ()
     static_shapes: bool = False
     align: int = Field(default=1, ge=1)
@@ -98,6 +98,14 @@ class Runtime(Frozen):
     cost: tuple[Cost, ...] = ()
     source: str = Field(min_length=1)
     date: date
+
+    @property
+    def float_precision(self) -> Precision:
+        """What a block computes in that is not INT8."""
+        return _FLOATS[self.around]
+
+
+_FLOATS: dict[str, Precision] = {"float32": "float", "float16": "fp16", "bfloat16": "bf16"}
 
 
 class HostVariant(Frozen):

@@ -62,6 +62,7 @@ class BuildSection(Frozen):
     out: str = "dist"
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
+    runtime: str | None = None
 
 
 class Project(Frozen):

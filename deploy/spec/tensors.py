@@ -14,7 +14,7 @@ Layout = Literal["NCHW", "NHWC", "any"]
 QuantType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"]
 """Integer storage types."""
 
-Precision = Literal["float", "fp16", "int8"]
+Precision = Literal["float", "fp16", "bf16", "int8"]
 """What a block computes in. ``float`` is the runtime's plain float32."""
 
 RANGES: dict[QuantType, tuple[int, int]] = {

@@ -53,7 +53,11 @@ def assemble(made_of: Ingredients, compiled: Compiled, plan: Plan, folder: Path,
         )
         stage.outcome = f"{after / 1e6:.3g} MB, {change}"
     measurements = Measurements(
-        comparison=compiled.comparison, why_not=compiled.why_not_measured, stages=tuple(record.times)
+        comparison=compiled.comparison,
+        why_not=compiled.why_not_measured,
+        attempts=compiled.attempts,
+        blocks=compiled.blocks,
+        stages=tuple(record.times),
     )
     (folder / MEASUREMENTS).write_text(render(measurements))
     (folder / LOG).write_text(record.log())
@@ -67,7 +71,7 @@ def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict
     return Manifest(
         target=target.name,
         profile=target.profile.name,
-        runtime=target.runtime.name,
+        runtime=plan.runtime,
         source=facts,
         recipe=request.recipe,
         plan_sha256=digest(plan),
@@ -125,6 +129,7 @@ def _lock(made_of: Ingredients, compiled: Compiled) -> Lock:
     calibration = made_of.roles.calibration
     return Lock(
         source_sha256=made_of.prepared.facts.source.sha256,
+        runtime=compiled.artifact.backend,
         calibration_sha256=None if calibration is None else calibration.digest,
         profile_sha256=digest(made_of.target.profile),
         seed=made_of.request.seed,

@@ -65,6 +65,13 @@ class Examiner:
             root=self.root,
         )
 
+    def score_of(self, drop: float | None) -> float | None:
+        """The metric of the baseline (drop 0) or of what lost ``drop``; None where nothing was scored."""
+        if self._baseline is None or drop is None:
+            return None
+        before = self._baseline.result()
+        return before.value - drop if before.higher_is_better else before.value + drop
+
     def evaluation(self, role: Role, drop: Drop) -> Evaluation:
         """The figures of the runner whose examination gave ``drop``: the last one need not be the winner."""
         assert self._baseline is not None

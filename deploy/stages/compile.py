@@ -1,8 +1,7 @@
-"""The part of a build that depends on the target: choose, verify, measure, for one runtime."""
+"""The part of a build that depends on the target: choose, measure, verify."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -12,14 +11,16 @@ from deploy.bundle.verify import verify, write_selftest
 from deploy.bundle.write import copy_artifact
 from deploy.data.interval import Drop
 from deploy.errors import VerificationError
-from deploy.quantize.decide import Decided, decide
+from deploy.measure.latency import speedup
+from deploy.quantize.decide import Decided
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import Frozen, parse, render
 from deploy.spec.manifest import Choice, Evaluation, Outcome, Verification
-from deploy.spec.measurement import Comparison
+from deploy.spec.measurement import Attempt, BlockTime, Comparison
 from deploy.spec.plan import Plan
-from deploy.stages.contest import measured, why_not_measured
-from deploy.stages.job import Job, Target
+from deploy.stages.attempts import attempts
+from deploy.stages.contest import GIVEN, Entrant, Race, enter, figures, hold_race, pick
+from deploy.stages.job import Job, why_not_measured
 from deploy.stages.record import Record
 
 _RESULT = "compiled.json"
@@ -28,7 +29,7 @@ STAGES = ("choose", "measure", "verify")
 
 
 class Compiled(Frozen):
-    """Everything that was decided and found for one runtime; it lies in the cache beside the artifact."""
+    """Everything that was decided and found for a target; it lies in the cache beside the artifact."""
 
     artifact: Artifact
     options: dict[str, JsonValue]
@@ -39,6 +40,8 @@ class Compiled(Frozen):
     float_blocks: tuple[str, ...]
     comparison: Comparison | None
     why_not_measured: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    blocks: tuple[BlockTime, ...] = ()
     outcomes: dict[str, str] = {}
 
 
@@ -49,23 +52,34 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
     artifact does not compute what was decided.
     """
     with record.stage("choose") as stage:
-        decided = _chosen(job, record)
-        stage.outcome = _precision_outcome(decided.candidate.plan, decided.drop)
-    comparison, why_not = None, why_not_measured(job)
+        held = Race(enter(job))
+        stage.outcome = "; ".join(_precision_outcome(entrant, held) for entrant in held.entrants)
+    why_not = why_not_measured(job.request, job.target)
     if not why_not:
         with record.stage("measure") as stage:
-            decided, comparison = measured(job, decided)
-            stage.outcome = _speed_outcome(comparison)
+            held = hold_race(job, held.entrants)
+            winner = pick(job, held)
+            comparison = figures(job, winner, held)
+            stage.outcome = _speed_outcome(winner, held)
+    else:
+        winner, comparison = pick(job, held), None
     with record.stage("verify") as stage:
         feeds = job.selftest()
-        verification, outputs = verify(decided.candidate, job.subject, feeds)
-        if not verification.passed:
-            raise _mismatch(job.target, verification)
+        verification, outputs = verify(winner.decided.candidate, winner.subject, feeds)
+        while not verification.passed:
+            held = held.without(winner.runtime)
+            if not held.entrants:
+                raise _mismatch(winner, verification)
+            job.progress.warn(f"{winner.runtime} is left out: {_mismatch(winner, verification)}")
+            winner = pick(job, held)
+            comparison = None if held.times is None else figures(job, winner, held)
+            verification, outputs = verify(winner.decided.candidate, winner.subject, feeds)
         floor, by = verification.noise_floor, verification.executed_by
         stage.outcome = f"error {verification.error:.1e}, noise floor {floor:.1e}, by {by}"
+    decided = winner.decided
     compiled = Compiled(
         artifact=decided.candidate.artifact,
-        options=job.subject.options.model_dump(mode="json"),
+        options=winner.subject.options.model_dump(mode="json"),
         evaluation=_evaluation(job, decided.drop),
         verification=verification,
         verdict=_verdict(job, decided),
@@ -73,6 +87,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         float_blocks=tuple(sorted(decided.float_blocks)),
         comparison=comparison,
         why_not_measured=why_not,
+        attempts=attempts(job, held, winner),
         outcomes={name: record.outcomes[name] for name in STAGES if name in record.outcomes},
     )
     copy_artifact(decided.candidate.artifact, folder / ARTIFACT)
@@ -89,22 +104,6 @@ def load_compiled(folder: Path) -> tuple[Compiled, Plan]:
     return compiled.model_copy(update={"artifact": artifact}), plan
 
 
-def _chosen(job: Job, record: Record) -> Decided:
-    decided = decide(
-        job.subject,
-        precision=job.request.precision,
-        max_drop=job.request.budget.max_drop,
-        calibration=job.roles.calibration,
-        judge=job.scores(job.judge),
-        accept=job.scores(job.accept),
-        locked=None if job.lock is None else frozenset(job.lock.float_blocks),
-        workdir=job.work,
-        threads=job.request.threads,
-        progress=record.progress,
-    )
-    return decided if job.lock is None else replace(decided, choices=job.lock.choices)
-
-
 def _evaluation(job: Job, drop: Drop | None) -> Evaluation | None:
     """The chosen artifact's figures. The looks that a lock's choices have cost count for who replays them."""
     examiner = job.accept or job.judge
@@ -114,17 +113,25 @@ def _evaluation(job: Job, drop: Drop | None) -> Evaluation | None:
     return found if job.lock is None else found.model_copy(update={"looks": max(found.looks, job.lock.looks)})
 
 
-def _speed_outcome(comparison: Comparison) -> str:
-    lost = "".join(
-        f"; {name} {ratio:.2f} times, so float" for name, ratio in comparison.tried.items() if ratio < 1
-    )
-    return f"{comparison.speedup:.2f} times the float speed{lost}"
+def _speed_outcome(winner: Entrant, held: Race) -> str:
+    """The winner's speed, and of the others those that might have won."""
+    assert held.times is not None
+
+    def against(name: str) -> float:
+        assert held.times is not None
+        return speedup(held.times[GIVEN], held.times[name])[0]
+
+    said = f"{winner.name} {against(winner.name):.2f} times the speed of the file"
+    others = [f"{e.name} {against(e.name):.2f}" for e in held.entrants if e.name != winner.name]
+    return said + (f" ({', '.join(others)})" if others else "")
 
 
-def _precision_outcome(plan: Plan, drop: Drop | None) -> str:
+def _precision_outcome(entrant: Entrant, held: Race) -> str:
+    plan, drop = entrant.decided.candidate.plan, entrant.decided.drop
     integer = sum(block.precision == "int8" for block in plan.blocks)
     scored = f", drop {drop.drop:+.4f} [{drop.low:+.4f}, {drop.high:+.4f}]" if drop is not None else ""
-    return f"{integer} of {len(plan.blocks)} blocks INT8{scored}"
+    name = f"{entrant.runtime}: " if len(held.entrants) > 1 else ""
+    return f"{name}{integer} of {len(plan.blocks)} blocks INT8{scored}"
 
 
 def _verdict(job: Job, decided: Decided) -> Outcome:
@@ -148,10 +155,10 @@ def _verdict(job: Job, decided: Decided) -> Outcome:
     return Outcome(status="float", reasons=tuple(reasons))
 
 
-def _mismatch(target: Target, verification: Verification) -> VerificationError:
+def _mismatch(winner: Entrant, verification: Verification) -> VerificationError:
     where = verification.first_divergence
     return VerificationError(
-        f"the {target.runtime.name} artifact strays from its reference graph by {verification.error:.2g} "
+        f"the {winner.runtime} artifact strays from its reference graph by {verification.error:.2g} "
         f"of the output's magnitude; {verification.tolerance:.2g} is allowed",
         hint=f"first diverging operation: {where}"
         if where

@@ -1,96 +1,220 @@
-"""INT8 must pay: the artifact timed in turn with the file as given and with our own float build."""
+"""Which form of the model ships: on which runtime, and INT8 or float.
+
+All that may win are timed in turn with the file as given and with our own float builds. INT8 must pay: what
+is slower than the fastest float, by more than noise and in two races, gives way to it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from deploy.adapter.discover import find_backend
-from deploy.measure.host import host
+from deploy.errors import BackendError, UnsupportedError
 from deploy.measure.latency import Timing, speedup
-from deploy.quantize.candidate import build_candidate
-from deploy.quantize.decide import Decided, decide_float
-from deploy.spec.artifact import Artifact
+from deploy.quantize.candidate import Subject, build_candidate
+from deploy.quantize.decide import Decided, decide, decide_float
 from deploy.spec.manifest import Choice
 from deploy.spec.measurement import Comparison
+from deploy.spec.tensors import Precision
 from deploy.stages.baseline import Contender, compare, race
 from deploy.stages.job import Job
+
+GIVEN = "as given"
+"""The name of the baseline among the contenders."""
 
 _NOISE = 0.97
 """A ratio of medians that could be noise, where its interval does not tell."""
 
 
-def why_not_measured(job: Job) -> str:
-    """The reason why times taken here would mean nothing; empty where they do."""
-    if not job.request.measure:
-        return "measuring was switched off"
-    if not job.target.stands_here():
-        return f"this machine ({host().cpu}) cannot stand in for {job.target.profile.title}"
-    return ""
+@dataclass(frozen=True)
+class Entrant:
+    """A form of the model that may ship: what was decided for one runtime."""
+
+    subject: Subject
+    decided: Decided
+
+    @property
+    def runtime(self) -> str:
+        return self.subject.runtime.name
+
+    @property
+    def integer(self) -> bool:
+        return self.decided.candidate.plan.quantized
+
+    @property
+    def precision(self) -> Precision:
+        return "int8" if self.integer else self.subject.float_precision
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime} {self.precision}"
+
+    def contender(self) -> Contender:
+        return Contender(self.subject.backend, self.decided.candidate.artifact, self.subject.options)
 
 
-def measured(job: Job, decided: Decided) -> tuple[Decided, Comparison]:
-    """The figures of the race, and what was decided: float, where INT8 is slower than the faster float.
+@dataclass(frozen=True)
+class Race:
+    """Who may win, preferred runtimes first; the float builds that INT8 has to beat; times where there are.
 
-    Slower means twice, and by more than noise: the interval of the ratio, or the ratio by 3 %, below 1.
+    ``times`` holds the baseline under :data:`GIVEN` and everybody else by name.
+    """
+
+    entrants: tuple[Entrant, ...]
+    floats: tuple[Entrant, ...] = ()
+    times: Mapping[str, Timing] | None = None
+
+    def without(self, runtime: str) -> Race:
+        """The race as if that runtime had not been there."""
+        return replace(
+            self,
+            entrants=tuple(e for e in self.entrants if e.runtime != runtime),
+            floats=tuple(e for e in self.floats if e.runtime != runtime),
+        )
+
+
+def enter(job: Job) -> tuple[Entrant, ...]:
+    """What is decided for each runtime, by accuracy alone.
+
+    A runtime whose toolchain fails is left out with a warning, unless it is the last one.
+    """
+    entrants: list[Entrant] = []
+    for index, subject in enumerate(job.subjects):
+        try:
+            entrants.append(Entrant(subject, _decided(job, subject)))
+        except (BackendError, UnsupportedError) as e:
+            if not entrants and index == len(job.subjects) - 1:
+                raise
+            job.progress.warn(f"{subject.runtime.name} is left out: {e.message}")
+    return tuple(entrants)
+
+
+def _decided(job: Job, subject: Subject) -> Decided:
+    decided = decide(
+        subject,
+        precision=job.request.precision,
+        max_drop=job.request.budget.max_drop,
+        calibration=job.roles.calibration,
+        judge=job.scores(subject, job.judge),
+        accept=job.scores(subject, job.accept),
+        locked=None if job.lock is None else frozenset(job.lock.float_blocks),
+        workdir=job.work / subject.runtime.name,
+        threads=job.request.threads,
+        progress=job.progress,
+    )
+    return decided if job.lock is None else replace(decided, choices=job.lock.choices)
+
+
+def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
+    """Time them all, the baseline and where INT8 has to pay our float builds too; again where INT8 loses.
 
     A precision or a lock that was asked for is not overruled, nor is a model that came quantized.
     """
-    request, subject = job.request, job.subject
-    feeds = job.one_inference(decided.candidate.artifact)
+    free = job.request.precision == "auto" and job.lock is None
+    must_pay = free and any(e.integer and not e.subject.imported for e in entrants)
+    floats = tuple(_float_build(job, e) for e in entrants) if must_pay else ()
     ort = find_backend(job.baseline.backend)
     contenders = {
-        "baseline": Contender(ort, job.baseline, ort.options_type(threads=request.threads)),
-        "artifact": _contender(job, decided.candidate.artifact),
+        GIVEN: Contender(ort, job.baseline, ort.options_type(threads=job.request.threads)),
+        **{e.name: e.contender() for e in (*entrants, *floats)},
     }
-    free = request.precision == "auto" and job.lock is None and not subject.imported
-    must_pay = free and decided.candidate.plan.quantized
-    if must_pay:
-        plain = build_candidate(subject, frozenset(b.id for b in subject.blocks), job.work / "plain")
-        contenders["float"] = _contender(job, plain.artifact)
-    times = race(contenders, feeds)
-    tried: dict[str, float] = {}
-    chosen = "artifact"
-    if must_pay:
-        tried["int8"], slower = _against_the_faster(times)
-        if slower:  # one session in a few is unlucky with its memory: who loses once may run again
-            times = race(contenders, feeds)
-            tried["int8"], slower = _against_the_faster(times)
-        # Times stand in measurements.json: the choices must read the same when a build is repeated.
-        if slower:
-            decided, chosen = _float_instead(job, decided), "float"
-        else:
-            kept = Choice(what="precision", chosen="int8", reason="not slower than float")
-            decided = replace(decided, choices=(*decided.choices, kept))
-    comparison = compare(
-        (contenders["baseline"], times["baseline"]),
-        (contenders[chosen], times[chosen]),
-        feeds,
-        threads=request.threads,
+    feeds = job.one_inference(entrants[0].decided.candidate.artifact)
+    held = Race(tuple(entrants), floats, race(contenders, feeds))
+    if _loses(held):  # one session in a few is unlucky with its memory: who loses once may run again
+        held = replace(held, times=race(contenders, feeds))
+    return held
+
+
+def _float_build(job: Job, entrant: Entrant) -> Entrant:
+    """The same runtime without INT8. It is not scored: whether it may ship is asked when it wins."""
+    if not entrant.integer:
+        return entrant
+    subject = entrant.subject
+    everything = frozenset(block.id for block in subject.blocks)
+    plain = build_candidate(subject, everything, job.work / subject.runtime.name / "plain")
+    decided = Decided(plain, frozenset(subject.int8_blocks()), None, True, (), entrant.decided.sqnr)
+    return Entrant(subject, decided)
+
+
+def pick(job: Job, held: Race) -> Entrant:
+    """The winner with its choices: the fastest that holds the budget, or the most accurate if none does."""
+    winner = _fastest_in_budget(held)
+    reasons: list[Choice] = []
+    if held.floats and winner.integer:
+        if _loses(held):
+            winner = _best_float(job, held)
+            reasons.append(Choice(what="precision", chosen=winner.precision, reason="INT8 is slower here"))
+        else:  # times stand in measurements.json: the choices must read the same when a build is repeated
+            reasons.append(Choice(what="precision", chosen="int8", reason="not slower than float"))
+    if len({e.runtime for e in held.entrants}) > 1:
+        reasons.append(Choice(what="runtime", chosen=winner.runtime, reason="the fastest within the budget"))
+    decided = winner.decided
+    return replace(winner, decided=replace(decided, choices=(*decided.choices, *reasons)))
+
+
+def _fastest_in_budget(held: Race) -> Entrant:
+    """INT8 where any holds the budget, as it is smaller too. Of equally fast runtimes the preferred one."""
+    able = [e for e in held.entrants if e.decided.within_budget]
+    if not able:
+        return min(held.entrants, key=lambda e: e.decided.drop.drop if e.decided.drop else 0.0)
+    able = [e for e in able if e.integer] or able
+    best = able[0]
+    for other in able[1:]:
+        if held.times is not None and _faster(held.times[other.name], held.times[best.name]):
+            best = other
+    return best
+
+
+def _faster(timing: Timing, than: Timing) -> bool:
+    """By more than noise."""
+    _, (at_least, _) = speedup(than, timing)
+    return at_least > 1.0
+
+
+def _loses(held: Race) -> bool:
+    """Whether the best INT8 is slower than the fastest float by more than noise: by interval or by 3 %."""
+    best = _fastest_in_budget(held)
+    if not held.floats or not best.integer or held.times is None:
+        return False
+    ratio, (_, at_most) = speedup(held.times[_fastest_float(held)], held.times[best.name])
+    return at_most < 1.0 or ratio < _NOISE
+
+
+def _fastest_float(held: Race) -> str:
+    times = held.times or {}
+    return min((GIVEN, *(e.name for e in held.floats)), key=lambda name: times[name].summary().p50)
+
+
+def _best_float(job: Job, held: Race) -> Entrant:
+    """The fastest of our float builds that holds the budget, which a build in bfloat16 may not."""
+    times = held.times or {}
+    tried: list[Entrant] = []
+    for entrant in sorted(held.floats, key=lambda e: times[e.name].summary().p50):
+        subject = entrant.subject
+        decided = decide_float(
+            subject,
+            job.scores(subject, job.judge),
+            job.scores(subject, job.accept),
+            job.request.budget.max_drop,
+            job.work / subject.runtime.name,
+            entrant.decided.sqnr,
+        )
+        tried.append(Entrant(subject, decided))
+        if decided.within_budget:
+            return tried[-1]
+    return min(tried, key=lambda e: e.decided.drop.drop if e.decided.drop else 0.0)
+
+
+def figures(job: Job, winner: Entrant, held: Race) -> Comparison:
+    """The winner against the file as given: times of the race, and peak memory in a child process each."""
+    assert held.times is not None
+    ort = find_backend(job.baseline.backend)
+    given = Contender(ort, job.baseline, ort.options_type(threads=job.request.threads))
+    return compare(
+        (given, held.times[GIVEN]),
+        (winner.contender(), held.times[winner.name]),
+        job.one_inference(winner.decided.candidate.artifact),
+        threads=job.request.threads,
         scratch=job.work / "memory",
     )
-    return decided, comparison.model_copy(update={"tried": tried})
-
-
-def _against_the_faster(times: Mapping[str, Timing]) -> tuple[float, bool]:
-    """The artifact's speed in multiples of the faster float, and whether it is slower than that."""
-    faster = min(("baseline", "float"), key=lambda name: times[name].summary().p50)
-    ratio, (_, at_most) = speedup(times[faster], times["artifact"])
-    return ratio, at_most < 1.0 or ratio < _NOISE
-
-
-def _contender(job: Job, artifact: Artifact) -> Contender:
-    return Contender(job.subject.backend, artifact, job.subject.options)
-
-
-def _float_instead(job: Job, decided: Decided) -> Decided:
-    plain = decide_float(
-        job.subject,
-        job.scores(job.judge),
-        job.scores(job.accept),
-        job.request.budget.max_drop,
-        job.work,
-        decided.sqnr,
-    )
-    slower = Choice(what="precision", chosen=job.subject.float_precision, reason="INT8 is slower here")
-    return replace(plain, choices=(*decided.choices, slower))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.adapter.batching import fixed_batch
-from deploy.adapter.protocol import Backend, Runner
+from deploy.adapter.protocol import Runner
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop
 from deploy.data.metrics import make_metric
@@ -19,35 +19,21 @@ from deploy.errors import UsageError
 from deploy.execute.reference import Session
 from deploy.graph.blocks import partition
 from deploy.measure.host import host
+from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject
 from deploy.quantize.decide import Judge
 from deploy.quantize.place import find_chains
 from deploy.quantize.ranges import Histogram
 from deploy.spec.artifact import Artifact
 from deploy.spec.manifest import Lock
-from deploy.spec.profile import Profile, Runtime
 from deploy.stages.baseline import Examiner
 from deploy.stages.prepare import Prepared
 from deploy.stages.request import Request, Roles
+from deploy.stages.target import Route, Target
 
 _SELFTEST_SAMPLES = 8
 _SCORING_THREADS = 2
 """For accuracy only: a fixed number, so that a score does not depend on the machine or on --threads."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A device as it was asked for, the profile that it resolved to, and the runtime to build for."""
-
-    name: str
-    profile: Profile
-    runtime: Runtime
-    backend: Backend
-
-    def stands_here(self) -> bool:
-        """Whether this machine can stand in for the device, so that times taken here mean something."""
-        here = host()
-        return self.profile.arch == here.arch and set(self.profile.features) <= here.features
 
 
 @dataclass(frozen=True)
@@ -62,13 +48,14 @@ class Ingredients:
 
 @dataclass(frozen=True)
 class Job:
-    """``judge`` scores on validation data while choosing, ``accept`` on eval data; None without such data.
+    """``subjects`` are the graph for each runtime that may win, preferred ones first.
 
+    ``judge`` scores on validation data while choosing, ``accept`` on eval data; None without such data.
     ``baseline`` is the float model that an artifact has to match and beat; ``work`` a scratch folder.
     """
 
     target: Target
-    subject: Subject
+    subjects: tuple[Subject, ...]
     request: Request
     roles: Roles
     baseline: Artifact
@@ -76,15 +63,16 @@ class Job:
     judge: Examiner | None
     accept: Examiner | None
     work: Path
+    progress: Progress
 
-    def scores(self, examiner: Examiner | None) -> Judge | None:
-        """A function by which ``examiner`` scores a candidate."""
+    def scores(self, subject: Subject, examiner: Examiner | None) -> Judge | None:
+        """A function by which ``examiner`` scores a candidate for the runtime of ``subject``."""
         if examiner is None:
             return None
-        options = self.subject.options.model_copy(update={"threads": _SCORING_THREADS})
+        options = subject.options.model_copy(update={"threads": _SCORING_THREADS})
 
         def score(candidate: Candidate) -> Drop:
-            with self.subject.backend.open(candidate.artifact, options) as runner:
+            with subject.backend.open(candidate.artifact, options) as runner:
                 return examiner.examine(runner)
 
         return score
@@ -114,9 +102,12 @@ def open_job(
     histograms: Mapping[str, Histogram],
     lock: Lock | None,
     work: Path,
+    progress: Progress,
 ) -> Job:
     """Everything that choosing, measuring and verifying need."""
-    roles, request = made_of.roles, made_of.request
+    roles, request, target = made_of.roles, made_of.request, made_of.target
+    # Without a clock there is nothing to tell runtimes apart by: the preferred one is taken.
+    routes = target.routes if why_not_measured(request, target) == "" else target.routes[:1]
 
     def opened() -> AbstractContextManager[Runner]:
         return Session(baseline.main, threads=_SCORING_THREADS)
@@ -125,8 +116,8 @@ def open_job(
         return None if dataset is None else Examiner(dataset, opened, request.metric, request.root)
 
     return Job(
-        target=made_of.target,
-        subject=subject_for(made_of.target, made_of.prepared, histograms, request),
+        target=target,
+        subjects=tuple(subject_for(target, route, made_of.prepared, histograms, request) for route in routes),
         request=request,
         roles=roles,
         baseline=baseline,
@@ -134,15 +125,25 @@ def open_job(
         judge=examiner(roles.validation),
         accept=examiner(roles.eval),
         work=work,
+        progress=progress,
     )
 
 
+def why_not_measured(request: Request, target: Target) -> str:
+    """The reason why times taken here would mean nothing; empty where they do."""
+    if not request.measure:
+        return "measuring was switched off"
+    if not target.stands_here():
+        return f"this machine ({host().cpu}) cannot stand in for {target.profile.title}"
+    return ""
+
+
 def subject_for(
-    target: Target, prepared: Prepared, histograms: Mapping[str, Histogram], request: Request
+    target: Target, route: Route, prepared: Prepared, histograms: Mapping[str, Histogram], request: Request
 ) -> Subject:
     """What stays the same while candidates are tried."""
     blocks = partition(prepared.fused)
-    runtime = target.runtime
+    runtime = route.runtime
     if request.precision == "float":
         runtime = runtime.model_copy(update={"around": "float32"})
     return Subject(
@@ -150,8 +151,8 @@ def subject_for(
         graph_sha256=prepared.facts.fused_sha256,
         target=target.name,
         runtime=runtime,
-        backend=target.backend,
-        options=target.backend.options(runtime, request.threads),
+        backend=route.backend,
+        options=route.backend.options(runtime, request.threads),
         blocks=blocks,
         chains=find_chains(prepared.fused, blocks, runtime),
         histograms=histograms,
@@ -161,9 +162,8 @@ def subject_for(
     )
 
 
-def check_request(request: Request, target: Target, prepared: Prepared) -> None:
-    """Raises UsageError for an excluded node or a metric that does not exist and a precision that the runtime
-    lacks."""
+def check_request(request: Request, prepared: Prepared) -> None:
+    """Raises UsageError for an excluded node or a metric that does not exist."""
     if request.metric.name != "auto":
         make_metric(request.metric.name, ignore_label=request.metric.ignore_label, root=request.root)
     known = [node.name or "" for node in prepared.fused.graph]
@@ -175,9 +175,4 @@ def check_request(request: Request, target: Target, prepared: Prepared) -> None:
             hint=f"did you mean {' or '.join(near)}?"
             if near
             else "plan.json of a bundle lists the nodes of every block",
-        )
-    if request.precision == "fp16" and target.runtime.around != "float16":
-        raise UsageError(
-            f"{target.name} ({target.runtime.name}) has no float16 form",
-            hint="give --precision float, or a target with float16 such as jetson",
         )

@@ -5,51 +5,74 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deploy.cache import Cache
+from deploy.graph.blocks import partition
 from deploy.spec.artifact import Verdict
 from deploy.spec.tensors import Precision
 from deploy.stages import steps
 from deploy.stages.job import check_request, subject_for
+from deploy.stages.prepare import Prepared
 from deploy.stages.record import Record
 from deploy.stages.request import Request, Roles
+from deploy.stages.target import Route, Target, able_to, find_target
+
+
+@dataclass(frozen=True)
+class RoutePreview:
+    """``precisions`` are what each block starts from: the accuracy guard and the clock may still change them.
+
+    ``verdicts`` are the nodes that the backend refuses or does not know.
+    """
+
+    runtime: str
+    precisions: tuple[tuple[str, Precision], ...]
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def able(self) -> bool:
+        """Whether the runtime refuses no node."""
+        return all(verdict.support != "unsupported" for verdict in self.verdicts)
 
 
 @dataclass(frozen=True)
 class Preview:
-    """``precisions`` are what each block starts from: the accuracy guard and the clock may still change them.
-
-    ``verdicts`` are the nodes that the backend refuses or does not know; ``data`` says what would be used.
-    """
+    """What would be built: for each runtime that may win, preferred ones first. ``data`` says what would be
+    used."""
 
     target: str
     profile: str
-    runtime: str
     blocks: int
-    precisions: tuple[tuple[str, Precision], ...]
-    verdicts: tuple[Verdict, ...]
+    routes: tuple[RoutePreview, ...]
     data: tuple[str, ...]
 
 
 def preview(request: Request, cache: Cache, record: Record) -> Preview:
-    """Read and clean the model, open the data, ask the backend of every node. Raises what a build raises."""
-    target = steps.find_target(request.target)
+    """Read and clean the model, open the data, ask the backends of every node. Raises what a build raises."""
+    target = find_target(request.target, request.runtime)
     source = steps.read_source(request, record)
     prepared = steps.clean(source, request, cache, record)
     roles = steps.open_data(prepared, request, record)
-    check_request(request, target, prepared)
-    subject = subject_for(target, prepared, {}, request)
-    quantizes = roles.calibration is not None or bool(prepared.facts.imported)
-    able = set(subject.int8_blocks()) if quantizes and request.precision not in ("float", "fp16") else set()
-    verdicts = target.backend.check(prepared.fused, target.runtime)
+    check_request(request, prepared)
+    target = able_to(target, request.precision)
     return Preview(
         target=target.name,
         profile=target.profile.name,
-        runtime=target.runtime.name,
-        blocks=len(subject.blocks),
+        blocks=len(partition(prepared.fused)),
+        routes=tuple(_route(target, route, prepared, roles, request) for route in target.routes),
+        data=_notes(request, roles, bool(prepared.facts.imported)),
+    )
+
+
+def _route(target: Target, route: Route, prepared: Prepared, roles: Roles, request: Request) -> RoutePreview:
+    subject = subject_for(target, route, prepared, {}, request)
+    quantizes = roles.calibration is not None or bool(prepared.facts.imported)
+    able = set(subject.int8_blocks()) if quantizes and request.precision not in ("float", "fp16") else set()
+    verdicts = route.backend.check(prepared.fused, route.runtime)
+    return RoutePreview(
+        runtime=route.runtime.name,
         precisions=tuple(
             (block.id, "int8" if block.id in able else subject.float_precision) for block in subject.blocks
         ),
         verdicts=tuple(v for v in verdicts if v.support != "supported"),
-        data=_notes(request, roles, bool(prepared.facts.imported)),
     )
 
 

@@ -46,6 +46,7 @@ class Request:
     out: str | Path = "dist"
     seed: int = 0
     threads: int = 1
+    runtime: str | None = None
     measure: bool = True
     random_calibration: bool = False
     cache: Path | None = None

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.adapter.discover import backend_names, find_backend, provider
-from deploy.adapter.profiles import load_profile, resolve
+from deploy.adapter.discover import provider
 from deploy.cache import Cache
 from deploy.data.dataset import Dataset
 from deploy.data.python_ref import code_digest
-from deploy.errors import UnsupportedError, UsageError
+from deploy.errors import UsageError
 from deploy.frontend.onnx_file import Source, read, release
 from deploy.graph.blocks import partition
 from deploy.graph.summary import tensor_specs
@@ -26,10 +25,11 @@ from deploy.spec.manifest import Lock
 from deploy.spec.plan import Plan
 from deploy.spec.tensors import TensorSpec
 from deploy.stages.compile import Compiled, compile_for, load_compiled
-from deploy.stages.job import Ingredients, Target, check_request, open_job
+from deploy.stages.job import Ingredients, check_request, open_job
 from deploy.stages.prepare import Prepared, load, prepare
 from deploy.stages.record import Record
 from deploy.stages.request import Request, Roles, open_roles
+from deploy.stages.target import Route, Target, able_to, able_to_run, of_the_lock
 
 _HISTOGRAMS = "histograms.npz"
 
@@ -40,15 +40,6 @@ class Baseline:
 
     artifact: Artifact
     sha256: str
-
-
-def find_target(name: str) -> Target:
-    """The device of that name on its first runtime that is installed here."""
-    profile = resolve(load_profile(name), host().features)
-    installed = backend_names()
-    usable = [runtime for runtime in profile.runtime if runtime.name in installed]
-    runtime = (usable or profile.runtime)[0]
-    return Target(name, profile, runtime, find_backend(runtime.name))
 
 
 def read_source(request: Request, record: Record) -> Source:
@@ -129,34 +120,37 @@ def _interface(inputs: Sequence[TensorSpec]) -> list[tuple[str, str, tuple[int, 
     return [(s.name, s.dtype, tuple(d if isinstance(d, int) else -1 for d in s.shape)) for s in inputs]
 
 
-def check(target: Target, prepared: Prepared, request: Request) -> None:
-    """Whether the wish can be met at all, before anything takes time.
+def check(target: Target, prepared: Prepared, request: Request, record: Record) -> Target:
+    """The target with those of its runtimes that can meet the wish, before anything takes time.
 
-    Raises UnsupportedError listing all nodes that the backend cannot run, UsageError for an excluded node
-    or a metric that does not exist, a precision that the runtime does not have, and a lock of another model.
+    Raises UnsupportedError listing all nodes that the preferred one cannot run, UsageError for an excluded
+    node or a metric that does not exist, a precision that no runtime has, and a lock of another model.
     """
-    check_request(request, target, prepared)
-    _read_lock(request, prepared)
-    verdicts = target.backend.check(prepared.fused, target.runtime)
-    refused = [v for v in verdicts if v.support == "unsupported"]
-    if refused:
-        listed = "".join(f"\n  {v.op} '{v.node}': {v.reason}" for v in refused)
-        where = f"{target.name} ({target.runtime.name})"
-        raise UnsupportedError(
-            f"{where} cannot run {len(refused)} of {len(verdicts)} nodes:{listed}",
-            hint="replace these operations in the model, or build for another target",
-        )
+    check_request(request, prepared)
+    lock = _read_lock(request, prepared)
+    if lock is not None:
+        target = of_the_lock(target, lock)
+    return able_to_run(able_to(target, request.precision), prepared, record.progress)
 
 
 def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, Histogram]:
     """Histograms of every value that may be quantized; none without data, rules or a wish for INT8."""
     target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
     wanted = request.precision not in ("float", "fp16") and not prepared.facts.imported
-    if roles.calibration is None or target.runtime.quant is None or not wanted:
+    if roles.calibration is None or not wanted:
         return {}
     dataset = roles.calibration
-    chains = find_chains(prepared.fused, partition(prepared.fused), target.runtime)
-    values = observed_values(prepared.fused, chains, target.runtime)
+    blocks = partition(prepared.fused)
+    values = list(
+        dict.fromkeys(
+            value
+            for route in target.routes
+            if route.runtime.quant is not None
+            for value in observed_values(
+                prepared.fused, find_chains(prepared.fused, blocks, route.runtime), route.runtime
+            )
+        )
+    )
     if not values:
         return {}
     key = cache.key(
@@ -197,7 +191,7 @@ def compile(
         graph=prepared.facts.fused_sha256,
         baseline=against.sha256,
         profile=digest(target.profile),
-        backend=provider(target.backend.name),
+        routes=[_identity(route) for route in target.routes],
         target=target.name,
         data=[_digest(d) for d in (roles.calibration, roles.validation, roles.eval)],
         random=roles.random,
@@ -217,7 +211,8 @@ def compile(
 
     def write_into(new: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="deploy-build-") as work:
-            compile_for(open_job(made_of, against.artifact, histograms, lock, Path(work)), new, record)
+            job = open_job(made_of, against.artifact, histograms, lock, Path(work), record.progress)
+            compile_for(job, new, record)
 
     folder, cached = cache.fetch(key, write_into)
     compiled, plan = load_compiled(folder)
@@ -241,6 +236,11 @@ def _read_lock(request: Request, prepared: Prepared) -> Lock | None:
             hint="build without --lock, or give the model that it belongs to",
         )
     return lock
+
+
+def _identity(route: Route) -> list[str]:
+    """What a runtime's results depend on besides the profile."""
+    return [route.runtime.name, provider(route.backend.name), route.backend.available().version or ""]
 
 
 def _digest(dataset: Dataset | None) -> str | None:

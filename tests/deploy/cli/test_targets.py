@@ -11,7 +11,7 @@ from deploy.adapter.profiles import all_profiles, load_profile, profile_names
 from deploy.cli.targets import stand_in
 from deploy.measure.host import host
 from deploy.spec.profile import Figure
-from deploy.stages.steps import find_target
+from deploy.stages.target import find_target
 
 Deploy = Callable[..., tuple[int, str, str]]
 

@@ -137,6 +137,7 @@ MEASUREMENTS = Measurements(
 )
 LOCK = Lock(
     source_sha256="00" * 32,
+    runtime="ort",
     calibration_sha256=None,
     profile_sha256="33" * 32,
     seed=0,

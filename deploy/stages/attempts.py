@@ -1,0 +1,84 @@
+"""What was tried on the way, for the report: every form of the model with its score, size and speed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from deploy.measure.latency import speedup
+from deploy.quantize.decide import Trial
+from deploy.spec.measurement import Attempt
+from deploy.spec.plan import Plan
+from deploy.spec.tensors import Precision
+from deploy.stages.contest import GIVEN, Entrant, Race
+from deploy.stages.job import Job
+
+
+def attempts(job: Job, held: Race, winner: Entrant) -> tuple[Attempt, ...]:
+    """The baseline, then each runtime's float build and the candidates in the order of the search."""
+    listed = [
+        _timed(
+            Attempt(
+                name=GIVEN,
+                runtime=job.baseline.backend,
+                bytes=job.baseline.size_bytes(),
+                score=None if job.judge is None else job.judge.score_of(0.0),
+                drop=None if job.judge is None else 0.0,
+                outcome="the baseline",
+            ),
+            held,
+            GIVEN,
+        )
+    ]
+    for entrant in held.floats:
+        candidate = entrant.decided.candidate
+        won = entrant.name == winner.name
+        trial = Trial(candidate.plan, candidate.artifact.size_bytes(), winner.decided.drop if won else None)
+        outcome = "chosen" if won else ""
+        listed.append(_timed(_attempt(job, entrant, trial, outcome), held, entrant.name))
+    for entrant in held.entrants:
+        if entrant in held.floats:
+            continue
+        *before, last = entrant.decided.trials
+        listed += [_attempt(job, entrant, trial, "over the budget") for trial in before]
+        listed.append(_timed(_attempt(job, entrant, last, _outcome(entrant, winner)), held, entrant.name))
+    return tuple(listed)
+
+
+def _attempt(job: Job, entrant: Entrant, trial: Trial, outcome: str) -> Attempt:
+    drop = None if trial.drop is None else trial.drop.drop
+    return Attempt(
+        name=_name(trial.plan),
+        runtime=entrant.runtime,
+        precision=_counts(trial.plan),
+        bytes=trial.bytes,
+        score=None if job.judge is None else job.judge.score_of(drop),
+        drop=drop,
+        outcome=outcome,
+    )
+
+
+def _name(plan: Plan) -> str:
+    counts = _counts(plan)
+    if "int8" not in counts:
+        return next(iter(counts), "float")
+    kept = sum(number for precision, number in counts.items() if precision != "int8")
+    return f"int8, {kept} blocks kept float" if kept else "int8"
+
+
+def _counts(plan: Plan) -> dict[Precision, int]:
+    return dict(Counter(block.precision for block in plan.blocks))
+
+
+def _outcome(entrant: Entrant, winner: Entrant) -> str:
+    if entrant.name == winner.name:
+        return "chosen"
+    if not entrant.decided.within_budget:
+        return "over the budget"
+    return f"slower than {winner.name}"
+
+
+def _timed(attempt: Attempt, held: Race, name: str) -> Attempt:
+    if held.times is None or name not in held.times:
+        return attempt
+    ratio, _ = speedup(held.times[GIVEN], held.times[name])
+    return attempt.model_copy(update={"latency_ms": held.times[name].summary(), "speed": round(ratio, 4)})

@@ -1,0 +1,134 @@
+"""What a build is for: a device, and the runtimes by which it can run the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from deploy.adapter.discover import backend_names, find_backend
+from deploy.adapter.profiles import load_profile, resolve
+from deploy.adapter.protocol import Backend
+from deploy.errors import ToolchainError, UnsupportedError, UsageError
+from deploy.measure.host import host
+from deploy.progress import Progress
+from deploy.spec.artifact import Verdict
+from deploy.spec.manifest import Lock
+from deploy.spec.profile import Profile, Runtime
+from deploy.spec.project import PrecisionRequest
+from deploy.spec.tensors import Precision
+from deploy.stages.prepare import Prepared
+
+_AROUND: dict[str, Precision] = {"fp16": "fp16", "bf16": "bf16"}
+"""Requests that want another floating type than float32, with the type."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One runtime of the device, as the profile describes it, and the backend that writes for it."""
+
+    runtime: Runtime
+    backend: Backend
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device as it was asked for, the profile it resolved to, and its runtimes, preferred ones first."""
+
+    name: str
+    profile: Profile
+    routes: tuple[Route, ...]
+
+    def stands_here(self) -> bool:
+        """Whether this machine can stand in for the device, so that times taken here mean something."""
+        here = host()
+        return self.profile.arch == here.arch and set(self.profile.features) <= here.features
+
+    def describe(self) -> str:
+        """The target with its runtimes, for messages."""
+        return f"{self.name} ({', '.join(route.runtime.name for route in self.routes)})"
+
+
+def find_target(name: str, only: str | None = None) -> Target:
+    """The device of that name with the runtimes that can be built for here; with ``only`` the one so called.
+
+    Raises UsageError for an unknown device or one that has no such runtime, ToolchainError where nothing that
+    it runs is installed, saying what is missing.
+    """
+    profile = resolve(load_profile(name), host().features)
+    runtimes = [runtime for runtime in profile.runtime if only in (None, runtime.name)]
+    if not runtimes:
+        known = ", ".join(runtime.name for runtime in profile.runtime)
+        raise UsageError(f"{name} has no runtime '{only}'", hint=f"one of {known}, or leave --runtime out")
+    installed = backend_names()
+    routes, missing = [], []
+    for runtime in runtimes:
+        if runtime.name not in installed:
+            continue
+        route = Route(runtime, find_backend(runtime.name))
+        available = route.backend.available()
+        if available.usable:
+            routes.append(route)
+        else:
+            missing.append(f"{available.runtime}: {available.missing}")
+    if routes:
+        return Target(name, profile, tuple(routes))
+    if missing:
+        raise ToolchainError(
+            f"nothing by which {name} runs a model is installed here", hint="; ".join(missing)
+        )
+    find_backend(runtimes[0].name)  # says that no such backend is installed
+    raise AssertionError("unreachable: a backend that is not installed was found")
+
+
+def able_to(target: Target, precision: PrecisionRequest) -> Target:
+    """The target with the runtimes that have the floating type asked for. Raises UsageError if none has."""
+    if precision not in _AROUND:
+        return target
+    able = tuple(r for r in target.routes if r.runtime.float_precision == _AROUND[precision])
+    if not able:
+        raise UsageError(
+            f"{target.describe()} has no {precision} form",
+            hint="give --precision float, or a target that has it: `deploy targets` lists what each can",
+        )
+    return replace(target, routes=able)
+
+
+def of_the_lock(target: Target, lock: Lock) -> Target:
+    """The target with the runtime that the locked build chose. Raises UsageError where that is not here."""
+    locked = tuple(route for route in target.routes if route.runtime.name == lock.runtime)
+    if not locked:
+        raise UsageError(
+            f"the lock chose {lock.runtime}, but here {target.name} has {target.describe()}",
+            hint=f"install {lock.runtime} (`deploy doctor`), or build without --lock",
+        )
+    return replace(target, routes=locked)
+
+
+def able_to_run(target: Target, prepared: Prepared, progress: Progress) -> Target:
+    """The target with the runtimes that can run every node of the model.
+
+    Raises UnsupportedError where there is none, listing every node that the preferred one refuses.
+    """
+    refusals = [(route, refused(route, prepared)) for route in target.routes]
+    able = tuple(route for route, nodes in refusals if not nodes)
+    if not able:
+        route, nodes = refusals[0]
+        listed = "".join(f"\n  {v.op} '{v.node}': {v.reason}" for v in nodes)
+        total = len(prepared.fused.graph)
+        raise UnsupportedError(
+            f"{target.name} ({route.runtime.name}) cannot run {len(nodes)} of {total} nodes:{listed}",
+            hint="replace these operations in the model, or build for another target",
+        )
+    for route, nodes in refusals:
+        if nodes:
+            first = nodes[0]
+            progress.note(
+                f"{route.runtime.name} is left out: it refuses {len(nodes)} nodes, "
+                f"first {first.op} '{first.node}': {first.reason}"
+            )
+    return replace(target, routes=able)
+
+
+def refused(route: Route, prepared: Prepared) -> list[Verdict]:
+    """The nodes that the route's backend says it cannot run."""
+    verdicts = route.backend.check(prepared.fused, route.runtime)
+    return [v for v in verdicts if v.support == "unsupported"]
