@@ -1,0 +1,108 @@
+"""A graph becomes an OpenVINO model through OpenVINO's own ONNX reader, with names that can be traced back.
+
+The reader turns QuantizeLinear into FakeQuantize and Convert, DequantizeLinear into Convert, Subtract and
+Multiply, keeping scales, zero points and integer weights as they are. It calls what it adds by a counter that
+runs as long as the process (``Constant_19``); here it is called after the node that it is part of
+(``conv1/Constant``), so that equal graphs give equal files.
+
+Only ``Core.read_model`` and ``serialize`` are used: unlike ``convert_model`` they know of no telemetry.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from deploy.errors import BackendError, missing_extra
+from deploy.frontend.onnx_file import EXTERNAL_BEYOND, to_bytes, write
+from deploy.graph.edit import weight_bytes
+
+if TYPE_CHECKING:
+    import openvino
+
+
+@cache
+def core() -> openvino.Core:
+    """The entry to OpenVINO, one for the process. Raises ToolchainError where it is not installed."""
+    try:
+        import openvino
+    except ImportError as e:
+        raise missing_extra("OpenVINO", "openvino") from e
+    return openvino.Core()
+
+
+def to_openvino(graph: ir.Model) -> openvino.Model:
+    """The graph as OpenVINO reads it. Raises BackendError where it cannot."""
+    if weight_bytes(graph) <= EXTERNAL_BEYOND // 16:
+        model = _read(to_bytes(graph))
+    else:
+        with tempfile.TemporaryDirectory(prefix="deploy-openvino-") as folder:
+            path = Path(folder) / "graph.onnx"
+            write(graph, path, embed=0)
+            model = _read(path)
+    name_operations(model, graph.graph)
+    return model
+
+
+def _read(content: bytes | Path) -> openvino.Model:
+    try:
+        return core().read_model(content)
+    except Exception as e:
+        raise BackendError(
+            f"OpenVINO cannot read the graph: {reason(e)}",
+            hint="run `deploy inspect` on the model; if it is valid, report this graph",
+        ) from e
+
+
+def name_operations(model: openvino.Model, nodes: Iterable[ir.Node]) -> None:
+    """Call every operation after the node it is part of; what makes a node's first result gets its name."""
+    makers: dict[str, str] = {}
+    for node in nodes:
+        for index, value in enumerate(node.outputs):
+            if value.name and node.name:
+                makers[value.name] = node.name if index == 0 else f"{node.name}/{index}"
+    operations = model.get_ordered_ops()
+    owner: dict[str, str] = {}
+    taken = {op.get_friendly_name() for op in operations if op.get_type_name() in ("Parameter", "Result")}
+    unnamed = []
+    for op in reversed(operations):
+        if op.get_type_name() in ("Parameter", "Result"):
+            continue
+        names = sorted({name for out in op.outputs() for name in out.get_names()})
+        made = [makers[name] for name in names if name in makers]
+        readers = [target.get_node() for out in op.outputs() for target in out.get_target_inputs()]
+        above = (owner[r.get_name()] for r in readers if r.get_name() in owner)
+        own = min(made, key=len) if made else next(above, "")
+        owner[op.get_name()] = own
+        if made and own not in taken:
+            _call(op, own, taken)
+        elif names and not made and names[0] not in taken:
+            _call(op, names[0], taken)  # a constant
+        else:
+            unnamed.append(op)
+    for op in reversed(unnamed):
+        stem = "/".join(part for part in (owner[op.get_name()], op.get_type_name()) if part)
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        _call(op, name, taken)
+
+
+def _call(op: openvino.Node, name: str, taken: set[str]) -> None:
+    op.set_friendly_name(name)
+    taken.add(name)
+
+
+def reason(error: Exception) -> str:
+    """What OpenVINO says, without the places in its own source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [
+        line for line in lines if line and not line.startswith(("Exception from", "Check '", "While val"))
+    ]
+    return (said[0] if said else " ".join(lines))[:300] or type(error).__name__

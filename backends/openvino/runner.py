@@ -1,0 +1,182 @@
+"""An IR file opened in OpenVINO: on the device that it is for, or on the CPU in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+
+from backends.openvino.convert import core, reason
+from deploy.adapter.feeds import require_fit
+from deploy.adapter.protocol import Arrays
+from deploy.errors import BackendError
+from deploy.spec.artifact import Options
+from deploy.spec.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import openvino
+
+
+class OpenVinoOptions(Options):
+    """``inference_precision`` is what floats are computed in: by itself the CPU takes bf16 where it can.
+
+    ``hint`` prefers the time of one inference or the number of them; ``streams`` run side by side.
+    """
+
+    device: Literal["CPU", "NPU"] = "CPU"
+    hint: Literal["latency", "throughput"] = "latency"
+    inference_precision: Literal["f32", "bf16"] = "f32"
+    streams: int = 1
+
+
+def settings(options: OpenVinoOptions, device: str) -> dict[str, str | int]:
+    """OpenVINO's own configuration keys. What would depart from the plan or the machine's state is off."""
+    if device != "CPU":
+        return {"PERFORMANCE_HINT": options.hint.upper()}
+    return {
+        "PERFORMANCE_HINT": options.hint.upper(),
+        "INFERENCE_PRECISION_HINT": options.inference_precision,
+        "INFERENCE_NUM_THREADS": options.threads,
+        "NUM_STREAMS": options.streams,
+        "ENABLE_CPU_PINNING": "NO",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
+
+
+def read_file(path: Path) -> openvino.Model:
+    """The model in an IR file. Raises BackendError where it is damaged or its weights are missing."""
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise BackendError(f"{weights}: the weights are missing", hint="copy the whole bundle again")
+    try:
+        return core().read_model(path, weights)
+    except Exception as e:
+        raise BackendError(
+            f"OpenVINO cannot open {path.name}: {reason(e)}",
+            hint="the file is damaged, or written by a newer OpenVINO: copy the bundle again",
+        ) from e
+
+
+class OpenVinoRunner:
+    """A compiled IR that speaks arrays by name. Implements the Runner protocol."""
+
+    def __init__(
+        self,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        options: OpenVinoOptions,
+    ) -> None:
+        self._path, self._options = path, options
+        available = core().available_devices
+        self._device = options.device if options.device in available else "CPU"
+        self.executed_by = f"OpenVINO {version()} on the {self._device}"
+        if self._device != options.device:
+            self.executed_by += f", in place of the {options.device}"
+        self.inputs, self.outputs = inputs, outputs
+        self._compiled: dict[frozenset[str], _Compiled] = {}
+        self._closed = False
+        self._for(())
+
+    def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """The outputs by name, and those of the inner values named in ``want`` that the file has.
+
+        For inner values the file is compiled once more; that is kept for the next call.
+        """
+        if self._closed:
+            raise BackendError("the runner is closed", hint="open the artifact again")
+        require_fit(self.inputs, feeds)
+        return self._for(want).run(feeds)
+
+    def _for(self, want: Sequence[str]) -> _Compiled:
+        key = frozenset(want) - {spec.name for spec in self.outputs}
+        if key not in self._compiled:
+            model = read_file(self._path)
+            _require_ports(model, self.inputs, self.outputs, self._path)
+            present = {name for op in model.get_ops() for out in op.outputs() for name in out.get_names()}
+            inner = sorted(key & present)
+            try:
+                if inner:
+                    model.add_outputs(inner)
+                inputs = _places(model.inputs, [spec.name for spec in self.inputs])
+                outputs = _places(model.outputs, [spec.name for spec in self.outputs] + inner)
+                compiled = core().compile_model(model, self._device, settings(self._options, self._device))
+            except Exception as e:
+                raise BackendError(
+                    f"OpenVINO cannot compile {self._path.name}: {reason(e)}",
+                    hint="build again with this version of OpenVINO",
+                ) from e
+            self._compiled[key] = _Compiled(compiled, inputs, outputs)
+        return self._compiled[key]
+
+    def close(self) -> None:
+        self._compiled.clear()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Compiled:
+    """One compiled model with its request, and where each name stands in it."""
+
+    def __init__(
+        self, compiled: openvino.CompiledModel, inputs: Mapping[str, int], outputs: Mapping[str, int]
+    ) -> None:
+        self.request = compiled.create_infer_request()
+        self._inputs, self._outputs = inputs, outputs
+
+    def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
+        given = {index: np.asarray(feeds[name], order="C") for name, index in self._inputs.items()}
+        try:
+            found = self.request.infer(given, share_inputs=True)
+        except Exception as e:
+            raise BackendError(
+                f"OpenVINO failed while running: {reason(e)}",
+                hint="check the shapes fed against `deploy inspect`",
+            ) from e
+        return {name: found[index] for name, index in self._outputs.items()}
+
+
+def _places(ports: Sequence[openvino.Output], names: Sequence[str]) -> dict[str, int]:
+    """Where each name stands. Compiled, a model keeps the order, while a name may move to another value."""
+    found = {name: index for index, port in enumerate(ports) for name in port.get_names()}
+    return {name: found[name] for name in names}
+
+
+def version() -> str:
+    """OpenVINO's version, without the build that follows it."""
+    import openvino
+
+    return str(openvino.__version__).partition("-")[0]
+
+
+def _require_ports(
+    model: openvino.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], path: Path
+) -> None:
+    """Raise BackendError where the file has other inputs or outputs than the artifact says."""
+    for what, specs, ports in (("input", inputs, model.inputs), ("output", outputs, model.outputs)):
+        present = {name: port for port in ports for name in port.get_names()}
+        for spec in specs:
+            port = present.get(spec.name)
+            if port is None or _dtype(port) != spec.dtype:
+                raise BackendError(
+                    f"{path.name} has no {what} {spec}", hint="the file was exchanged: copy the bundle again"
+                )
+        if len(specs) < len(ports):
+            raise BackendError(
+                f"{path.name} has {len(ports)} {what}s, {len(specs)} were written",
+                hint="the file was exchanged: copy the bundle again",
+            )
+
+
+def _dtype(port: openvino.Output) -> str:
+    return str(np.dtype(port.get_element_type().to_dtype()).name)
