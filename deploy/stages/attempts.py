@@ -1,12 +1,13 @@
-"""What was tried on the way, for the report: every form of the model with its score, size and speed."""
+"""What was tried on the way and where the time goes, for the report; nothing is decided by it."""
 
 from __future__ import annotations
 
 from collections import Counter
 
+from deploy.measure.blocks import block_times
 from deploy.measure.latency import speedup
 from deploy.quantize.decide import Trial
-from deploy.spec.measurement import Attempt
+from deploy.spec.measurement import Attempt, BlockTime
 from deploy.spec.plan import Plan
 from deploy.spec.tensors import Precision
 from deploy.stages.contest import GIVEN, Entrant, Race
@@ -30,18 +31,38 @@ def attempts(job: Job, held: Race, winner: Entrant) -> tuple[Attempt, ...]:
         )
     ]
     for entrant in held.floats:
-        candidate = entrant.decided.candidate
-        won = entrant.name == winner.name
-        trial = Trial(candidate.plan, candidate.artifact.size_bytes(), winner.decided.drop if won else None)
-        outcome = "chosen" if won else ""
-        listed.append(_timed(_attempt(job, entrant, trial, outcome), held, entrant.name))
+        if entrant not in held.entrants:
+            candidate = entrant.decided.candidate
+            won = entrant.name == winner.name
+            drop = winner.decided.drop if won else None
+            trial = Trial(candidate.plan, candidate.artifact.size_bytes(), drop)
+            listed.append(_timed(_attempt(job, entrant, trial, "chosen" if won else ""), held, entrant.name))
     for entrant in held.entrants:
-        if entrant in held.floats:
-            continue
         *before, last = entrant.decided.trials
         listed += [_attempt(job, entrant, trial, "over the budget") for trial in before]
         listed.append(_timed(_attempt(job, entrant, last, _outcome(entrant, winner)), held, entrant.name))
     return tuple(listed)
+
+
+def times_by_block(job: Job, held: Race, winner: Entrant) -> tuple[BlockTime, ...]:
+    """Milliseconds of each block in the artifact and in its runtime's float build, where that was timed."""
+    feeds = job.one_inference(winner.decided.candidate.artifact)
+
+    def by_block(entrant: Entrant) -> dict[str, float]:
+        candidate, subject = entrant.decided.candidate, entrant.subject
+        return block_times(
+            candidate.qdq, subject.blocks, subject.backend, candidate.artifact, subject.options, feeds
+        )
+
+    plain = next((e for e in held.floats if e.runtime == winner.runtime), None)
+    after = by_block(winner)
+    before = {} if plain is None else by_block(plain) if winner.integer else after
+    if not after:
+        return ()
+    return tuple(
+        BlockTime(id=block.id, float_ms=before.get(block.id), ms=after.get(block.id))
+        for block in winner.subject.blocks
+    )
 
 
 def _attempt(job: Job, entrant: Entrant, trial: Trial, outcome: str) -> Attempt:

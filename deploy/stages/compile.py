@@ -18,7 +18,7 @@ from deploy.spec.document import Frozen, parse, render
 from deploy.spec.manifest import Choice, Evaluation, Outcome, Verification
 from deploy.spec.measurement import Attempt, BlockTime, Comparison
 from deploy.spec.plan import Plan
-from deploy.stages.attempts import attempts
+from deploy.stages.attempts import attempts, times_by_block
 from deploy.stages.contest import GIVEN, Entrant, Race, enter, figures, hold_race, pick
 from deploy.stages.job import Job, why_not_measured
 from deploy.stages.record import Record
@@ -88,6 +88,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         comparison=comparison,
         why_not_measured=why_not,
         attempts=attempts(job, held, winner),
+        blocks=() if held.times is None else times_by_block(job, held, winner),
         outcomes={name: record.outcomes[name] for name in STAGES if name in record.outcomes},
     )
     copy_artifact(decided.candidate.artifact, folder / ARTIFACT)

@@ -97,7 +97,7 @@ def of_the_lock(target: Target, lock: Lock) -> Target:
     locked = tuple(route for route in target.routes if route.runtime.name == lock.runtime)
     if not locked:
         raise UsageError(
-            f"the lock chose {lock.runtime}, but here {target.name} has {target.describe()}",
+            f"the lock chose {lock.runtime}, but here there is {target.describe()}",
             hint=f"install {lock.runtime} (`deploy doctor`), or build without --lock",
         )
     return replace(target, routes=locked)

@@ -79,7 +79,7 @@ def test_integers_that_do_not_pay_become_float(
     make: Build, clock: dict[str, float], slower_than: str
 ) -> None:
     """Against the faster of the two floats: the file as given, and our own float build of it."""
-    clock[slower_than] = 0.8
+    clock["ort float"] = clock[slower_than] = 0.8
     bundle = make(measure=True)
     assert bundle.manifest.verdict.status == "float"
     assert set(bundle.manifest.precision) == {"float"}
@@ -89,6 +89,13 @@ def test_integers_that_do_not_pay_become_float(
     assert speeds(bundle)["int8"] == clock["as given"] / clock["ort int8"]
     assert comparison.artifact.latency_ms.p50 == clock["ort float"]
     assert comparison.baseline.latency_ms.p50 == clock["as given"]
+
+
+def test_integers_stay_where_float_would_be_slower_still(make: Build, clock: dict[str, float]) -> None:
+    clock["as given"] = 0.8
+    bundle = make(measure=True)
+    assert bundle.manifest.precision["int8"] > 0
+    assert any("faster than any float build" in reason for reason in bundle.manifest.verdict.reasons)
 
 
 def test_one_unlucky_race_does_not_decide(
