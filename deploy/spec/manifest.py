@@ -77,6 +77,18 @@ class CalibrationInfo(Frozen):
     random: bool = False
 
 
+class KnownHazard(Frozen):
+    """What in the model loses accuracy or is refused by targets, seen before any data.
+
+    ``nodes`` are those it is true of, by name, or an input where its shape is meant.
+    """
+
+    kind: str
+    severity: Literal["note", "warning"]
+    text: str
+    nodes: tuple[str, ...]
+
+
 class Sizes(Frozen):
     """Bytes of the float model and of the artifact; ``weights`` counts the constants alone."""
 
@@ -87,7 +99,7 @@ class Sizes(Frozen):
 
 
 class Manifest(Frozen):
-    """Everything needed to trust, run and rebuild a bundle."""
+    """Everything needed to trust, run and rebuild a bundle. ``notes`` is what reading the model warned of."""
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     target: str
@@ -105,6 +117,8 @@ class Manifest(Frozen):
     evaluation: Evaluation | None
     verification: Verification
     verdict: Outcome
+    hazards: tuple[KnownHazard, ...] = ()
+    notes: tuple[str, ...] = ()
     deferred: bool
     executed_by: str
     toolchain: dict[str, str]

@@ -96,6 +96,8 @@ def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict
         evaluation=compiled.evaluation,
         verification=compiled.verification,
         verdict=compiled.verdict,
+        hazards=prepared.facts.hazards,
+        notes=prepared.facts.notes,
         deferred=artifact.deferred,
         executed_by=compiled.verification.executed_by,
         toolchain={

@@ -33,10 +33,12 @@ from deploy.graph.clean import Rewritten, clean
 from deploy.graph.cost import macs, parameters
 from deploy.graph.edit import weight_bytes
 from deploy.graph.fuse import fuse
+from deploy.graph.hazards import hazards
 from deploy.graph.normalise import fold_normalisation
 from deploy.graph.shapes import infer, model_inputs, name_dimensions, pin
+from deploy.graph.weight_hazards import Severity
 from deploy.spec.document import Frozen, parse, render
-from deploy.spec.manifest import SourceInfo
+from deploy.spec.manifest import KnownHazard, SourceInfo
 from deploy.spec.plan import TensorPlan
 from deploy.spec.tensors import Normalisation, TensorSpec
 
@@ -55,6 +57,7 @@ class Facts(Frozen):
     folded_inputs: tuple[str, ...]
     imported: dict[str, TensorPlan] = {}
     notes: tuple[str, ...]
+    hazards: tuple[KnownHazard, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def prepare(
         folded_inputs=tuple(sorted(folded)),
         imported=imported,
         notes=tuple(notes),
+        hazards=_hazards(clean_model),
     )
     (folder / _FACTS).write_text(render(facts))
 
@@ -141,6 +145,18 @@ def load(folder: Path) -> Prepared:
     """What :func:`prepare` left in ``folder``."""
     facts = parse(Facts, (folder / _FACTS).read_text(), origin=folder / _FACTS)
     return Prepared(folder, facts, infer(ir.load(folder / _CLEAN)), infer(ir.load(folder / _FUSED)))
+
+
+def _hazards(model: ir.Model) -> tuple[KnownHazard, ...]:
+    """Each kind once with the nodes it is true of, warnings first."""
+    places: dict[tuple[str, Severity, str], list[str]] = {}
+    for hazard in hazards(model):
+        places.setdefault((hazard.kind, hazard.severity, hazard.text), []).append(hazard.node)
+    found = [
+        KnownHazard(kind=kind, severity=severity, text=text, nodes=tuple(nodes))
+        for (kind, severity, text), nodes in places.items()
+    ]
+    return tuple(sorted(found, key=lambda hazard: hazard.severity != "warning"))
 
 
 def _refuse_interface(model: ir.Model, name: str) -> None:

@@ -17,6 +17,7 @@ from deploy.spec.manifest import (
     CalibrationInfo,
     Choice,
     Evaluation,
+    KnownHazard,
     Lock,
     Manifest,
     Measurements,
@@ -120,6 +121,8 @@ MANIFEST = Manifest(
         passed=True, samples=4, error=1e-7, noise_floor=1e-7, tolerance=1e-6, executed_by="onnxruntime"
     ),
     verdict=Outcome(status="met"),
+    hazards=(KnownHazard(kind="softmax", severity="note", text="it stays float", nodes=("s1", "s2")),),
+    notes=("the batch is pinned to 1",),
     deferred=False,
     executed_by="onnxruntime",
     toolchain={"onnxruntime": "1.31.1"},

@@ -335,3 +335,18 @@ def test_a_scalar_beside_the_batch_is_built_and_verified(save: Callable[..., Pat
     out = tmp_path / "out"
     bundle = build(path, target="x86-avx2", measure=False, out=out, cache=tmp_path / "cache")
     assert verify_bundle(bundle.folder).passed
+
+
+def test_hazards_are_kept_once_a_kind_with_their_nodes_warnings_first(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = """g (float[n,16] x, float[n,16] z) => (float[n,16] y, int64[n,2] i) {
+        [first] a = Softmax (x)
+        [second] b = Softmax (z)
+        y = Add (a, b)
+        [best] v, i = TopK (y, k)
+    }"""
+    path = save(tmp_path / "m.onnx", text, {"k": np.array([2])})
+    found = {(h.severity, h.kind): h.nodes for h in prepared(path).facts.hazards}
+    assert found["note", "softmax"] == ("first", "second")
+    assert next(iter(found)) == ("warning", "selection")
