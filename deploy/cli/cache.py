@@ -20,7 +20,7 @@ app = typer.Typer(help="Show or clear what is kept for the next build.", no_args
 @app.command("info")
 def info(cache: CacheFolder = None, json: Json = False) -> None:
     """Where the cache lies and how much it holds."""
-    from deploy.cli import figures
+    from deploy.bundle.report import figures
     from deploy.cli.terminal import write_facts, write_json
 
     store = _open(cache)
@@ -38,7 +38,7 @@ def info(cache: CacheFolder = None, json: Json = False) -> None:
 @app.command("clear")
 def clear(cache: CacheFolder = None, json: Json = False) -> None:
     """Remove every entry. The next build computes everything again, with the same results."""
-    from deploy.cli import figures
+    from deploy.bundle.report import figures
     from deploy.cli.terminal import write_json, write_line
 
     store = _open(cache)

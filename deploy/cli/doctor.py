@@ -80,7 +80,7 @@ def _show(checks: list[Check], broken: bool) -> None:
 
 def _machine() -> list[tuple[str, str]]:
     from deploy import __version__
-    from deploy.cli import figures
+    from deploy.bundle.report import figures
     from deploy.measure.host import host
 
     here = host()
@@ -137,8 +137,8 @@ def _extras() -> list[Check]:
 
 
 def _cache(folder: Path | None) -> Check:
+    from deploy.bundle.report import figures
     from deploy.cache import Cache, default_root
-    from deploy.cli import figures
 
     root = folder or default_root()
     if not _writable(root):

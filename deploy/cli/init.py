@@ -88,7 +88,7 @@ def render(
     dangers: Sequence[Hazard],
 ) -> str:
     """The text of the file; what was not given stands there as a comment."""
-    from deploy.cli import figures
+    from deploy.bundle.report import figures
 
     macs = "" if found.macs is None else f", {figures.count(found.macs)} MACs"
     lines = [

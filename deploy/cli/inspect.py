@@ -80,7 +80,7 @@ def _inspect_model(path: Path, shapes: Mapping[str, tuple[int, ...]], *, json: b
 
 
 def _show(path: Path, source: Source, found: Summary, dangers: list[Hazard]) -> None:
-    from deploy.cli import figures
+    from deploy.bundle.report import figures
     from deploy.cli.terminal import Cell, write_facts, write_line
 
     write_line((str(path), "strong"), (f"  ONNX, opset {source.opset}", "quiet"))
@@ -124,7 +124,7 @@ def show_hazards(dangers: list[Hazard]) -> None:
 
 
 def _macs(found: Summary) -> str:
-    from deploy.cli import figures
+    from deploy.bundle.report import figures
 
     if found.macs is not None:
         return f"{figures.count(found.macs)} for one sample"
@@ -135,7 +135,7 @@ def _macs(found: Summary) -> str:
 
 
 def _operations(found: Summary) -> str:
-    from deploy.cli import figures
+    from deploy.bundle.report import figures
 
     shown = [f"{number} {op}" for op, number in found.operations[:_OPERATIONS_SHOWN]]
     more = len(found.operations) - len(shown)

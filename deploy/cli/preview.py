@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from deploy.cli import figures
+from deploy.bundle.report import figures
 from deploy.cli.terminal import Cell, write_facts, write_line, write_table
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ def run(
     """
     from deploy.adapter.batching import fixed_batch, run_samples
     from deploy.bundle.read import load_bundle, open_bundle
-    from deploy.cli import figures
+    from deploy.bundle.report import figures
     from deploy.cli.terminal import show_note, write_facts, write_json, write_line
     from deploy.data.dataset import open_dataset
 

@@ -138,7 +138,7 @@ def _cited(source: str, sources: list[str]) -> str:
 
 
 def _show_runtime(runtime: Runtime, sources: list[str]) -> None:
-    from deploy.cli import figures
+    from deploy.bundle.report import figures
     from deploy.cli.terminal import write_facts, write_line
 
     write_line()

@@ -22,7 +22,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from deploy.cli import figures
+from deploy.bundle.report import figures
 from deploy.errors import DeployError
 from deploy.progress import SILENT, Progress
 

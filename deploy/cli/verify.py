@@ -16,8 +16,8 @@ def verify(
 ) -> None:
     """Check a bundle's hashes, then run its self-test; no network, no data needed."""
     from deploy.bundle.read import load_bundle
+    from deploy.bundle.report import figures
     from deploy.bundle.verify import verify_bundle
-    from deploy.cli import figures
     from deploy.cli.terminal import write_facts, write_json, write_line
 
     manifest = load_bundle(bundle).manifest

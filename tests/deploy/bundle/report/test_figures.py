@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.cli import figures
+from deploy.bundle.report import figures
 
 
 @pytest.mark.parametrize(
