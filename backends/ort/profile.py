@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from deploy.execute.reference import session_options
 from deploy.graph.edit import all_nodes
 
 _WARM_UP, _RUNS = 5, 30
+_SECONDS = 2.0
+"""After so long no further run is begun, unless there were fewer than four."""
 _KERNEL = "_kernel_time"
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|_quant)$")
 """What ONNX Runtime's passes append to the name of the node or value that a new node stands for."""
@@ -36,7 +39,7 @@ _PAIR = frozenset(("QuantizeLinear", "DequantizeLinear"))
 def operation_times(
     model: Path, feeds: Mapping[str, np.ndarray], *, threads: int, settings: Mapping[str, str]
 ) -> dict[str, float]:
-    """Milliseconds by node of the file ``model``, the median over 30 runs after 5 for warming up.
+    """Milliseconds by node of the file ``model``, the median over 30 runs (of slow ones fewer).
 
     A kernel that several nodes became counts for the node that makes its result; layout changes and copies
     stand under an empty name. Raises BackendError where ONNX Runtime fails.
@@ -54,15 +57,17 @@ def operation_times(
         )
         try:
             session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-            for _ in range(_WARM_UP + _RUNS):
+            begin, runs = time.perf_counter(), 0
+            while runs < _WARM_UP + _RUNS and (runs < 4 or time.perf_counter() - begin < _SECONDS):
                 session.run(None, dict(feeds))
+                runs += 1
             profile = Path(session.end_profiling())
         except Exception as e:
             raise BackendError(
                 f"ONNX Runtime cannot profile {model.name}: {e}", hint="build with --no-measure"
             ) from e
         events = json.loads(profile.read_text(encoding="utf-8", errors="replace"))
-        return by_node(kernel_times(events, _WARM_UP), ir.load(optimised), ir.load(model))
+        return by_node(kernel_times(events, min(_WARM_UP, runs // 4)), ir.load(optimised), ir.load(model))
 
 
 def kernel_times(events: Iterable[Mapping[str, object]], warm_up: int) -> dict[str, float]:

@@ -82,8 +82,7 @@ def _name(plan: Plan) -> str:
     counts = _counts(plan)
     if "int8" not in counts:
         return next(iter(counts), "float")
-    kept = sum(number for precision, number in counts.items() if precision != "int8")
-    return f"int8, {kept} blocks kept float" if kept else "int8"
+    return "int8" if len(counts) == 1 else f"int8 in {counts['int8']} of {len(plan.blocks)} blocks"
 
 
 def _counts(plan: Plan) -> dict[Precision, int]:
