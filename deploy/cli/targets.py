@@ -62,7 +62,7 @@ def stand_in(profile: Profile) -> str:
 
 
 def _equals(profile: Profile, here: Host) -> bool:
-    return profile.arch == here.arch and set(profile.features) <= here.features
+    return profile.stand_in and profile.arch == here.arch and set(profile.features) <= here.features
 
 
 def _runtimes(profile: Profile) -> list[str]:

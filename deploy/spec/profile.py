@@ -116,7 +116,10 @@ class HostVariant(Frozen):
 
 
 class Profile(Frozen):
-    """A device. ``features`` are CPU flags that a host must have to stand in for it and be timed."""
+    """A device. ``features`` are CPU flags that a host must have to stand in for it and be timed.
+
+    ``stand_in`` is false for a device that no machine on which one builds resembles, such as a phone.
+    """
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -125,6 +128,7 @@ class Profile(Frozen):
     title: str
     arch: Literal["x86_64", "aarch64", "armv7l", "cuda", "unknown"] = "unknown"
     features: tuple[str, ...] = ()
+    stand_in: bool = True
     on_host: tuple[HostVariant, ...] = ()
     precision: dict[str, Fact] = {}
     memory: dict[str, Fact] = {}

@@ -40,7 +40,8 @@ class Target:
     def stands_here(self) -> bool:
         """Whether this machine can stand in for the device, so that times taken here mean something."""
         here = host()
-        return self.profile.arch == here.arch and set(self.profile.features) <= here.features
+        same = self.profile.arch == here.arch and set(self.profile.features) <= here.features
+        return self.profile.stand_in and same
 
     def describe(self) -> str:
         """The target with its runtimes, for messages."""
