@@ -35,7 +35,7 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
     target = find_target(request.target, request.runtime)
     destination = Path(request.out) / request.target
     with staged(destination) as folder, open_cache(request.cache, progress) as cache:
-        source = steps.read_source(request, record)
+        source = steps.read_source(request, cache, record)
         prepared = steps.clean(source, request, cache, record)
         baseline = steps.baseline(source, prepared)
         del source  # with its weights: from here on they are mapped from the cache

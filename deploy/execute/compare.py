@@ -14,7 +14,7 @@ from deploy.spec.tensors import TensorSpec
 
 TOLERANCE = 1e-4
 """Largest relative difference by which a rewritten graph may differ: float32 sums in another order."""
-_HALF_TOLERANCE = 5e-3
+HALF_TOLERANCE = 5e-3
 """The same where values are float16: ten times what rounding one of them costs (2^-11)."""
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -50,7 +50,7 @@ def largest_error(reference: Arrays, other: Arrays) -> float:
 def tolerance(model: ir.Model) -> float:
     """How far apart two ways to compute this graph may come, relative to the largest magnitude."""
     half = any(out.dtype in _HALF for node in model.graph for out in node.outputs)
-    return _HALF_TOLERANCE if half else TOLERANCE
+    return HALF_TOLERANCE if half else TOLERANCE
 
 
 def random_feeds(

@@ -11,8 +11,8 @@ import hashlib
 import mmap
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,9 @@ class Source:
 
     ``model`` follows the graph convention: the pinned opset, constants are initializers and initializers are
     no inputs, functions inlined, every node named. ``opset``, ``bytes`` (file and external data) and
-    ``sha256`` (over the file, then its external data in the order of their names) describe the file as given.
+    ``sha256`` (over the file, then its external data in the order of their names) describe the file read.
+    Where it was captured from something else, ``given_sha256`` is the digest of that, and ``made_by`` says
+    what captured it, with versions.
     """
 
     model: ir.Model
@@ -50,6 +52,8 @@ class Source:
     sha256: str
     bytes: int
     opset: int
+    given_sha256: str = ""
+    made_by: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(path: Path) -> Source:

@@ -57,7 +57,10 @@ class Verification(Frozen):
 
 
 class SourceInfo(Frozen):
-    """The model as given."""
+    """The model as given. ``sha256`` is that of the file, or the digest of the program that a function made.
+
+    ``made_by`` has the versions of what captured a PyTorch model; the other figures are the ONNX file's.
+    """
 
     name: str
     sha256: str
@@ -66,6 +69,7 @@ class SourceInfo(Frozen):
     parameters: int
     macs: int | None
     weight_bytes: int
+    made_by: dict[str, str] = {}
 
 
 class CalibrationInfo(Frozen):

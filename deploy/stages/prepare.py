@@ -124,12 +124,13 @@ def prepare(
     facts = Facts(
         source=SourceInfo(
             name=source.name,
-            sha256=source.sha256,
+            sha256=source.given_sha256 or source.sha256,
             bytes=source.bytes,
             opset=source.opset,
             parameters=parameters(clean_model),
             macs=macs(fused_model),
             weight_bytes=weight_bytes(source.model),
+            made_by=dict(source.made_by),
         ),
         clean_sha256=digest(clean_model),
         fused_sha256=digest(fused_model),

@@ -48,7 +48,7 @@ class Preview:
 def preview(request: Request, cache: Cache, record: Record) -> Preview:
     """Read and clean the model, open the data, ask the backends of every node. Raises what a build raises."""
     target = find_target(request.target, request.runtime)
-    source = steps.read_source(request, record)
+    source = steps.read_source(request, cache, record)
     prepared = steps.clean(source, request, cache, record)
     roles = steps.open_data(prepared, request, record)
     check_request(request, prepared)

@@ -13,6 +13,7 @@ from deploy.data.dataset import Dataset, open_dataset
 from deploy.data.fit import check_settings
 from deploy.errors import UsageError
 from deploy.execute.compare import random_feeds
+from deploy.frontend.source import factory_name
 from deploy.progress import Progress
 from deploy.spec.project import Budget, InputSection, MetricSection, Observer, PrecisionRequest
 from deploy.spec.recipe import Recipe
@@ -78,8 +79,10 @@ class Request:
 
     @property
     def source_path(self) -> Path:
+        """The model file as seen from here; a function that makes the model is no path and stays as it is."""
         path = Path(self.source)
-        return path if path.is_absolute() or self.root is None else self.root / path
+        stays = path.is_absolute() or self.root is None or factory_name(self.source) is not None
+        return path if stays or self.root is None else self.root / path
 
 
 @dataclass(frozen=True)

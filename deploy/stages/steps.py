@@ -12,7 +12,7 @@ from deploy.cache import Cache
 from deploy.data.dataset import Dataset
 from deploy.data.python_ref import code_digest
 from deploy.errors import UsageError
-from deploy.frontend.onnx_file import Source, read, release
+from deploy.frontend.onnx_file import Source, release
 from deploy.graph.blocks import partition
 from deploy.graph.summary import tensor_specs
 from deploy.measure.host import host
@@ -24,6 +24,7 @@ from deploy.spec.document import digest, parse
 from deploy.spec.manifest import Lock
 from deploy.spec.plan import Plan
 from deploy.spec.tensors import TensorSpec
+from deploy.stages.capture import open_source
 from deploy.stages.compile import Compiled, compile_for, load_compiled
 from deploy.stages.job import Ingredients, check_request, open_job
 from deploy.stages.prepare import Prepared, load, prepare
@@ -42,12 +43,19 @@ class Baseline:
     sha256: str
 
 
-def read_source(request: Request, record: Record) -> Source:
-    """The model file, checked."""
+def read_source(request: Request, cache: Cache, record: Record) -> Source:
+    """The model, checked; a PyTorch model captured as an ONNX file first."""
     with record.stage("read") as stage:
-        source = read(request.source_path)
-        stage.outcome = f"{source.name}, operator set {source.opset}, {source.bytes / 1e6:.3g} MB"
-    return source
+        opened = open_source(
+            request.source,
+            root=request.root,
+            shapes=request.shapes,
+            seed=request.seed,
+            cache=cache,
+            progress=record.progress,
+        )
+        stage.cached, stage.outcome = opened.cached, opened.outcome
+    return opened.source
 
 
 def clean(source: Source, request: Request, cache: Cache, record: Record) -> Prepared:
@@ -55,7 +63,7 @@ def clean(source: Source, request: Request, cache: Cache, record: Record) -> Pre
     folded = {name: n for name, n in request.normalisation.items() if n.folded and not n.identity}
     key = cache.key(
         "clean",
-        source=source.sha256,
+        source=[source.sha256, source.given_sha256, dict(source.made_by)],
         shapes={name: list(shape) for name, shape in request.shapes.items()},
         folded={name: digest(n) for name, n in folded.items()},
         seed=request.seed,
