@@ -71,7 +71,7 @@ def eligible(node: ir.Node, runtime: Runtime) -> bool:
     ):
         return False
     constant = [v is not None and is_constant(v) for v in node.inputs]
-    if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm", *rules.weighted):
         return not constant[0] and constant[1]
     if node.op_type in _ELEMENTWISE:
         return not any(constant)  # an operand that is constant costs less in float than a requantization
@@ -145,6 +145,9 @@ def place(
     needed = _needed(placement.chains, rules)
     movers = _share(model, int8, needed, placement, runtime)
     integer = {n.name for c in placement.chains for n in c.nodes} | movers
+    if not rules.pair_moved:
+        moved = {o.name for node in model.graph if node.name in movers for o in node.outputs}
+        placement.groups = {name: group for name, group in placement.groups.items() if name not in moved}
     for name, value in needed.items():
         producer = value.producer()
         if producer is None or producer.name not in integer:
@@ -158,10 +161,10 @@ def place(
 
 
 def _needed(chains: Iterable[Chain], rules: QuantRules) -> dict[str, ir.Value]:
-    """What enters a chain and what leaves it; a lone kernel with float output leaves it for who needs it."""
+    """What enters a chain and what leaves it; a chain with float output leaves that for who needs it."""
     needed = {value.name or "": value for chain in chains for _, value in chain.inputs()}
     for chain in chains:
-        free = chain.nodes[0].op_type in rules.float_output and len(chain.nodes) == 1
+        free = "+".join(node.op_type for node in chain.nodes) in rules.float_output
         if not free or chain.output.name in needed:
             needed[chain.output.name or ""] = chain.output
     return needed
@@ -236,7 +239,8 @@ def _place_constants(chain: Chain, placement: Placement, integer_bias: bool) -> 
     source = head.inputs[0]
     if integer_bias and bias is not None and source is not None and _one_per_channel(head, weight, bias):
         assert bias.name is not None and source.name is not None
-        placement.biases[bias.name] = (source.name, weight.name)
+        if source.name in placement.groups:
+            placement.biases[bias.name] = (source.name, weight.name)
 
 
 def _one_per_channel(head: ir.Node, weight: ir.Value, bias: ir.Value) -> bool:

@@ -39,9 +39,11 @@ class FixedOutput(Frozen):
 class QuantRules(Frozen):
     """How one runtime on one device wants static INT8, q = clamp(round_half_even(x / scale) + zero_point).
 
-    ``compute`` lists ONNX operations with integer kernels; ``float_output`` those of them whose result may
+    ``compute`` lists ONNX operations with integer kernels; ``weighted`` those of them that have one only where
+    the second operand is constant; ``float_output`` operations and chains (``Conv+Relu``) whose result may
     leave the integer domain without being requantized; ``forward`` operations that only move data, so that
     their output shares its input's parameters; ``unify`` operations all of whose operands share one set.
+    ``pair_moved``: what they move needs a pair behind them too, so that the runtime sees integers go through.
     """
 
     activation: Literal["int8", "uint8"]
@@ -51,9 +53,11 @@ class QuantRules(Frozen):
     bias: Literal["int32", "float"] = "int32"
     scale: Literal["float32", "float16"] = "float32"
     compute: tuple[str, ...]
+    weighted: tuple[str, ...] = ()
     float_output: tuple[str, ...] = ()
     forward: tuple[str, ...] = ()
     unify: tuple[str, ...] = ()
+    pair_moved: bool = True
     fixed_output: dict[str, FixedOutput] = {}
     source: str = Field(min_length=1)
     date: date

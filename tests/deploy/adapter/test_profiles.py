@@ -80,7 +80,8 @@ def test_rules_are_consistent(profile: Profile) -> None:
         if rules is None:
             continue
         assert {*rules.compute, *rules.forward, *rules.unify, *rules.fixed_output} <= known
-        assert set(rules.float_output) <= set(rules.compute)
+        assert set(rules.float_output) <= {*rules.compute, *runtime.fuses}
+        assert set(rules.weighted) <= set(rules.compute)
         kinds = [*rules.compute, *rules.forward, *rules.unify]
         assert len(set(kinds)) == len(kinds), "an operation computes, moves one operand or joins several"
         assert {chain.split("+")[0] for chain in runtime.fuses} <= set(rules.compute)
