@@ -17,6 +17,7 @@ from deploy.cli.options import (
     settle,
 )
 from deploy.cli.project import FILE, Flags, requests
+from deploy.cli.sources import MODEL_HELP
 from deploy.errors import BudgetError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def build(
     context: typer.Context,
     model: Annotated[
         Path | None,
-        typer.Argument(metavar="MODEL", help=f"An ONNX file; without it {FILE} here or above is read."),
+        typer.Argument(metavar="MODEL", help=f"{MODEL_HELP}; without it {FILE} here or above is read."),
     ] = None,
     target: Annotated[
         list[str] | None,

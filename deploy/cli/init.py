@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import complete_target
+from deploy.cli.options import CacheFolder, complete_target
 from deploy.cli.project import FILE
+from deploy.cli.sources import MODEL_HELP, open_model
 from deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _PIXEL_SCALE = 1 / 255
 
 
 def init(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=f"{MODEL_HELP}.")],
     data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Calibration samples: .npz, .npy, a folder of images.")
     ] = None,
@@ -39,13 +40,13 @@ def init(
             "--target", "-t", metavar="NAME", autocompletion=complete_target, help="A device; repeatable."
         ),
     ] = None,
+    cache: CacheFolder = None,
     force: Annotated[bool, typer.Option("--force", help=f"Replace a {FILE} that is there.")] = False,
 ) -> None:
     """Look at a model and its data, and write a commented deploy.toml into this folder."""
     from deploy.adapter.profiles import load_profile
     from deploy.cli.inspect import show_hazards
     from deploy.cli.terminal import show_note, write_line
-    from deploy.frontend.onnx_file import read
     from deploy.graph.hazards import hazards
     from deploy.graph.shapes import infer
     from deploy.graph.summary import summary
@@ -56,7 +57,7 @@ def init(
     targets = tuple(target or (_DEFAULT_TARGET,))
     for name in targets:
         load_profile(name)
-    graph = infer(read(model).model)
+    graph = infer(open_model(model, {}, cache).model)
     found = summary(graph)
     guessed = _guess(data or eval_, found.inputs)
     opened = {given: _open(given, found.inputs, guessed) for given in (data, eval_) if given is not None}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import Json, parse_shapes
+from deploy.cli.options import CacheFolder, Json, parse_shapes
+from deploy.cli.sources import MODEL_HELP, open_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,18 +23,21 @@ _PLACES_SHOWN = 3
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="MODEL|BUNDLE", help="An ONNX file, or a bundle's folder.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="MODEL|BUNDLE", help=f"{MODEL_HELP}; or a bundle's folder.")
+    ],
     shape: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=SIZES", help="Count with these input sizes: x=1,3,224,224; repeatable."),
     ] = None,
+    cache: CacheFolder = None,
     json: Json = False,
 ) -> None:
     """Show parameters, MACs, size, operations and quantization hazards; or a bundle's contents."""
     if path.is_dir():
         _inspect_bundle(path, json=json)
     else:
-        _inspect_model(path, parse_shapes(shape), json=json)
+        _inspect_model(path, parse_shapes(shape), cache, json=json)
 
 
 def _inspect_bundle(path: Path, *, json: bool) -> None:
@@ -48,22 +52,24 @@ def _inspect_bundle(path: Path, *, json: bool) -> None:
         show_contents(bundle)
 
 
-def _inspect_model(path: Path, shapes: Mapping[str, tuple[int, ...]], *, json: bool) -> None:
+def _inspect_model(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], cache: Path | None, *, json: bool
+) -> None:
     from deploy.cli.terminal import write_json
-    from deploy.frontend.onnx_file import read
     from deploy.graph.hazards import hazards
     from deploy.graph.shapes import infer, pin
     from deploy.graph.summary import summary
 
-    source = read(path)
+    source = open_model(path, shapes, cache)
     graph = infer(pin(source.model, shapes) if shapes else source.model)
     found, dangers = summary(graph), hazards(graph)
     if json:
         write_json({
             "model": str(path),
-            "sha256": source.sha256,
+            "sha256": source.given_sha256 or source.sha256,
             "bytes": source.bytes,
             "opset": source.opset,
+            "made_by": dict(source.made_by),
             "parameters": found.parameters,
             "macs": found.macs,
             "uncounted": list(found.uncounted),
@@ -83,7 +89,8 @@ def _show(path: Path, source: Source, found: Summary, dangers: list[Hazard]) -> 
     from deploy.bundle.report import figures
     from deploy.cli.terminal import Cell, write_facts, write_line
 
-    write_line((str(path), "strong"), (f"  ONNX, opset {source.opset}", "quiet"))
+    origin = f"PyTorch {source.made_by['torch']}, captured as " if "torch" in source.made_by else ""
+    write_line((str(path), "strong"), (f"  {origin}ONNX, opset {source.opset}", "quiet"))
     write_line()
     activations = found.peak_activation_bytes
     facts: list[tuple[str, Cell]] = [("input", str(spec)) for spec in found.inputs]

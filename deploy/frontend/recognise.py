@@ -21,7 +21,8 @@ MAX_PROTOBUF_BYTES = 2**31 - 1
 """Limit of one protobuf message, and so of an ONNX file without its external data."""
 
 _TORCH_EXPORT = (
-    "load it in PyTorch where it was made and export it: torch.onnx.export(model, (example,), 'model.onnx')"
+    "load it in PyTorch where it was made and hand in the network: torch.export.save(torch.export.export("
+    "model.eval(), (example,)), 'model.pt2'); or name a function that returns it: package.module:function"
 )
 _KERAS = (
     "export it with tf2onnx: "
@@ -132,7 +133,9 @@ def _zip_format(path: Path) -> tuple[str, str]:
     inner = {name.rpartition("/")[2] for name in names}
     if any("/code/" in f"/{name}" for name in names) and "data.pkl" in inner:
         return "a TorchScript archive", _TORCH_EXPORT
-    if {"archive_format", "serialized_exported_program.json"} & inner or path.suffix == ".pt2":
+    if {"archive_format", "serialized_exported_program.json"} & inner or (
+        path.suffix == ".pt2" and "data.pkl" not in inner
+    ):
         return "a torch.export program", _TORCH_EXPORT
     if "data.pkl" in inner:
         return "a PyTorch checkpoint, a pickle, which is never loaded because it can run code", _TORCH_EXPORT
