@@ -39,10 +39,10 @@ class FixedOutput(Frozen):
 class QuantRules(Frozen):
     """How one runtime on one device wants static INT8, q = clamp(round_half_even(x / scale) + zero_point).
 
-    ``compute`` lists ONNX operations with integer kernels; ``weighted`` those of them that have one only where
-    the second operand is constant; ``float_output`` operations and chains (``Conv+Relu``) whose result may
-    leave the integer domain without being requantized; ``forward`` operations that only move data, so that
-    their output shares its input's parameters; ``unify`` operations all of whose operands share one set.
+    ``compute`` lists ONNX operations with integer kernels; ``weighted`` those of them that need their second
+    operand constant; ``float_output`` operations and chains (``Conv+Relu``) whose result may leave the
+    integer domain without being requantized; ``forward`` operations that only move data, so that their
+    output shares its input's parameters; ``unify`` operations all of whose operands share one set.
     ``pair_moved``: what they move needs a pair behind them too, so that the runtime sees integers go through.
     """
 
