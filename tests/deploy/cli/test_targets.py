@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from deploy.adapter.discover import backend_names
 from deploy.adapter.profiles import all_profiles, load_profile, profile_names
 from deploy.cli.targets import stand_in
 from deploy.measure.host import host
@@ -52,4 +53,7 @@ def test_an_alias_will_do(deploy: Deploy) -> None:
 def test_what_is_said_of_this_machine_is_what_a_build_does(name: str) -> None:
     if name == "x86-cpu" and host().arch != "x86_64":
         pytest.skip("stands for no such machine")
+    runtimes = {runtime.name for runtime in load_profile(name).runtime}
+    if runtimes and not runtimes & set(backend_names()):
+        pytest.skip("nothing that it runs is here")
     assert (stand_in(load_profile(name)) == "measures") == find_target(name).stands_here()
