@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from deploy.spec.profile import Fact, Profile, Runtime
 
 
+_HERE = {
+    "measures": "builds and measures",
+    "builds": "builds, cannot measure",
+    "lacks": "cannot build: no backend for it is installed",
+}
+
+
 def targets(
     name: Annotated[
         str | None,
@@ -49,11 +56,15 @@ def targets(
 
 
 def stand_in(profile: Profile) -> str:
-    """What this machine can do for the target: ``measures`` it, or ``builds`` for it without timing it."""
+    """What this machine can do for the target: ``measures`` it, ``builds`` for it without timing it, or
+    ``lacks`` a backend for any of its runtimes."""
     from deploy.adapter.profiles import resolve
     from deploy.errors import UsageError
     from deploy.measure.host import host
 
+    runtimes = _runtimes(profile)
+    if len(_missing(runtimes)) == len(runtimes):
+        return "lacks"
     here = host()
     try:
         return "measures" if _equals(resolve(profile, here.features), here) else "builds"
@@ -74,6 +85,18 @@ def _runtimes(profile: Profile) -> list[str]:
     return own or list(dict.fromkeys(r.name for v in variants for r in v.runtime))
 
 
+def _missing(runtimes: list[str]) -> list[str]:
+    """Those for which no backend is installed."""
+    from deploy.adapter.discover import backend_names
+
+    return [name for name in runtimes if name not in backend_names()]
+
+
+def _marked(runtimes: list[str]) -> str:
+    missing = _missing(runtimes)
+    return ", ".join(f"({name})" if name in missing else name for name in runtimes)
+
+
 def _list(profiles: list[Profile]) -> None:
     from deploy.cli.terminal import Cell, write_line, write_table
 
@@ -82,14 +105,16 @@ def _list(profiles: list[Profile]) -> None:
             (profile.name, "name"),
             ", ".join(profile.aliases),
             profile.title,
-            ", ".join(_runtimes(profile)),
-            ("measures", "good") if stand_in(profile) == "measures" else "builds",
+            _marked(_runtimes(profile)),
+            ("measures", "good") if stand_in(profile) == "measures" else stand_in(profile),
         ]
         for profile in profiles
     ]
     write_table(("target", "alias", "device", "runtime", "here"), rows)
     write_line()
     write_line(("here: this machine builds for it, or also measures in its place", "quiet"))
+    if any(_missing(_runtimes(profile)) for profile in profiles):
+        write_line(("in brackets: a runtime for which no backend is installed", "quiet"))
     write_line(("`deploy targets NAME` shows what is known of one, with sources", "quiet"))
 
 
@@ -100,8 +125,7 @@ def _show(profile: Profile) -> None:
     facts = [("also called", ", ".join(profile.aliases)), ("architecture", profile.arch)]
     facts += [("needs", ", ".join(profile.features)), ("extends", profile.inherits or "")]
     facts += [(f"with {'+'.join(v.features) or 'any CPU'}", f"is {v.use}") for v in profile.on_host]
-    measures = stand_in(profile) == "measures"
-    facts += [("this machine", "builds and measures" if measures else "builds, cannot measure")]
+    facts += [("this machine", _HERE[stand_in(profile)])]
     write_facts([(key, value) for key, value in facts if value], indent=2)
     sources: list[str] = []
     for title, group in (
@@ -143,8 +167,12 @@ def _show_runtime(runtime: Runtime, sources: list[str]) -> None:
 
     write_line()
     cited = _cited(f"{runtime.source} ({runtime.date})", sources)
+    absent = "  no backend for it is installed here" if _missing([runtime.name]) else ""
     write_line(
-        (f"runtime {runtime.name}", "strong"), "  " + ", ".join(runtime.versions), (f"  {cited}", "quiet")
+        (f"runtime {runtime.name}", "strong"),
+        "  " + ", ".join(runtime.versions),
+        (f"  {cited}", "quiet"),
+        absent,
     )
     rules = runtime.quant
     facts = [
@@ -171,7 +199,16 @@ def _show_runtime(runtime: Runtime, sources: list[str]) -> None:
                 + _cited(f"{rules.source} ({rules.date})", sources),
             ),
             ("  computes", ", ".join(rules.compute)),
+            ("  if constant", ", ".join(rules.weighted)),
             ("  passes on", ", ".join(rules.forward)),
+            ("  makes alike", ", ".join(rules.unify)),
+            (
+                "  prescribes",
+                ", ".join(
+                    f"{op} {fixed.scale:g} from {fixed.zero_point}"
+                    for op, fixed in rules.fixed_output.items()
+                ),
+            ),
         ]
     write_facts([(key, value) for key, value in facts if value], indent=2)
 

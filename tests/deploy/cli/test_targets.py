@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from deploy.adapter.discover import backend_names
 from deploy.adapter.profiles import all_profiles, load_profile, profile_names
 from deploy.cli.targets import stand_in
+from deploy.errors import ToolchainError
 from deploy.measure.host import host
 from deploy.spec.profile import Figure
 from deploy.stages.target import find_target
@@ -41,7 +41,7 @@ def test_all_facts_of_one_with_their_sources(deploy: Deploy, name: str) -> None:
         assert runtime.source in out
     assert all(note in out for note in profile.notes)
     found = json.loads(deploy("targets", name, "--json")[1])
-    assert found.pop("host") in ("builds", "measures")
+    assert found.pop("host") in ("builds", "measures", "lacks")
     assert found == profile.model_dump(mode="json", by_alias=True)
 
 
@@ -53,7 +53,18 @@ def test_an_alias_will_do(deploy: Deploy) -> None:
 def test_what_is_said_of_this_machine_is_what_a_build_does(name: str) -> None:
     if name == "x86-cpu" and host().arch != "x86_64":
         pytest.skip("stands for no such machine")
-    runtimes = {runtime.name for runtime in load_profile(name).runtime}
-    if runtimes and not runtimes & set(backend_names()):
-        pytest.skip("nothing that it runs is here")
+    if stand_in(load_profile(name)) == "lacks":
+        with pytest.raises(ToolchainError):
+            find_target(name)
+        return
     assert (stand_in(load_profile(name)) == "measures") == find_target(name).stands_here()
+
+
+def test_a_runtime_without_a_backend_is_marked(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.adapter.discover.backend_names", lambda: ["ort"])
+    out = deploy("targets")[1]
+    assert "(tflite), ort" in out and "(coreml), ort" in out and "in brackets" in out
+    assert stand_in(load_profile("pixel8")) == "builds"
+    assert stand_in(load_profile("microcontroller")) == "lacks"
+    shown = deploy("targets", "microcontroller")[1]
+    assert "cannot build" in shown and "Softmax 0.00390625 from -128" in shown
