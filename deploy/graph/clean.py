@@ -17,6 +17,13 @@ from deploy.graph.fold import fold_constants, fold_shapes
 from deploy.graph.noop import drop_noops, merge_reshapes, merge_slices, merge_transposes
 from deploy.graph.rewrite import Prove, Rewrite, Rewritten, Steps, rewrite
 from deploy.graph.sequences import split_sequences
+from deploy.graph.spelling import (
+    drop_zero_biases,
+    merge_batched_transposes,
+    plain_targets,
+    pool_globally,
+    settle_casts,
+)
 
 __all__ = ["STEPS", "Prove", "Rewrite", "Rewritten", "clean"]
 
@@ -74,11 +81,18 @@ STEPS: Steps = {
     # First what costs nothing and shortens everything after it.
     "drop dead code": drop_dead_code,
     "drop no-ops": drop_noops,
+    # A type that is known is a constant too.
+    "settle casts": settle_casts,
+    # Before constants: what is computed as zeros is no parameter yet.
+    "drop zero biases": drop_zero_biases,
     # Sizes before constants: a computed Reshape target becomes a number, what led to it goes unevaluated.
     "fold shapes": fold_shapes,
     "fold constants": fold_constants,
     # Sizes and positions are constants by now.
     "split sequences": split_sequences,
+    "plain reshape targets": plain_targets,
+    "pool globally": pool_globally,
+    "merge batched transposes": merge_batched_transposes,
     # Pairs are only seen side by side once what stood between them is gone.
     "merge transposes": merge_transposes,
     "merge reshapes": merge_reshapes,

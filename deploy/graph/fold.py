@@ -64,11 +64,13 @@ def fold_shapes(model: ir.Model) -> int:
 def _fold_target(model: ir.Model, node: ir.Node, known: Mapping[ir.Value, np.ndarray]) -> bool:
     """Give a Reshape a constant target where only one element is open (-1), or the others are copied (0)."""
     data, target = node.inputs[0], node.inputs[1]
-    if target is None or data is None or is_constant(target) or node.attributes.get_int("allowzero", 0) != 0:
+    if target is None or data is None or is_constant(target):
         return False
     array = known.get(target)
     if array is None or array.ndim != 1:
         return False
+    if node.attributes.get_int("allowzero", 0) and any(s is None or s == Size(0) for s in array):
+        return False  # its zeros mean zero; without any, it says nothing
     dims = symbolic.sizes(data.shape) or ()
     wanted: list[int | None] = [None if s is None else s.number for s in array]
     if wanted.count(None) > 1 or (None in wanted and -1 in wanted):
@@ -82,6 +84,7 @@ def _fold_target(model: ir.Model, node: ir.Node, known: Mapping[ir.Value, np.nda
     if None in wanted and any(w == 0 and array[axis] == Size(0) for axis, w in enumerate(wanted)):
         return False  # an empty tensor: -1 would be ambiguous
     folded = np.array([-1 if w is None else w for w in wanted], dtype=np.int64)
+    node.attributes.pop("allowzero", None)
     if len(target.uses()) == 1 and not target.is_graph_output():
         _become_constant(model, target, folded)
     else:  # others read the exact sizes under the old name
