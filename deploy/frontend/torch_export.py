@@ -73,8 +73,8 @@ def _forbid(event: str, arguments: tuple[object, ...]) -> None:
         raise RuntimeError(f"refused: the file led to {event}{arguments[:2]}")
 
 
-def refuse(name: str, program: ExportedProgram) -> None:
-    """Raises ModelError or UnsupportedError for what no artifact can do justice to."""
+def check(name: str, program: ExportedProgram) -> list[tuple[str, str]]:
+    """What to warn of. Raises ModelError or UnsupportedError for what no artifact can do justice to."""
     mutated = sorted(program.graph_signature.buffers_to_mutate.values())
     if mutated:
         raise ModelError(
@@ -95,6 +95,11 @@ def refuse(name: str, program: ExportedProgram) -> None:
     for spec, tensor in zip(_input_names(program), _placeholders(program), strict=True):
         if isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.float64, torch.bfloat16):
             raise UnsupportedError(f"{name}: input '{spec}' is {_dtype(tensor)}", hint=_FLOAT32)
+    if any(tensor.dtype == torch.float16 for tensor in program.state_dict.values()):
+        return [
+            ("warn", f"{name}: what is float16 stays so and is not quantized: module.float() changes that")
+        ]
+    return []
 
 
 def digest(program: ExportedProgram) -> str:
@@ -107,7 +112,8 @@ def digest(program: ExportedProgram) -> str:
             value = node.meta.get("val")
             shape = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
             found.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs} {shape}\n".encode())
-    found.update(f"{program.graph_signature}\n{program.range_constraints}\n{program.call_spec}\n".encode())
+    ranges = sorted(f"{size} {bounds}" for size, bounds in program.range_constraints.items())
+    found.update(f"{program.graph_signature}\n{ranges}\n{program.call_spec}\n".encode())
     tensors = {**program.state_dict, **program.constants}
     for name, tensor in sorted(tensors.items()):
         if isinstance(tensor, torch.Tensor):

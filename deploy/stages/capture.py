@@ -44,6 +44,8 @@ _FACTS = "capture.json"
 _MADE_BY = ("torch", "onnxscript")
 _MEMORY_BYTES, _MEMORY_PER_BYTE = 8 * 2**30, 8
 _SECONDS, _SECONDS_PER_BYTE = 600.0, 1e-7
+_REPEATABLE = {"PYTHONHASHSEED": "0"}
+"""The order of sets decides some names that PyTorch gives."""
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "OMP_NUM_THREADS")
 
 
@@ -236,7 +238,7 @@ class _Child:
             stderr=self._errors,
             text=True,
             cwd=None if self._path is None else work,
-            env=None if self._path is None else _clean_environment(work),
+            env={**(os.environ if self._path is None else _clean_environment(work)), **_REPEATABLE},
         )
         self._process = self._resources.enter_context(process)  # waits for its end and closes its pipes
         self._resources.callback(process.kill)  # before that
