@@ -58,8 +58,19 @@ def expand(node: ir.Node, version: int, edit: Edit) -> dict[ir.Node, int]:
     InlinePass()(model)
     lift_constants(graph)
     new = [n for n in ir.traversal.RecursiveGraphIterator(model.graph) if n not in before]
+    for inner in new:
+        _say_the_type(inner)
     dead = _drop_dead(new)
     return {n: body_version for n in new if n not in dead}
+
+
+def _say_the_type(node: ir.Node) -> None:
+    """CastLike > Cast where the type is known, since not every runtime knows the former."""
+    like = node.inputs[1] if node.op_type == "CastLike" else None
+    if like is not None and like.dtype is not None:
+        node.op_type = "Cast"
+        node.attributes["to"] = ir.AttrInt64("to", like.dtype)
+        node.resize_inputs(1)
 
 
 def _write_out_defaults(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
