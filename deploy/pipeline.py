@@ -15,7 +15,7 @@ from pathlib import Path
 from deploy.bundle.read import Bundle, load_bundle
 from deploy.bundle.write import staged
 from deploy.progress import SILENT, Progress
-from deploy.spec.project import Budget, InputSection, MetricSection, Observer, PrecisionRequest
+from deploy.spec.project import Budget, InputSection, IoSection, MetricSection, Observer, PrecisionRequest
 from deploy.spec.recipe import Recipe
 from deploy.stages import steps
 from deploy.stages.assemble import assemble
@@ -73,9 +73,11 @@ def build(
     precision: PrecisionRequest = "auto",
     shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: Mapping[str, InputSection] | None = None,
+    io: IoSection = IoSection(),
     metric: MetricSection = MetricSection(),
     labels: str = "y",
     groups: str = "group",
+    classes: str | Path | Sequence[str] | None = None,
     observer: Observer = "mse",
     samples: int = 512,
     exclude: Sequence[str] = (),
@@ -94,7 +96,8 @@ def build(
     ``data``, ``validation`` and ``eval`` are paths of npz or npy files or image folders, ``python:``
     references, or arrays by name with samples along the first axis, labels under ``labels`` and the numbers
     of groups (one patient, one recording) under ``groups``. ``budget`` is in the metric's unit.
-    ``shapes`` pins free dimensions. Without ``data`` nothing is quantized. Where a device has several
+    ``shapes`` pins free dimensions. ``io`` lets the artifact take raw pixels. ``classes`` are the names of
+    the classes, or a file of them. Without ``data`` nothing is quantized. Where a device has several
     runtimes the fastest within the budget is taken, unless ``runtime`` names one.
 
         bundle = deploy.build("model.onnx", target="x86-cpu", data="calib.npz")
@@ -115,9 +118,11 @@ def build(
             precision=precision,
             shapes=shapes or {},
             inputs=inputs or {},
+            io=io,
             metric=metric,
             labels=labels,
             groups=groups,
+            classes=classes,
             observer=observer,
             samples=samples,
             exclude=tuple(exclude),

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from deploy.bundle.read import Bundle
     from deploy.stages.request import Request
 
-Precision = Literal["auto", "float", "fp16", "int8", "mixed"]
+Precision = Literal["auto", "float", "fp16", "bf16", "int8", "mixed"]
+IoType = Literal["uint8", "int8"]
+IoLayout = Literal["NHWC", "NCHW"]
 Observer = Literal["minmax", "percentile", "mse", "kl"]
 
 _DATA, _QUALITY, _EFFORT, _OUTPUT = "Data", "Precision and budget", "Effort", "Output"
@@ -69,6 +71,28 @@ def build(
             help="Labelled samples that accept or reject the result.",
         ),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_DATA,
+            help="Names of the classes, one a line; without it those of an image folder.",
+        ),
+    ] = None,
+    io_dtype: Annotated[
+        IoType | None,
+        typer.Option(
+            metavar="TYPE",
+            rich_help_panel=_DATA,
+            help="Let the artifact take pixels: uint8, or int8 (the pixel less 128).",
+        ),
+    ] = None,
+    io_layout: Annotated[
+        IoLayout | None,
+        typer.Option(
+            metavar="LAYOUT", rich_help_panel=_DATA, help="Let the artifact take images as NHWC or NCHW."
+        ),
+    ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,7 +132,7 @@ def build(
         typer.Option(
             metavar="NAME",
             rich_help_panel=_QUALITY,
-            help="What blocks compute in: auto (what pays), float, fp16, int8 or mixed.",
+            help="What blocks compute in: auto (what pays), float, fp16, bf16, int8 or mixed.",
         ),
     ] = None,
     exclude: Annotated[
@@ -182,6 +206,9 @@ def build(
         data=data,
         validation=validation,
         eval=eval_,
+        classes=classes,
+        io_dtype=io_dtype,
+        io_layout=io_layout,
         max_drop=max_drop,
         metric=metric,
         out=out,
@@ -210,7 +237,7 @@ def build(
         load_profile(request.target)  # a misspelt second target is told before the first is built
     bundles = [_build(request, json=json, quiet=quiet) for request in wanted]
     if json:
-        from deploy.cli.report import as_json
+        from deploy.cli.result import as_json
 
         _write([as_json(bundle) for bundle in bundles])
     if any(bundle.manifest.verdict.status == "missed" for bundle in bundles):
@@ -219,7 +246,7 @@ def build(
 
 def _build(request: Request, *, json: bool, quiet: bool) -> Bundle:
     """Build for one target and show the result at once, so that it is seen if the next target fails."""
-    from deploy.cli.report import show_result
+    from deploy.cli.result import show_result
     from deploy.cli.terminal import show_error, stages, write_line
     from deploy.pipeline import run
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from deploy.spec.project import Observer, PrecisionRequest, Project
+    from deploy.spec.project import IoLayout, IoType, Observer, PrecisionRequest, Project
     from deploy.stages.request import Request
 
 FILE = "deploy.toml"
@@ -28,6 +28,9 @@ class Flags:
     data: str | None = None
     validation: str | None = None
     eval: str | None = None
+    classes: str | None = None
+    io_dtype: IoType | None = None
+    io_layout: IoLayout | None = None
     max_drop: float | None = None
     metric: str | None = None
     out: Path | None = None
@@ -104,6 +107,8 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
     metric = project.metric
     if flags.metric is not None:
         metric = metric.model_copy(update={"name": flags.metric})
+    said = {"dtype": flags.io_dtype, "layout": flags.io_layout}
+    io = project.io.model_copy(update={name: value for name, value in said.items() if value is not None})
     return [
         Request(
             source=project.model.path,
@@ -116,9 +121,11 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
             precision=flags.precision or quantize.precision,
             shapes={**project.model.shapes, **flags.shapes},
             inputs=project.input,
+            io=io,
             metric=metric,
             labels=data.labels,
             groups=data.groups,
+            classes=_flag_path(flags.classes, root) or data.classes,
             observer=flags.observer or quantize.observer,
             samples=quantize.samples if flags.samples is None else flags.samples,
             exclude=(*quantize.exclude, *(node for node in flags.exclude if node not in quantize.exclude)),

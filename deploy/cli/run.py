@@ -1,20 +1,25 @@
-"""``deploy run``: arrays in, arrays out, through a bundle's artifact."""
+"""``deploy run``: arrays or images in, outputs and the likeliest classes out, through a bundle's artifact."""
 
 from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deploy.cli.options import Json
-from deploy.errors import UsageError
+from deploy.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from deploy.cli.predictions import Predictions
+    from deploy.data.dataset import FittedSource
+    from deploy.spec.manifest import Manifest
+    from deploy.spec.tensors import TensorSpec
 
 _BATCH = 64
 
@@ -22,30 +27,47 @@ _BATCH = 64
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that `deploy build` wrote.")],
     data: Annotated[
-        Path,
-        typer.Argument(metavar="INPUT", help="Samples, named by input, as calibration data are: .npz, .npy."),
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="INPUT",
+            help="Samples, named by input, as calibration data are: .npz, .npy, a folder of images.",
+        ),
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE",
+            help="An image or a folder of them, for the input NAME where there are several; repeatable.",
+        ),
+    ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The .npz to write, replaced as a whole.")
-    ],
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="An .npz to write, replaced as a whole."),
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Names of the classes, one a line.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many classes are shown.")] = 5,
     labels: Annotated[str, typer.Option(help="Arrays of this name, or NAME.*, are labels: not fed.")] = "y",
     json: Json = False,
 ) -> None:
-    """Feed samples to a bundle and save its outputs by name.
+    """Feed samples or images to a bundle; show the likeliest classes, or save its outputs by name.
 
-    Data are treated as calibration data were: normalised as the bundle's manifest says, unless the graph does
-    that itself. Any number of samples will do.
+    Data are treated as calibration data were: scaled, cropped and normalised as the bundle's manifest says,
+    unless the graph does that itself. Any number of samples will do.
     """
     from deploy.adapter.batching import fixed_batch, run_samples
     from deploy.bundle.read import load_bundle, open_bundle
-    from deploy.bundle.report import figures
-    from deploy.cli.terminal import show_note, write_facts, write_json, write_line
-    from deploy.data.dataset import open_dataset
+    from deploy.cli.predictions import predict, predictions_json, show_predictions
+    from deploy.cli.terminal import show_note, write_json
+    from deploy.data.images import read_classes
 
     manifest = load_bundle(bundle).manifest
     inputs = manifest.artifact.inputs
-    _refuse_unwritable(output)
-    dataset = open_dataset(data, inputs, labels=labels)
+    if output is not None:
+        _refuse_unwritable(output)
+    names = manifest.classes if classes is None else read_classes(classes)
+    dataset = _opened(data, image or [], inputs, labels)
     if dataset.labelled:
         show_note(f"label arrays ('{labels}') are not fed to the model")
     if manifest.deferred:
@@ -54,15 +76,95 @@ def run(
         size = fixed_batch(inputs) or _BATCH
         parts = [run_samples(runner, batch.feeds, size) for batch in dataset.batches(size)]
     outputs = _joined(parts)
-    _write(output, outputs)
+    predictions = None
+    if image or output is None:
+        predictions = predict(bundle, outputs, names, count=len(dataset), top=top, named=classes is not None)
+    if output is not None:
+        _write(output, outputs)
     if json:
-        shapes = {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in outputs.items()}
-        write_json({"bundle": str(bundle), "samples": len(dataset), "output": str(output), "arrays": shapes})
+        found: dict[str, object] = {
+            "bundle": str(bundle),
+            "samples": len(dataset),
+            "output": None if output is None else str(output),
+            "arrays": {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in outputs.items()},
+        }
+        if predictions is not None:
+            found |= predictions_json(predictions, dataset.sample_names())
+        write_json(found)
         return
-    write_line(("✓ ", "good"), f"{figures.plural(len(dataset), 'sample')} → {output}")
+    _show(manifest, dataset, outputs, output, predictions)
+    if predictions is not None:
+        show_predictions(predictions, dataset.sample_names())
+
+
+def _show(
+    manifest: Manifest,
+    dataset: FittedSource,
+    outputs: Mapping[str, np.ndarray],
+    output: Path | None,
+    predictions: Predictions | None,
+) -> None:
+    from deploy.bundle.report import figures
+    from deploy.cli.terminal import write_facts, write_line
+
+    if output is None and predictions is not None:
+        return
+    where = manifest.target if output is None else str(output)
+    write_line(("✓ ", "good"), f"{figures.plural(len(dataset), 'sample')} → {where}")
     write_facts(
         [(name, f"{array.dtype} {figures.shape(array.shape)}") for name, array in outputs.items()], indent=2
     )
+
+
+def _opened(
+    data: Path | None, images: Sequence[str], inputs: Sequence[TensorSpec], labels: str
+) -> FittedSource:
+    """What is to be fed. Raises UsageError where that is not clear, DataError where it does not fit."""
+    from deploy.cli.terminal import show_note
+    from deploy.data.dataset import open_dataset, open_pictures
+    from deploy.data.images import frames
+
+    if not images:
+        if data is None:
+            raise UsageError("nothing to feed", hint="give --image cat.jpg, or an .npz file of samples")
+        return open_dataset(data, inputs, labels=labels)
+    pictures = _by_input(images, inputs)
+    dataset = open_pictures(pictures, inputs, data, labels=labels)
+    for path in (path for paths in pictures.values() for path in paths if path.is_file()):
+        if (count := frames(path)) > 1:
+            show_note(f"{path}: {count} frames or pages, the first one is taken")
+    return dataset
+
+
+def _by_input(images: Sequence[str], inputs: Sequence[TensorSpec]) -> dict[str, list[Path]]:
+    """The files of each input. Raises UsageError where a name is missing or wrong, DataError where no input
+    takes images."""
+    from deploy.data.images import image_inputs
+
+    fitting = [spec.name for spec in image_inputs(inputs)]
+    known = [spec.name for spec in inputs]
+    found: dict[str, list[Path]] = {}
+    for word in images:
+        name, equals, rest = word.partition("=")
+        if equals and name in known and not Path(word).exists():
+            found.setdefault(name, []).append(Path(rest))
+        elif equals and not Path(word).exists() and "/" not in name and Path(rest).exists():
+            raise UsageError(
+                f"--image {word}: the model has no input '{name}'", hint=f"its inputs: {', '.join(known)}"
+            )
+        elif len(fitting) == 1 or len(known) == 1:
+            found.setdefault((fitting or known)[0], []).append(Path(word))
+        elif not fitting:
+            raise DataError(
+                f"--image {word}: no input of the model takes images: {', '.join(map(str, inputs))}",
+                hint="save the samples as an .npz file, arrays named by input",
+            )
+        else:
+            raise UsageError(
+                f"--image {word}: the model has several image inputs: {', '.join(fitting)}",
+                hint=f"say which: --image {fitting[0]}={word}",
+            )
+    return found
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

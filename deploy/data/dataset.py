@@ -16,10 +16,10 @@ from typing import Protocol
 import numpy as np
 
 from deploy.data import fit
-from deploy.data.images import open_images
+from deploy.data.images import AUDIO, AUDIO_HINT, SUFFIXES, ImageFiles, open_image_files, open_images
 from deploy.data.npz import open_npy, open_npz
 from deploy.data.python_ref import PREFIX, open_python
-from deploy.data.source import ArraySource, Source, check_column
+from deploy.data.source import ArraySource, JoinedSources, Source, check_column
 from deploy.errors import DataError
 from deploy.spec.tensors import Normalisation, TensorSpec
 
@@ -123,6 +123,12 @@ class FittedSource:
                 ids=ids,
             )
 
+    def sample_names(self) -> list[str]:
+        """The files of images, the numbers of other samples."""
+        parts = self.source.parts if isinstance(self.source, JoinedSources) else (self.source,)
+        files = next((part.files for part in parts if isinstance(part, ImageFiles)), None)
+        return [str(row) if files is None else str(files[row]) for row in self.rows]
+
     def select(self, rows: np.ndarray) -> Dataset:
         return FittedSource(self.source, self.names, self.converters, self.settings, self.rows[rows])
 
@@ -143,7 +149,7 @@ def open_dataset(
     labels: str = "y",
     groups: str = "group",
     root: Path | None = None,
-) -> Dataset:
+) -> FittedSource:
     """Open samples for a model with these ``inputs``.
 
     ``source`` is an ``.npz`` file, an ``.npy`` file (models with one input), a folder of images (one folder
@@ -159,6 +165,51 @@ def open_dataset(
         opened, images = _open_source(source, inputs, labels, root)
     except OSError as e:
         raise DataError(f"{source}: cannot be read: {e.strerror}", hint="check path and permissions") from e
+    return _fitted(opened, images, inputs, normalisation, labels, groups)
+
+
+def open_pictures(
+    pictures: Mapping[str, Sequence[Path]],
+    inputs: Sequence[TensorSpec],
+    data: str | Path | None = None,
+    *,
+    labels: str = "y",
+) -> FittedSource:
+    """Open image files by input; what the model's other inputs take is in ``data``, as for
+    :func:`open_dataset`. The n-th image of each input and the n-th sample of ``data`` belong together.
+
+    Raises DataError as :func:`open_dataset` does, and for an input that nothing feeds.
+    """
+    by_name = {spec.name: spec for spec in inputs}
+    parts: list[Source] = [open_image_files(paths, by_name[name]) for name, paths in pictures.items()]
+    if data is not None:
+        others = [spec for spec in inputs if spec.name not in pictures]
+        if not others:
+            raise DataError(f"{data}: nothing is left to feed, the images are all that the model takes")
+        try:
+            parts.append(_open_source(data, others, labels, None)[0])
+        except OSError as e:
+            raise DataError(f"{data}: cannot be read: {e.strerror}", hint="check path and permissions") from e
+        twice = [name for name in pictures if name in parts[-1].columns]
+        if twice:
+            raise DataError(
+                f"{data}: holds '{twice[0]}' as well, for which images were given", hint="give one of them"
+            )
+    opened = (
+        parts[0] if len(parts) == 1 else JoinedSources(" and ".join(p.origin for p in parts), tuple(parts))
+    )
+    return _fitted(opened, frozenset(pictures), inputs, {}, labels, "group")
+
+
+def _fitted(
+    opened: Source,
+    images: frozenset[str],
+    inputs: Sequence[TensorSpec],
+    normalisation: Mapping[str, Normalisation],
+    labels: str,
+    groups: str,
+) -> FittedSource:
+    """Everything that is known without reading samples is checked, and arrays get their roles."""
     columns = opened.columns
     for name, column in columns.items():
         check_column(opened.origin, name, column)
@@ -178,7 +229,9 @@ def open_dataset(
         )
     scaling = {spec.name: normalisation.get(spec.name, spec.normalisation) for spec in inputs}
     converters = {
-        spec.name: fit.converter(opened.origin, spec, columns[spec.name], scaling[spec.name], image=images)
+        spec.name: fit.converter(
+            opened.origin, spec, columns[spec.name], scaling[spec.name], image=spec.name in images
+        )
         for spec in inputs
     }
     settings = repr([(spec.name, spec.dtype, spec.layout, scaling[spec.name]) for spec in inputs] + [labels])
@@ -190,25 +243,33 @@ def _open_source(
     inputs: Sequence[TensorSpec],
     labels: str,
     root: Path | None,
-) -> tuple[Source, bool]:
-    """The source, and whether its samples are images that were fitted to the input's size."""
+) -> tuple[Source, frozenset[str]]:
+    """The source, and the inputs whose samples are images that were fitted to its size."""
     if not inputs:
         raise DataError("the model has no inputs, so no data can be fed", hint="nothing to calibrate")
     if isinstance(source, Mapping):
         if not source:
             raise DataError("no arrays given", hint="give one array per input of the model")
-        return ArraySource("data", {name: np.asarray(array) for name, array in source.items()}), False
+        return ArraySource("data", {name: np.asarray(array) for name, array in source.items()}), frozenset()
     if str(source).startswith(PREFIX):
-        return open_python(str(source), [spec.name for spec in inputs], labels, root), False
+        return open_python(str(source), [spec.name for spec in inputs], labels, root), frozenset()
     path = Path(source) if root is None else root / source
     if not path.exists():
         where = "" if root is None else "; in deploy.toml relative ones start at its folder"
         raise DataError(f"{path}: no such file", hint=f"check the path of the data{where}")
     if path.is_dir():
-        return open_images(path, _only(path, inputs), labels), True
+        spec = _only(path, inputs)
+        return open_images(path, spec, labels), frozenset([spec.name])
     if path.suffix == ".npy":
-        return open_npy(path, _only(path, inputs).name), False
-    return open_npz(path), False
+        return open_npy(path, _only(path, inputs).name), frozenset()
+    if path.suffix.lower() in AUDIO:
+        raise DataError(f"{path}: is sound, which is not read directly", hint=AUDIO_HINT)
+    if path.suffix.lower() in SUFFIXES:
+        raise DataError(
+            f"{path}: is one image, not a set of samples",
+            hint=f"give the folder that it lies in; `deploy run` takes it as --image {path}",
+        )
+    return open_npz(path), frozenset()
 
 
 def _only(origin: str | Path, inputs: Sequence[TensorSpec]) -> TensorSpec:
@@ -220,17 +281,6 @@ def _only(origin: str | Path, inputs: Sequence[TensorSpec]) -> TensorSpec:
             hint="save all of them in one file: np.savez('data.npz', " + f"{inputs[0].name}=..., ...)",
         )
     return inputs[0]
-
-
-def take(dataset: Dataset, start: int, stop: int) -> Dataset:
-    """A view of the samples from ``start`` up to ``stop``, as many as there are. Raises DataError if none."""
-    rows = np.arange(len(dataset), dtype=np.int64)[start:stop]
-    if not len(rows):
-        raise DataError(
-            f"{dataset.origin}: no samples from {start} to {stop}, it holds {len(dataset)}",
-            hint="give more data",
-        )
-    return dataset.select(rows)
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -258,35 +308,3 @@ def _group_numbers(dataset: Dataset) -> np.ndarray:
     if len(groups) < len(parts):
         return np.arange(len(dataset))
     return np.unique(np.concatenate(groups), return_inverse=True)[1].reshape(-1)
-
-
-def check_labels(
-    dataset: Dataset, classes: int, *, target: str = "", ignore_label: int | None = None
-) -> None:
-    """Every label of ``target`` is a class number below ``classes``, or ``ignore_label``.
-
-    Raises DataError naming the first sample whose label is negative, too large or not a whole number.
-    """
-    for batch in dataset.batches(1024, feeds=False):
-        if target not in batch.targets:
-            raise DataError(
-                f"{dataset.origin}: no labels" + (f" for '{target}'" if target else ""),
-                hint="save class numbers under 'y'",
-            )
-        values = batch.targets[target].reshape(len(batch), -1)
-        if values.dtype.kind == "f" and (values != np.floor(values)).any():
-            raise DataError(
-                f"{dataset.origin}: labels are not whole numbers, expected classes 0 to {classes - 1}",
-                hint="save class numbers as integers, or choose a metric for values, such as mse",
-            )
-        bad = (values < 0) | (values >= classes)
-        if ignore_label is not None:
-            bad &= values != ignore_label
-        if bad.any():
-            row = int(np.argmax(bad.any(axis=1)))
-            value = values[row][bad[row]][0]
-            raise DataError(
-                f"{dataset.origin}: label {value:g} in sample {int(batch.ids[row])} is "
-                f"{'negative' if value < 0 else 'too large'}, the model has classes 0 to {classes - 1}",
-                hint="count classes from 0; name a label to be skipped with [metric] ignore_label",
-            )

@@ -83,7 +83,8 @@ def check_shapes(origin: str, columns: Mapping[str, Column], inputs: Sequence[Te
                 hint="make it a constant of the model, or build without data (--precision float)",
             )
         expected = ("samples", *spec.shape[1:])
-        if len(found) != len(expected) or not _matches(found, expected):
+        fits = len(found) == len(expected) and _matches(found, expected)
+        if not fits and _turned(found, spec) is None:
             raise DataError(
                 f"{origin}: array '{spec.name}' has shape {_shape(found)}, expected {_shape(expected)}",
                 hint=_shape_hint(found, expected),
@@ -110,17 +111,42 @@ def converter(
 ) -> Convert:
     """How the raw array becomes the input: cast, normalised unless the graph does that, values checked.
 
-    Allowed are the same type; float to float of another width (values must stay finite); integer to integer
-    (values must fit); and integer to float where a normalisation says how codes become numbers, or where
-    the data are images. Raises DataError for any other pair, and where channels cannot be matched.
+    Allowed are the same type; float to float of another width (values must stay finite); integer to integer,
+    and float to integer (values must fit and be whole); and integer to float where a normalisation says how
+    codes become numbers, or where the data are images. For inputs whose graph normalises, NCHW samples become
+    NHWC and the other way round where only that fits the shape. Raises DataError for any other pair, and
+    where channels cannot be matched.
     """
+    order = _turned(column.shape, spec)
+    make = _maker(origin, spec, column, normalisation, image=image)
+    if order is None:
+        return make
+    return lambda rows, ids: np.ascontiguousarray(make(rows, ids).transpose(order))
+
+
+def _turned(found: tuple[int, ...], spec: TensorSpec) -> tuple[int, ...] | None:
+    """The permutation that makes samples of the other channel order fit; None where they fit, or nothing
+    does, or where the user never asked that the graph take images in another form than the model."""
+    if not spec.folded or spec.layout == "any" or len(found) != 4 or len(spec.shape) != 4:
+        return None
+    order = (0, 2, 3, 1) if spec.layout == "NHWC" else (0, 3, 1, 2)
+    expected = ("samples", *spec.shape[1:])
+    turned = tuple(found[axis] for axis in order)
+    return order if _matches(turned, expected) and not _matches(found, expected) else None
+
+
+def _maker(
+    origin: str, spec: TensorSpec, column: Column, normalisation: Normalisation | None, *, image: bool
+) -> Convert:
+    if spec.raw:
+        return _pixels(origin, spec, column)
     want, found = _dtype(origin, spec), column.dtype
     apply = normalisation is not None and not normalisation.folded and not normalisation.identity
     if found.kind in "ui" and want.kind == "f" and (normalisation is not None or image):
         check = False  # integers are finite, and channels are sane
     elif found.kind == "f" and want.kind == "f":
         check = True
-    elif found.kind in "ui" and want.kind in "ui":
+    elif found.kind in "uif" and want.kind in "ui":
         check = not np.can_cast(found, want)
     elif found == want:
         check = False
@@ -139,10 +165,14 @@ def converter(
     affine = _affine(origin, spec, column, normalisation) if apply and normalisation else None
 
     def convert(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        if check and found.kind == "f":
+        if found.kind == "f" and (check or want.kind != "f"):
             check_finite(origin, spec.name, rows, ids)
-        elif check:
+        if want.kind in "ui" and found.kind == "f":
+            _check_whole(origin, spec.name, rows, ids, f"the model's input takes {want}")
+        if want.kind in "ui" and check:
             _check_fits(origin, spec.name, rows, ids, want)
+        if spec.table_rows is not None:
+            _check_ids(origin, spec.name, rows, ids, spec.table_rows)
         with np.errstate(over="ignore"):
             if affine is None:
                 values = rows.astype(want, copy=False)
@@ -154,6 +184,58 @@ def converter(
         return values
 
     return convert
+
+
+def _pixels(origin: str, spec: TensorSpec, column: Column) -> Convert:
+    """Pixels from 0 to 255 as uint8, or less 128 as int8. What is int8 already is taken for such codes."""
+    found = column.dtype
+    if found.kind not in "uif":
+        raise DataError(
+            f"{origin}: array '{spec.name}' is {found}, but the artifact takes pixels as {spec.dtype}",
+            hint="save them as uint8, from 0 to 255",
+        )
+
+    def convert(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        if found == np.int8 and spec.dtype == "int8":
+            return rows
+        if found != np.uint8:
+            if found.kind == "f":
+                check_finite(origin, spec.name, rows, ids)
+                _check_whole(origin, spec.name, rows, ids, "the artifact takes pixels")
+            _check_fits(origin, spec.name, rows, ids, np.dtype(np.uint8))
+            rows = rows.astype(np.uint8)
+        return rows if spec.dtype == "uint8" else (rows ^ np.uint8(128)).view(np.int8)
+
+    return convert
+
+
+def _check_whole(origin: str, name: str, rows: np.ndarray, ids: np.ndarray, wants: str) -> None:
+    bad = (rows != np.floor(rows)).reshape(len(rows), -1)
+    if not bad.any():
+        return
+    row = int(np.argmax(bad.any(axis=1)))
+    value = float(rows.reshape(len(rows), -1)[row][bad[row]][0])
+    raise DataError(
+        f"{origin}: array '{name}' holds {value:g} in sample {int(ids[row])}, but {wants}, whole numbers",
+        hint="give pixels as they are, from 0 to 255: the graph normalises them"
+        if "pixels" in wants
+        else "save the integers that are meant; rounding is not done for you",
+    )
+
+
+def _check_ids(origin: str, name: str, rows: np.ndarray, ids: np.ndarray, table: int) -> None:
+    """ONNX counts negative ids from the table's end."""
+    flat = rows.reshape(len(rows), -1)
+    bad = ((flat >= table) | (flat < -table)).any(axis=1)
+    if not bad.any():
+        return
+    row = int(np.argmax(bad))
+    largest = int(flat.max()) if flat.max() >= table else int(flat.min())
+    raise DataError(
+        f"{origin}: input '{name}' holds the id {largest}, but its table in the model has {table} rows "
+        f"(first in sample {int(ids[row])})",
+        hint=f"ids run from 0 to {table - 1}: were the data made with this model's vocabulary?",
+    )
 
 
 def check_finite(origin: str, name: str, rows: np.ndarray, ids: np.ndarray, *, made: str = "") -> None:

@@ -77,6 +77,28 @@ class ArraySource:
         return hasher.hexdigest()
 
 
+@dataclass(frozen=True)
+class JoinedSources:
+    """Sources with the same samples, each with other arrays."""
+
+    origin: str
+    parts: tuple[Source, ...]
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        return {name: column for part in self.parts for name, column in part.columns.items()}
+
+    def rows(self, names: Sequence[str], selected: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
+        own = [(part, [name for name in names if name in part.columns]) for part in self.parts]
+        streams = [part.rows(wanted, selected, size) for part, wanted in own if wanted]
+        for blocks in zip(*streams, strict=True):
+            yield {name: array for block in blocks for name, array in block.items()}
+
+    def digest(self, names: Sequence[str]) -> str:
+        found = [part.digest([name for name in names if name in part.columns]) for part in self.parts]
+        return hashlib.sha256("".join(found).encode()).hexdigest()
+
+
 def check_column(origin: str, name: str, column: Column) -> None:
     """Refuse what no reader may accept. Raises DataError for objects, records and arrays without samples."""
     if column.dtype.hasobject:

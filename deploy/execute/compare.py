@@ -56,7 +56,7 @@ def tolerance(model: ir.Model) -> float:
 def random_feeds(
     inputs: Sequence[TensorSpec], seed: int, *, batch: int = 2, free: int = 32
 ) -> dict[str, np.ndarray]:
-    """Standard normal floats, small integers and booleans.
+    """Standard normal floats, pixels where these are fed, small integers and booleans.
 
     Free dimensions take ``batch`` where they come first, else ``free``; those of one name are one size.
     """
@@ -71,6 +71,9 @@ def random_feeds(
         kind = np.dtype(spec.dtype).kind
         if kind == "f":
             feeds[spec.name] = np.asarray(generator.standard_normal(shape), spec.dtype)
+        elif spec.raw:
+            low = np.iinfo(spec.dtype).min
+            feeds[spec.name] = np.asarray(generator.integers(low, low + 256, shape), spec.dtype)
         elif kind == "b":
             feeds[spec.name] = np.asarray(generator.random(shape) < 0.5)
         else:

@@ -103,7 +103,8 @@ class Sizes(Frozen):
 
 
 class Manifest(Frozen):
-    """Everything needed to trust, run and rebuild a bundle. ``notes`` is what reading the model warned of."""
+    """Everything needed to trust, run and rebuild a bundle. ``notes`` is what reading the model warned of,
+    ``classes`` the names of the classes in the order of their numbers, empty where nobody gave them."""
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     target: str
@@ -123,6 +124,7 @@ class Manifest(Frozen):
     verdict: Outcome
     hazards: tuple[KnownHazard, ...] = ()
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     deferred: bool
     executed_by: str
     toolchain: dict[str, str]

@@ -11,7 +11,7 @@ from deploy.spec.recipe import Step
 from deploy.spec.tensors import Layout, Normalisation
 
 Observer = Literal["minmax", "percentile", "mse", "kl"]
-PrecisionRequest = Literal["auto", "float", "fp16", "int8", "mixed"]
+PrecisionRequest = Literal["auto", "float", "fp16", "bf16", "int8", "mixed"]
 
 
 class ModelSection(Frozen):
@@ -20,20 +20,44 @@ class ModelSection(Frozen):
 
 
 class DataSection(Frozen):
-    """Paths of npz or npy files or image folders, or ``python:package.module:function``."""
+    """Paths of npz or npy files or image folders, or ``python:package.module:function``.
+
+    ``classes`` is a text file with the name of one class in each line, in the order of their numbers.
+    """
 
     calibration: str | None = None
     validation: str | None = None
     eval: str | None = None
     labels: str = "y"
     groups: str = "group"
+    classes: str | None = None
 
 
 class InputSection(Frozen):
-    """How raw data become the model's input."""
+    """How raw data become the model's input. ``layout`` is that of the model as given."""
 
     layout: Layout = "any"
     normalisation: Normalisation = Normalisation()
+
+
+IoType = Literal["uint8", "int8"]
+IoLayout = Literal["NHWC", "NCHW"]
+
+
+class IoSection(Frozen):
+    """What the artifact takes: pixels as they are (``int8``: the pixel less 128), channels first or last.
+
+    ``inputs`` are those meant; without them every float input of rank 4 with 1 or 3 channels. Their
+    normalisation becomes part of the graph. None leaves type or layout as the model has it.
+    """
+
+    dtype: IoType | None = None
+    layout: IoLayout | None = None
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def asks_nothing(self) -> bool:
+        return self.dtype is None and self.layout is None
 
 
 class MetricSection(Frozen):
@@ -70,6 +94,7 @@ class Project(Frozen):
     model: ModelSection
     data: DataSection = DataSection()
     input: dict[str, InputSection] = {}
+    io: IoSection = IoSection()
     metric: MetricSection = MetricSection()
     budget: Budget = Budget()
     quantize: QuantizeSection = QuantizeSection()

@@ -51,13 +51,27 @@ class Normalisation(Frozen):
 
 
 class TensorSpec(Frozen):
-    """An input or output. ``shape`` holds sizes, or the name of a dimension that is free."""
+    """An input or output. ``shape`` holds sizes, or the name of a dimension that is free.
+
+    ``table_rows``: the integers fed are ids that look up a table of so many rows.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     layout: Layout = "any"
     normalisation: Normalisation | None = None
+    table_rows: int | None = None
+
+    @property
+    def folded(self) -> bool:
+        """Whether the graph itself normalises what is fed."""
+        return self.normalisation is not None and self.normalisation.folded
+
+    @property
+    def raw(self) -> bool:
+        """Whether pixels are fed as they are: uint8, or int8, which then is the pixel less 128."""
+        return self.folded and self.dtype in ("uint8", "int8")
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"

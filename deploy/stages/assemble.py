@@ -17,17 +17,20 @@ from deploy.bundle.read import (
     PLAN,
     SELFTEST,
     file_digest,
+    load_bundle,
 )
+from deploy.bundle.report.page import PAGE, write_page
 from deploy.bundle.write import copy_artifact
+from deploy.errors import DeployError
 from deploy.frontend.onnx_file import write as write_graph
 from deploy.spec.document import digest, render
 from deploy.spec.manifest import CalibrationInfo, Lock, Manifest, Measurements, Sizes
 from deploy.spec.plan import Plan
-from deploy.spec.tensors import Normalisation, TensorSpec
+from deploy.spec.tensors import TensorSpec
 from deploy.stages.compile import Compiled
+from deploy.stages.interface import fed_specs
 from deploy.stages.job import Ingredients
 from deploy.stages.record import Record
-from deploy.stages.request import Request
 
 
 def assemble(made_of: Ingredients, compiled: Compiled, plan: Plan, folder: Path, record: Record) -> None:
@@ -61,6 +64,10 @@ def assemble(made_of: Ingredients, compiled: Compiled, plan: Plan, folder: Path,
     )
     (folder / MEASUREMENTS).write_text(render(measurements))
     (folder / LOG).write_text(record.log())
+    try:
+        write_page(load_bundle(folder))
+    except DeployError as e:  # a bundle without a page is better than none
+        record.progress.warn(f"no {PAGE}: {e.message}")
 
 
 def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict[str, str]) -> Manifest:
@@ -77,7 +84,7 @@ def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict
         plan_sha256=digest(plan),
         precision=dict(sorted(counts.items())),
         files=hashes,
-        artifact=artifact.model_copy(update={"inputs": _with_normalisation(artifact.inputs, request)}),
+        artifact=artifact.model_copy(update={"inputs": _as_fed(artifact.inputs, made_of)}),
         options=compiled.options,
         size_bytes=Sizes(
             baseline=facts.bytes,
@@ -98,6 +105,7 @@ def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict
         verdict=compiled.verdict,
         hazards=prepared.facts.hazards,
         notes=prepared.facts.notes,
+        classes=made_of.roles.classes,
         deferred=artifact.deferred,
         executed_by=compiled.verification.executed_by,
         toolchain={
@@ -110,21 +118,21 @@ def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict
     )
 
 
-def _with_normalisation(inputs: tuple[TensorSpec, ...], request: Request) -> tuple[TensorSpec, ...]:
+def _as_fed(inputs: tuple[TensorSpec, ...], made_of: Ingredients) -> tuple[TensorSpec, ...]:
     """What must still be done to raw data, and what the artifact does itself, in the manifest's words."""
-    settings = request.inputs
-
-    def spec(tensor: TensorSpec) -> TensorSpec:
-        section = settings.get(tensor.name)
-        if section is None:
-            return tensor
-        normalisation: Normalisation | None = section.normalisation
-        if normalisation is not None and normalisation.identity:
-            normalisation = None
-        layout = tensor.layout if section.layout == "any" else section.layout
-        return tensor.model_copy(update={"normalisation": normalisation, "layout": layout})
-
-    return tuple(spec(tensor) for tensor in inputs)
+    told = {spec.name: spec for spec in fed_specs(made_of.prepared.facts.inputs, made_of.request.inputs)}
+    return tuple(
+        spec.model_copy(
+            update={
+                "normalisation": told[spec.name].normalisation,
+                "layout": told[spec.name].layout,
+                "table_rows": told[spec.name].table_rows,
+            }
+        )
+        if spec.name in told
+        else spec
+        for spec in inputs
+    )
 
 
 def _lock(made_of: Ingredients, compiled: Compiled) -> Lock:

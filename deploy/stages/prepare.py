@@ -1,6 +1,6 @@
 """From the file as given to the graph that everything starts from, every step proved by running it.
 
-    read -> pin shapes -> compare with the file -> fold the input normalisation -> clean -> fuse
+    read -> pin shapes -> compare with the file -> give the inputs their form -> clean -> fuse
 
 Two graphs come out: ``clean`` with batch norm as nodes, which compression and training work on, and
 ``fused``, which is quantized and lowered.
@@ -32,15 +32,19 @@ from deploy.frontend.quantized import import_quantized
 from deploy.graph.clean import Rewritten, clean
 from deploy.graph.cost import macs, parameters
 from deploy.graph.edit import weight_bytes
+from deploy.graph.ends import table_rows
 from deploy.graph.fuse import fuse
 from deploy.graph.hazards import hazards
-from deploy.graph.normalise import fold_normalisation
+from deploy.graph.interface import adapt_inputs
 from deploy.graph.shapes import infer, model_inputs, name_dimensions, pin
+from deploy.graph.summary import tensor_specs
 from deploy.graph.weight_hazards import Severity
 from deploy.spec.document import Frozen, parse, render
 from deploy.spec.manifest import KnownHazard, SourceInfo
 from deploy.spec.plan import TensorPlan
-from deploy.spec.tensors import Normalisation, TensorSpec
+from deploy.spec.project import InputSection, IoSection
+from deploy.spec.tensors import TensorSpec
+from deploy.stages.interface import adapted_specs, input_forms, trial_of
 
 _CLEAN, _FUSED, _FACTS, _TRIAL = "clean.onnx", "fused.onnx", "prepared.json", "trial.npz"
 
@@ -49,11 +53,16 @@ _EMBEDDED = 64 * 2**20
 
 
 class Facts(Frozen):
-    """What was found while preparing; it lies beside the graphs in the cache."""
+    """What was found while preparing; it lies beside the graphs in the cache.
+
+    ``inputs`` are those of both graphs, with the normalisation that the graphs do themselves;
+    ``folded_inputs`` those that are fed otherwise than the model as given.
+    """
 
     source: SourceInfo
     clean_sha256: str
     fused_sha256: str
+    inputs: tuple[TensorSpec, ...]
     folded_inputs: tuple[str, ...]
     imported: dict[str, TensorPlan] = {}
     notes: tuple[str, ...]
@@ -89,7 +98,8 @@ def prepare(
     folder: Path,
     *,
     shapes: Mapping[str, Sequence[int]],
-    normalisation: Mapping[str, Normalisation],
+    sections: Mapping[str, InputSection],
+    io: IoSection,
     seed: int,
     threads: int,
 ) -> None:
@@ -106,12 +116,14 @@ def prepare(
     notes: list[str] = []
     feeds = _trial_feeds(model, source, seed, threads)
     model, feeds = _usable_batch(model, feeds, notes, threads)
-    folded = {name: n for name, n in normalisation.items() if n.folded and not n.identity}
-    if folded:
-        model = infer(fold_normalisation(model, folded))
+    forms = input_forms(tensor_specs(model_inputs(model)), sections, io)
+    if forms:
+        model = infer(adapt_inputs(model, forms))
+    inputs = adapted_specs(_with_tables(model), forms)
+    feeds = trial_of(inputs, feeds, seed)
     taken = import_quantized(model)
     model, imported = taken if taken is not None else (model, {})
-    prove = prover([feeds, _other_feeds(model, feeds, seed + 1, threads)], threads)
+    prove = prover([feeds, _other_feeds(model, inputs, feeds, seed + 1, threads)], threads)
     cleaned = clean(model, prove)
     # What came quantized is final: folding anything into its weights would move them off their codes.
     fused = Rewritten(cleaned.model, ()) if imported else fuse(cleaned.model, prove)
@@ -134,7 +146,8 @@ def prepare(
         ),
         clean_sha256=digest(clean_model),
         fused_sha256=digest(fused_model),
-        folded_inputs=tuple(sorted(folded)),
+        inputs=inputs,
+        folded_inputs=tuple(sorted(name for name, form in forms.items() if not form.as_it_is)),
         imported=imported,
         notes=tuple(notes),
         hazards=_hazards(clean_model),
@@ -183,11 +196,22 @@ def _fed(type_: ir.TypeProtocol) -> bool:
     return dtype.isbuiltin == 1 and dtype.kind in "fiub"
 
 
+def _with_tables(model: ir.Model) -> list[TensorSpec]:
+    """The inputs, with the tables that their numbers look up."""
+    values = model_inputs(model)
+    specs = zip(tensor_specs(values), values, strict=True)
+    return [spec.model_copy(update={"table_rows": table_rows(value)}) for spec, value in specs]
+
+
 def _other_feeds(
-    model: ir.Model, feeds: Mapping[str, np.ndarray], seed: int, threads: int
+    model: ir.Model,
+    inputs: Sequence[TensorSpec],
+    feeds: Mapping[str, np.ndarray],
+    seed: int,
+    threads: int,
 ) -> Mapping[str, np.ndarray]:
     """Other random numbers of the same shapes and types; the same ones where the model takes no others."""
-    specs = [TensorSpec(name=n, dtype=a.dtype.name, shape=a.shape) for n, a in feeds.items()]
+    specs = [spec.model_copy(update={"shape": feeds[spec.name].shape}) for spec in inputs]
     other = random_feeds(specs, seed)
     with open_graph(model, optimised=False, threads=threads) as session:
         try:

@@ -11,14 +11,17 @@ import numpy as np
 
 from deploy.data.dataset import Dataset, open_dataset
 from deploy.data.fit import check_settings
-from deploy.errors import UsageError
+from deploy.data.images import class_names, read_classes
+from deploy.data.python_ref import PREFIX
+from deploy.errors import DataError, UsageError
 from deploy.execute.compare import random_feeds
 from deploy.frontend.source import factory_name
 from deploy.progress import Progress
-from deploy.spec.project import Budget, InputSection, MetricSection, Observer, PrecisionRequest
+from deploy.spec.project import Budget, InputSection, IoSection, MetricSection, Observer, PrecisionRequest
 from deploy.spec.recipe import Recipe
 from deploy.spec.tensors import Normalisation, TensorSpec
 from deploy.stages.baseline import Role
+from deploy.stages.interface import fed_specs
 
 Data = str | Path | Mapping[str, np.ndarray]
 _RANDOM_SAMPLES = 64
@@ -26,7 +29,10 @@ _RANDOM_SAMPLES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Everything that one build for one target depends on. ``root`` is where relative data paths start."""
+    """Everything that one build for one target depends on. ``root`` is where relative data paths start.
+
+    ``classes`` are the names of the classes, or a file with one in each line.
+    """
 
     source: str | Path
     target: str
@@ -38,9 +44,11 @@ class Request:
     precision: PrecisionRequest = "auto"
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     inputs: Mapping[str, InputSection] = field(default_factory=dict)
+    io: IoSection = field(default_factory=IoSection)
     metric: MetricSection = field(default_factory=MetricSection)
     labels: str = "y"
     groups: str = "group"
+    classes: str | Path | Sequence[str] | None = None
     observer: Observer = "mse"
     samples: int = 512
     exclude: tuple[str, ...] = ()
@@ -89,7 +97,8 @@ class Request:
 class Roles:
     """Calibration finds ranges, validation chooses, eval accepts. ``random``: calibration is noise.
 
-    ``trial`` is one batch of random inputs that the model takes, for where there are no data.
+    ``trial`` is one batch of random inputs that the model takes, for where there are no data. ``classes`` are
+    the names of the classes, where somebody gave them.
     """
 
     calibration: Dataset | None
@@ -97,6 +106,7 @@ class Roles:
     eval: Dataset | None
     random: bool = False
     trial: Mapping[str, np.ndarray] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     @property
     def judged_on(self) -> Role:
@@ -108,8 +118,39 @@ class Roles:
         return "random" if self.random else "calibration"
 
 
-def _as_it_is(request: Request, name: str) -> bool:
-    return name not in request.normalisation or request.normalisation[name].identity
+def _takes_pixels(spec: TensorSpec) -> bool:
+    """Whether what is fed reaches the model as it is, and that is floats."""
+    as_it_is = spec.normalisation is None or spec.normalisation.identity
+    return as_it_is and (spec.raw or spec.dtype.startswith("float"))
+
+
+def _classes(request: Request, outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """The names given, else those of the first folder of class folders among the data, if they fit.
+
+    Raises DataError where names were given and no output has so many classes.
+    """
+    sizes = {spec.shape[-1] for spec in outputs if len(spec.shape) > 1 and spec.dtype.startswith("float")}
+    if request.classes is not None:
+        where = "classes"
+        if isinstance(request.classes, str | Path):
+            where = str(Path(request.root or "", request.classes))
+            names = read_classes(Path(where))
+        else:
+            names = tuple(request.classes)
+        if sizes and all(isinstance(size, int) for size in sizes) and len(names) not in sizes:
+            raise DataError(
+                f"{where}: {len(names)} class names, but the model's outputs are "
+                + ", ".join(map(str, outputs)),
+                hint="one name for each class, in the order of their numbers",
+            )
+        return names
+    for data in (request.eval, request.validation, request.data):
+        if isinstance(data, str | Path) and not str(data).startswith(PREFIX):
+            folder = Path(request.root or "", data)
+            names = class_names(folder) if folder.is_dir() else ()
+            if names:
+                return names if len(names) in sizes else ()
+    return ()
 
 
 def _sized(spec: TensorSpec, trial: np.ndarray | None) -> TensorSpec:
@@ -126,9 +167,11 @@ def open_roles(
     *,
     quantized: bool = False,
     trial: Mapping[str, np.ndarray] | None = None,
+    outputs: Sequence[TensorSpec] = (),
 ) -> Roles:
     """Open the data that were given; a model that came ``quantized`` needs none for its ranges.
 
+    ``inputs`` are the prepared graph's; what deploy.toml says of the others is added to them here.
     Without validation data the calibration samples choose as well: ranges have too few degrees of freedom to
     overfit a budget. Raises DataError where data do not fit the model, UsageError for contradictory roles.
     """
@@ -139,15 +182,16 @@ def open_roles(
         return open_dataset(
             data,
             inputs,
-            normalisation=request.normalisation,
             labels=request.labels,
             groups=request.groups,
             root=request.root,
         )
 
     check_settings(inputs, request.normalisation)
+    inputs = fed_specs(inputs, request.inputs)
+    classes = _classes(request, outputs)
     calibration, random = opened(request.data), False
-    raw = [spec.name for spec in inputs if spec.dtype.startswith("float") and _as_it_is(request, spec.name)]
+    raw = [spec.name for spec in inputs if _takes_pixels(spec)]
     if raw and isinstance(request.data, str | Path) and Path(request.root or "", request.data).is_dir():
         progress.warn(
             f"pixels go in as 0 to 255; where the model wants others, deploy.toml says so: [input.{raw[0]}]"
@@ -158,7 +202,7 @@ def open_roles(
         parts = [random_feeds(sized, request.seed + i, batch=1) for i in range(_RANDOM_SAMPLES)]
         noise = {spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in inputs}
         calibration, random = open_dataset(noise, inputs), True
-    elif calibration is None and not quantized and request.precision not in ("float", "fp16"):
+    elif calibration is None and not quantized and request.precision not in ("float", "fp16", "bf16"):
         progress.warn(
             "no calibration data: a float build (give --data, or --random-calibration to use noise)"
         )
@@ -167,4 +211,4 @@ def open_roles(
     validation = opened(request.validation)
     if validation is None:
         validation = calibration
-    return Roles(calibration, validation, opened(request.eval), random, trial or {})
+    return Roles(calibration, validation, opened(request.eval), random, trial or {}, classes)

@@ -60,12 +60,17 @@ def read_source(request: Request, cache: Cache, record: Record) -> Source:
 
 def clean(source: Source, request: Request, cache: Cache, record: Record) -> Prepared:
     """The graph that everything starts from."""
-    folded = {name: n for name, n in request.normalisation.items() if n.folded and not n.identity}
+    sections = {
+        name: section
+        for name, section in request.inputs.items()
+        if section.normalisation.folded or not request.io.asks_nothing
+    }
     key = cache.key(
         "clean",
         source=[source.sha256, source.given_sha256, dict(source.made_by)],
         shapes={name: list(shape) for name, shape in request.shapes.items()},
-        folded={name: digest(n) for name, n in folded.items()},
+        inputs={name: digest(section) for name, section in sections.items()},
+        io=digest(request.io),
         seed=request.seed,
     )
     with record.stage("clean") as stage:
@@ -75,7 +80,8 @@ def clean(source: Source, request: Request, cache: Cache, record: Record) -> Pre
                 source,
                 new,
                 shapes=request.shapes,
-                normalisation=folded,
+                sections=sections,
+                io=request.io,
                 seed=request.seed,
                 threads=request.threads,
             ),
@@ -94,10 +100,11 @@ def open_data(prepared: Prepared, request: Request, record: Record) -> Roles:
     with record.stage("data") as stage:
         roles = open_roles(
             request,
-            tensor_specs(prepared.fused.graph.inputs),
+            prepared.facts.inputs,
             record.progress,
             quantized=bool(prepared.facts.imported),
             trial=prepared.trial,
+            outputs=tensor_specs(prepared.fused.graph.outputs),
         )
         counts = [
             f"{len(dataset)} {name}"
@@ -144,7 +151,7 @@ def check(target: Target, prepared: Prepared, request: Request, record: Record) 
 def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, Histogram]:
     """Histograms of every value that may be quantized; none without data, rules or a wish for INT8."""
     target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
-    wanted = request.precision not in ("float", "fp16") and not prepared.facts.imported
+    wanted = request.precision not in ("float", "fp16", "bf16") and not prepared.facts.imported
     if roles.calibration is None or not wanted:
         return {}
     dataset = roles.calibration

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.data.dataset import Dataset, open_dataset, split, take
+from deploy.data.dataset import Dataset, open_dataset, split
 from deploy.data.npz import open_npz
 from deploy.errors import DataError
 from deploy.spec.tensors import TensorSpec
@@ -46,7 +46,7 @@ def test_reads_what_numpy_wrote(tmp_path: Path, save: Save) -> None:
         np.testing.assert_array_equal(read(dataset)[0], SAMPLES)
     labels = [b.targets[""] for b in dataset.batches(8, feeds=False)]
     np.testing.assert_array_equal(np.concatenate(labels), LABELS)
-    part, ids = read(take(dataset, 11, 23))
+    part, ids = read(dataset.select(np.arange(11, 23)))
     np.testing.assert_array_equal(part, SAMPLES[11:23])
     part, ids = read(split(dataset, 0.4, seed=3)[1])
     np.testing.assert_array_equal(part, SAMPLES[ids])

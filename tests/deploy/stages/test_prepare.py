@@ -18,6 +18,7 @@ from deploy.frontend.onnx_file import Source, digest, read
 from deploy.graph.rewrite import Prove, Rewrite, Rewritten
 from deploy.graph.summary import tensor_specs
 from deploy.pipeline import build
+from deploy.spec.project import InputSection, IoSection
 from deploy.spec.tensors import Normalisation
 from deploy.stages import prepare as module
 from deploy.stages.prepare import Prepared, load, prepare
@@ -32,12 +33,13 @@ def prepared(tmp_path: Path) -> Callable[..., Prepared]:
     def run(
         path: Path | Source,
         shapes: Mapping[str, Sequence[int]] | None = None,
-        normalisation: Mapping[str, Normalisation] | None = None,
+        sections: Mapping[str, InputSection] | None = None,
+        io: IoSection = IoSection(),
     ) -> Prepared:
         folder = tmp_path / "prepared"
         folder.mkdir(exist_ok=True)
         source = read(path) if isinstance(path, Path) else path
-        prepare(source, folder, shapes=shapes or {}, normalisation=normalisation or {}, seed=0, threads=1)
+        prepare(source, folder, shapes=shapes or {}, sections=sections or {}, io=io, seed=0, threads=1)
         return load(folder)
 
     return run
@@ -159,7 +161,7 @@ def test_a_folded_normalisation_takes_raw_data(
     prepared: Callable[..., Prepared], network: Path, images: dict[str, np.ndarray]
 ) -> None:
     normalisation = Normalisation(scale=0.5, mean=(1.0, 0.0, -1.0), std=(2.0, 1.0, 0.5), folded=True)
-    found = prepared(network, normalisation={"x": normalisation})
+    found = prepared(network, sections={"x": InputSection(normalisation=normalisation)})
     assert found.facts.folded_inputs == ("x",)
     mean, std = (np.reshape(v, (1, 3, 1, 1)).astype(np.float32) for v in ((1, 0, -1), (2, 1, 0.5)))
     want = as_given(network, {"x": (images["x"] * np.float32(0.5) - mean) / std})["y"]

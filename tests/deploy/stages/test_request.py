@@ -40,7 +40,7 @@ def roles(asked: Request, **named: bool) -> tuple[Roles, list[str]]:
 @pytest.mark.parametrize(
     ("setting", "value", "named"),
     [
-        ("precision", "int4", "auto, float, fp16, int8, mixed"),
+        ("precision", "int4", "auto, float, fp16, bf16, int8, mixed"),
         ("observer", "max", "minmax, percentile, mse, kl"),
         ("threads", 0, "leave threads out"),
         ("threads", 10**9, "leave threads out"),

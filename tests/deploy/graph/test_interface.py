@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deploy.errors import UsageError
-from deploy.graph.normalise import fold_normalisation
+from deploy.graph.interface import fold_normalisation
 from deploy.spec.tensors import Normalisation
 
 RGB = Normalisation(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
