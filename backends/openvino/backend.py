@@ -8,7 +8,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from backends.openvino.convert import core, reason, to_openvino
+from backends.openvino.convert import core, reason, save, to_openvino
 from backends.openvino.profile import operation_times
 from backends.openvino.readback import read_tensors
 from backends.openvino.runner import OpenVinoOptions, OpenVinoRunner, read_file, settings
@@ -64,10 +64,7 @@ class OpenVino:
                 f"OpenVINO cannot run {len(refused)} nodes: {listed}",
                 hint="replace these operations in the model",
             )
-        import openvino
-
-        model = to_openvino(retarget(graph, runtime.onnx_opset))
-        openvino.serialize(model, workdir / _XML, workdir / _BIN)
+        save(to_openvino(retarget(graph, runtime.onnx_opset)), workdir / _XML, workdir / _BIN)
         return Artifact(
             backend=self.name,
             files=(_XML, _BIN),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from backends.openvino.simplify import simplify
 from deploy.errors import BackendError, missing_extra
 from deploy.frontend.onnx_file import EXTERNAL_BEYOND, to_bytes, write
 from deploy.graph.edit import weight_bytes
@@ -45,8 +46,17 @@ def to_openvino(graph: ir.Model) -> openvino.Model:
             path = Path(folder) / "graph.onnx"
             write(graph, path, embed=0)
             model = _read(path)
+    simplify(model)
     name_operations(model, graph.graph)
     return model
+
+
+def save(model: openvino.Model, xml: Path, weights: Path) -> None:
+    """Write the IR, numbers as they are, without the indentation that makes up a third of a small model."""
+    import openvino
+
+    openvino.serialize(model, xml, weights)
+    xml.write_bytes(b"\n".join(line.lstrip(b"\t") for line in xml.read_bytes().split(b"\n")))
 
 
 def _read(content: bytes | Path) -> openvino.Model:
@@ -76,8 +86,8 @@ def name_operations(model: openvino.Model, nodes: Iterable[ir.Node]) -> None:
         names = sorted({name for out in op.outputs() for name in out.get_names()})
         made = [makers[name] for name in names if name in makers]
         readers = [target.get_node() for out in op.outputs() for target in out.get_target_inputs()]
-        above = (owner[r.get_name()] for r in readers if r.get_name() in owner)
-        own = min(made, key=len) if made else next(above, "")
+        below = [owner[r.get_name()] for r in readers if r.get_name() in owner]
+        own = min(made or below or [""], key=lambda name: (len(name), name))  # they come in no fixed order
         owner[op.get_name()] = own
         if made and own not in taken:
             _call(op, own, taken)
@@ -99,10 +109,15 @@ def _call(op: openvino.Node, name: str, taken: set[str]) -> None:
     taken.add(name)
 
 
+_SURROUNDINGS = (
+    *("Exception from", "Check '", "While validating", "FrontEnd API failed", "Model wasn't fully"),
+    *("Summary:", "To facilitate", "Conversion is failed"),
+)
+"""How lines begin in which OpenVINO says where in its own source something happened, not what."""
+
+
 def reason(error: Exception) -> str:
     """What OpenVINO says, without the places in its own source."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [
-        line for line in lines if line and not line.startswith(("Exception from", "Check '", "While val"))
-    ]
-    return (said[0] if said else " ".join(lines))[:300] or type(error).__name__
+    lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines()]
+    said = [line for line in lines if not line.startswith(_SURROUNDINGS) and not line.endswith("message:")]
+    return next(filter(None, said), " ".join(lines) or type(error).__name__)[:300]

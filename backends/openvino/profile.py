@@ -72,7 +72,7 @@ def _nodes(model: openvino.Model) -> dict[str, tuple[int, str]]:
         if not any(out.get_names() for out in op.outputs()):
             readers = [target.get_node() for out in op.outputs() for target in out.get_target_inputs()]
             below = (found[r.get_friendly_name()][1] for r in readers if r.get_friendly_name() in found)
-            node = next(below, name)
+            node = min(below, default=name)
         pair = op.get_type_name() in _PAIR and node.rpartition("/")[2].rstrip("0123456789_") in ("q", "dq")
         found[name] = (index - len(operations) if pair else index, node)
     return found

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     import openvino
 
 
+_Shapes = tuple[tuple[int, ...], ...]
+_SHAPES_KEPT = 4
+"""For so many combinations of shapes a model is compiled; further ones share one that takes any."""
+
+
 class OpenVinoOptions(Options):
     """``inference_precision`` is what floats are computed in: by itself the CPU takes bf16 where it can.
 
@@ -77,40 +82,51 @@ class OpenVinoRunner:
         if self._device != options.device:
             self.executed_by += f", in place of the {options.device}"
         self.inputs, self.outputs = inputs, outputs
-        self._compiled: dict[frozenset[str], _Compiled] = {}
+        self._compiled: dict[tuple[frozenset[str], _Shapes], _Compiled] = {}
         self._closed = False
-        self._for(())
+        _require_ports(read_file(path), inputs, outputs, path)
 
     def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """The outputs by name, and those of the inner values named in ``want`` that the file has.
 
-        For inner values the file is compiled once more; that is kept for the next call.
+        For inner values, and for each of the first few combinations of shapes, the file is compiled anew and
+        that is kept: with all sizes known, OpenVINO is up to a fifth faster.
         """
         if self._closed:
             raise BackendError("the runner is closed", hint="open the artifact again")
         require_fit(self.inputs, feeds)
-        return self._for(want).run(feeds)
+        free = any(isinstance(size, str) for spec in self.inputs for size in spec.shape)
+        shapes = tuple(feeds[spec.name].shape for spec in self.inputs) if free else ()
+        return self._for(frozenset(want) - {spec.name for spec in self.outputs}, shapes).run(feeds)
 
-    def _for(self, want: Sequence[str]) -> _Compiled:
-        key = frozenset(want) - {spec.name for spec in self.outputs}
-        if key not in self._compiled:
-            model = read_file(self._path)
-            _require_ports(model, self.inputs, self.outputs, self._path)
-            present = {name for op in model.get_ops() for out in op.outputs() for name in out.get_names()}
-            inner = sorted(key & present)
-            try:
-                if inner:
-                    model.add_outputs(inner)
-                inputs = _places(model.inputs, [spec.name for spec in self.inputs])
-                outputs = _places(model.outputs, [spec.name for spec in self.outputs] + inner)
-                compiled = core().compile_model(model, self._device, settings(self._options, self._device))
-            except Exception as e:
-                raise BackendError(
-                    f"OpenVINO cannot compile {self._path.name}: {reason(e)}",
-                    hint="build again with this version of OpenVINO",
-                ) from e
-            self._compiled[key] = _Compiled(compiled, inputs, outputs)
-        return self._compiled[key]
+    def _for(self, inner: frozenset[str], shapes: _Shapes) -> _Compiled:
+        known = sum(key[0] == inner for key in self._compiled)
+        if (inner, shapes) not in self._compiled and known >= _SHAPES_KEPT:
+            shapes = ()
+        if (inner, shapes) not in self._compiled:
+            self._compiled[inner, shapes] = self._compile(inner, shapes)
+        return self._compiled[inner, shapes]
+
+    def _compile(self, inner: frozenset[str], shapes: _Shapes) -> _Compiled:
+        """For feeds of these ``shapes``, of any without them."""
+        model = read_file(self._path)
+        present = {name for op in model.get_ops() for out in op.outputs() for name in out.get_names()}
+        wanted = sorted(inner & present)
+        try:
+            if wanted:
+                model.add_outputs(wanted)
+            if shapes:
+                names = [spec.name for spec in self.inputs]
+                model.reshape({name: list(shape) for name, shape in zip(names, shapes, strict=True)})
+            inputs = _places(model.inputs, [spec.name for spec in self.inputs])
+            outputs = _places(model.outputs, [spec.name for spec in self.outputs] + wanted)
+            compiled = core().compile_model(model, self._device, settings(self._options, self._device))
+        except Exception as e:
+            raise BackendError(
+                f"OpenVINO cannot compile {self._path.name}: {reason(e)}",
+                hint="check the shapes fed against `deploy inspect`, or build with this version of OpenVINO",
+            ) from e
+        return _Compiled(compiled, inputs, outputs)
 
     def close(self) -> None:
         self._compiled.clear()
@@ -135,15 +151,20 @@ class _Compiled:
         self._inputs, self._outputs = inputs, outputs
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
-        given = {index: np.asarray(feeds[name], order="C") for name, index in self._inputs.items()}
+        from openvino import Tensor
+
         try:
-            found = self.request.infer(given, share_inputs=True)
+            for name, index in self._inputs.items():
+                array = np.asarray(feeds[name], order="C")
+                array = array if array.flags.writeable else array.copy()
+                self.request.set_input_tensor(index, Tensor(array, shared_memory=True))
+            found = self.request.infer(share_outputs=True)  # quicker than giving it the arrays
         except Exception as e:
             raise BackendError(
                 f"OpenVINO failed while running: {reason(e)}",
                 hint="check the shapes fed against `deploy inspect`",
             ) from e
-        return {name: found[index] for name, index in self._outputs.items()}
+        return {name: np.array(found[index]) for name, index in self._outputs.items()}
 
 
 def _places(ports: Sequence[openvino.Output], names: Sequence[str]) -> dict[str, int]:
