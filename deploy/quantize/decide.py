@@ -67,14 +67,14 @@ def decide(
 
     ``judge`` scores on validation data while searching; ``accept`` on eval data, once if all goes well. If
     eval data refuse what validation data allowed, twice as many blocks go back to float and they are looked
-    at again. ``precision`` "int8" keeps every block INT8 whatever it costs; "float" and "fp16" none.
+    at again. ``precision`` "int8" keeps every block INT8 whatever it costs; "float", "fp16" and "bf16" none.
     ``locked`` names the float blocks of an earlier build, which are then taken as they are; the plan is the
     same as that build's.
     """
     able = subject.int8_blocks()
-    if subject.imported and able and precision not in ("float", "fp16"):
+    if subject.imported and able and precision not in ("float", "fp16", "bf16"):
         return _decide_fixed(subject, frozenset(), judge, accept, max_drop, workdir)
-    if precision in ("float", "fp16") or not able or calibration is None:
+    if precision in ("float", "fp16", "bf16") or not able or calibration is None:
         return decide_float(subject, judge, accept, max_drop, workdir)
     sqnr = block_sqnr(
         subject.graph,

@@ -147,7 +147,7 @@ def _verdict(job: Job, decided: Decided) -> Outcome:
         return Outcome(status="missed", reasons=(missed, *reasons))
     if decided.candidate.plan.quantized:
         return Outcome(status="met", reasons=tuple(reasons))
-    if request.precision in ("float", "fp16"):
+    if request.precision in ("float", "fp16", "bf16"):
         reasons.append(f"precision {request.precision} was asked for")
     elif roles.calibration is None:
         reasons.append("no calibration data were given")

@@ -65,7 +65,8 @@ def preview(request: Request, cache: Cache, record: Record) -> Preview:
 def _route(target: Target, route: Route, prepared: Prepared, roles: Roles, request: Request) -> RoutePreview:
     subject = subject_for(target, route, prepared, {}, request)
     quantizes = roles.calibration is not None or bool(prepared.facts.imported)
-    able = set(subject.int8_blocks()) if quantizes and request.precision not in ("float", "fp16") else set()
+    floats = not quantizes or request.precision in ("float", "fp16", "bf16")
+    able = set() if floats else set(subject.int8_blocks())
     verdicts = route.backend.check(prepared.fused, route.runtime)
     return RoutePreview(
         runtime=route.runtime.name,
