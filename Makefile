@@ -3,15 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-all check docs clean
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
+
+.PHONY: help install demo test test-all check docs site clean
 
 help:
 	@echo "make demo      install into .venv and build the embedded example for a Jetson"
 	@echo "make install   install into .venv with everything the tests need"
 	@echo "make test      the fast tests"
 	@echo "make test-all  the slow ones too"
-	@echo "make check     format, lint, types, import layers, generated documents"
+	@echo "make check     format, lint, types, import layers, generated documents, the site"
 	@echo "make docs      write the generated documents anew"
+	@echo "make site      build the documents' site into docs/site"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -43,9 +46,13 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python docs/generate.py --check
+	@site=$$(mktemp -d) && trap 'rm -rf "$$site"' EXIT && $(MKDOCS) -d "$$site"
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 
+site: $(VENV)/.dev
+	$(MKDOCS)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis examples/digits/dist
+	rm -rf docs/site $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis examples/digits/dist

@@ -88,7 +88,7 @@ def _schema_hint(error: ValidationError) -> str:
     if any(e["type"] == "json_invalid" for e in error.errors()):
         return "give a whole file as deploy wrote it"
     if any(e["type"] == "extra_forbidden" for e in error.errors()):
-        return "remove the key, or look up its spelling in docs/reference.md"
+        return "remove the key, or look up its spelling in the documents, under Reference"
     return "correct the value of that key"
 
 

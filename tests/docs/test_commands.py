@@ -1,0 +1,123 @@
+"""Every command and every piece of Python that the documents show is run, page by page.
+
+What cannot be run here is marked in its fence, with the reason as its title; `docs/run.py` says how.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+docs = load(ROOT / "docs" / "run.py")
+SLOW = {"how-to/pytorch.md", "how-to/x86.md", "how-to/jetson.md"}
+"""Start PyTorch, or build much; `make test-all` runs them."""
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def name(page: Path) -> str:
+    return page.relative_to(docs.PAGES).as_posix()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name(page), marks=[pytest.mark.slow] if name(page) in SLOW else [])
+        for page in docs.pages()
+    ],
+)
+def test_page_does_what_it_shows(page: Path, tmp_path: Path, cache: Path) -> None:
+    docs.prepare(page, tmp_path)
+    docs.run_page(page, tmp_path, cache)
+
+
+def test_readme_does_what_it_shows(tmp_path: Path, cache: Path) -> None:
+    """Its commands name a model.onnx, data, and an input: here they are the example's."""
+    readme = ROOT / "README.md"
+    blocks = list(docs.blocks(readme.read_text(encoding="utf-8")))
+    typed = [line for block in blocks for line in block.lines if line.startswith("deploy ")]
+    assert len(typed) >= 8
+    shutil.copytree(ROOT / "examples" / "digits", tmp_path, dirs_exist_ok=True)
+    for wanted, there in (("model.onnx", "digits.onnx"), ("input.npz", "eval.npz")):
+        shutil.copy(tmp_path / there, tmp_path / wanted)
+    (tmp_path / "deploy.toml").unlink()  # `deploy init` writes it
+    for line in typed:
+        command = re.sub(r"\s+#.*", "", line)
+        docs.execute(readme, 0, ["bash", "-c", command], tmp_path, cache)
+    (program,) = (block.text for block in blocks if block.lang == "python")
+    batch = "import numpy as np\nbatch = np.zeros((2, 1, 16, 16), np.float32)\n"
+    docs.execute(readme, 0, [sys.executable, "-c", batch + program], tmp_path, cache)
+
+
+def test_what_is_not_run_says_why() -> None:
+    marked = [
+        (name(page), block.title)
+        for page in docs.pages()
+        for block in docs.blocks(page.read_text(encoding="utf-8"))
+        if not block.run
+    ]
+    assert all(title for _, title in marked), marked
+    assert {title for _, title in marked} == {
+        "On the board",
+        "Installs a package",
+        "Installs into a new environment",
+        "Installs the package",
+    }
+
+
+def test_command_that_fails_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```console\n$ true\n$ false\n```\n")
+    with pytest.raises(docs.Mismatch, match="ended with 1"):
+        docs.run_page(page, tmp_path, tmp_path)
+
+
+def test_shown_output_that_nothing_writes_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```console\n$ echo file 12 kB\nfile 11 kB\n$ echo file\nweights 3 kB\n```\n")
+    with pytest.raises(docs.Mismatch, match=r"weights kB"):
+        docs.run_page(page, tmp_path, tmp_path)
+
+
+def test_block_that_is_neither_run_nor_marked_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```sh\nrm -rf everything\n```\n")
+    with pytest.raises(docs.Mismatch, match="neither run nor marked"):
+        docs.run_page(page, tmp_path, tmp_path)
+
+
+def test_piece_of_deploy_toml_with_a_wrong_key_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```toml\n[budget]\nmaximal_drop = 1\n```\n")
+    with pytest.raises(docs.Mismatch, match="maximal_drop"):
+        docs.run_page(page, tmp_path, tmp_path)
+
+
+def test_generated_pages_are_fresh() -> None:
+    """The same as in `make check`, so that whoever runs the tests alone learns of it."""
+    run = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
