@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from deploy.adapter.discover import find_backend
 from deploy.adapter.protocol import Runner
 from deploy.errors import UsageError
-from deploy.spec.document import parse
-from deploy.spec.manifest import Manifest, Measurements
+from deploy.spec.document import DocumentT, parse
+from deploy.spec.manifest import Lock, Manifest, Measurements
+from deploy.spec.plan import Plan
 
 MANIFEST, MEASUREMENTS, SELFTEST = "manifest.json", "measurements.json", "selftest.npz"
 ARTIFACT, GRAPH, PLAN, LOCK, LOG = "artifact", "graph.onnx", "plan.json", "deploy.lock", "build.log"
@@ -42,19 +43,28 @@ def load_bundle(path: Path | str) -> Bundle:
         raise UsageError(
             f"{folder}: {what}", hint="give the folder that `deploy build` wrote, such as dist/x86-cpu"
         )
-    manifest = parse(Manifest, _text(manifest_path), origin=manifest_path)
+    manifest = _document(folder, MANIFEST, Manifest)
     for name in manifest.files:
-        _require_inside(folder, name)
+        require_inside(folder, name)
     for name in manifest.artifact.files:
-        _require_inside(folder / ARTIFACT, name)
-    _require_inside(folder, ARTIFACT)
-    measured_path = folder / MEASUREMENTS
+        require_inside(folder / ARTIFACT, name)
+    require_inside(folder, ARTIFACT)
     measurements = (
-        parse(Measurements, _text(measured_path), origin=measured_path)
-        if measured_path.is_file()
+        _document(folder, MEASUREMENTS, Measurements)
+        if (folder / MEASUREMENTS).is_file()
         else Measurements(comparison=None, why_not="the bundle holds no measurements")
     )
     return Bundle(folder, manifest, measurements, file_digest(manifest_path))
+
+
+def load_plan(bundle: Bundle) -> Plan:
+    """The quantization plan of a bundle. Raises UsageError where there is none."""
+    return _document(bundle.folder, PLAN, Plan)
+
+
+def load_lock(bundle: Bundle) -> Lock:
+    """The recorded choices of a bundle. Raises UsageError where there are none."""
+    return _document(bundle.folder, LOCK, Lock)
 
 
 def open_bundle(path: Path | str) -> Runner:
@@ -82,7 +92,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _document(folder: Path, name: str, kind: type[DocumentT]) -> DocumentT:
+    path = folder / name
+    require_inside(folder, name)
+    return parse(kind, _text(path), origin=path)
+
+
 def _text(path: Path) -> str:
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file", hint="build the bundle again, or copy the whole of it")
     try:
         size = path.stat().st_size
         if size > _LARGEST_DOCUMENT:
@@ -94,7 +112,7 @@ def _text(path: Path) -> str:
         raise UsageError(f"{path}: cannot be read: {e.strerror}", hint="check who may read it") from e
 
 
-def _require_inside(folder: Path, name: str) -> None:
+def require_inside(folder: Path, name: str) -> None:
     """A bundle may come from anywhere: no file that it names may lie elsewhere."""
     root = folder.resolve()
     if "\0" in name or not (root / name).resolve().is_relative_to(root):

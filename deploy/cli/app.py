@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from deploy import __version__
-from deploy.cli import build, cache, doctor, init, inspect, targets, verify
+from deploy.cli import build, cache, doctor, init, inspect, report, targets, verify
 from deploy.cli import run as run_bundle
 from deploy.cli.options import Loudness, Quiet, Verbose
 from deploy.errors import UsageError
@@ -51,6 +51,7 @@ app = typer.Typer(
 app.command("init", cls=Command)(init.init)
 app.command("build", cls=Command)(build.build)
 app.command("inspect", cls=Command)(inspect.inspect)
+app.command("report", cls=Command)(report.report)
 app.command("run", cls=Command)(run_bundle.run)
 app.command("verify", cls=Command)(verify.verify)
 app.command("targets", cls=Command)(targets.targets)

@@ -42,7 +42,7 @@ def inspect(
 
 def _inspect_bundle(path: Path, *, json: bool) -> None:
     from deploy.bundle.read import load_bundle
-    from deploy.cli.report import contents_json, show_contents
+    from deploy.cli.result import contents_json, show_contents
     from deploy.cli.terminal import write_json
 
     bundle = load_bundle(path)

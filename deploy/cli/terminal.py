@@ -50,6 +50,11 @@ def write_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_text(text: str) -> None:
+    """Text of several lines on stdout, exactly as it is: programs, documents."""
+    sys.stdout.write(text)
+
+
 def write_line(*parts: Cell, wrap: bool = True) -> None:
     """One line on stdout. Without ``wrap`` it is left to the terminal, so that an address stays whole."""
     _print(Text.assemble(*(_text(part) for part in parts)), wrap=wrap)

@@ -71,6 +71,7 @@ def loaded_by(statements: str) -> set[str]:
 
 
 HEAVY = {
+    "jinja2",
     "numpy",
     "onnx",
     "onnx_ir",

@@ -123,7 +123,7 @@ def test_the_example_for_every_kind_of_target(
 def test_what_a_bundle_holds(make: Build, example: Path) -> None:
     bundle = make(data=example / "calib.npz")
     names = {p.relative_to(bundle.folder).as_posix() for p in bundle.folder.rglob("*") if p.is_file()}
-    assert names == {*FIRST_HALF, "measurements.json", "build.log"}
+    assert names == {*FIRST_HALF, "measurements.json", "build.log", "report.html"}
     assert [stage.name for stage in bundle.measurements.stages] == UNMEASURED
     assert [line.split()[0] for line in (bundle.folder / "build.log").read_text().splitlines()] == UNMEASURED
     assert bundle == load_bundle(bundle.folder)

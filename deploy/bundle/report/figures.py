@@ -51,6 +51,14 @@ def difference(value: float, unit: str) -> str:
     return f"{digits(value)} {unit}".rstrip()
 
 
+def signed(value: float, unit: str) -> str:
+    """A change of a metric with its sign: ``+0.17 points``, ``−1.20 points``, ``0``."""
+    text = difference(abs(value), unit)
+    if value == 0:
+        return "0"
+    return f"{'+' if value > 0 else '−'}{text}"
+
+
 def times(ratio: float) -> str:
     """``2.73 ×``"""
     return f"{ratio:.2f} ×"

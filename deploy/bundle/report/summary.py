@@ -1,0 +1,167 @@
+"""The result of a build in one sentence, as float against artifact, and what that rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from deploy.bundle.read import Bundle
+from deploy.bundle.report import figures
+from deploy.spec.manifest import Evaluation, Manifest
+from deploy.spec.measurement import Comparison
+
+Kind = Literal["", "good", "bad"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of the float model and of the artifact, and how it changed."""
+
+    name: str
+    before: str
+    after: str
+    change: str = ""
+    kind: Kind = ""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and what is to be said of it."""
+
+    name: str
+    value: str
+    kind: Kind = ""
+
+
+_OPENINGS = {"met": "Met", "missed": "Missed", "float": "Float"}
+
+
+def sentence(bundle: Bundle) -> str:
+    """The verdict with the numbers: ``Met: top1 90.40 %, 0.10 points below float; 4.03 × faster; ...``"""
+    manifest, comparison = bundle.manifest, bundle.measurements.comparison
+    parts = [_score(manifest.evaluation)]
+    if comparison is not None:
+        parts.append(_faster(comparison.speedup))
+    parts.append(_resized(manifest.size_bytes.baseline, manifest.size_bytes.artifact, "the same size"))
+    if comparison is None:
+        parts.append("not timed here")
+    return f"{_OPENINGS[manifest.verdict.status]}: {'; '.join(parts)}."
+
+
+def _score(scores: Evaluation | None) -> str:
+    if scores is None:
+        return "not scored, for want of data"
+    value, distance = (
+        figures.score(scores.artifact, scores.unit),
+        figures.difference(abs(scores.drop), scores.unit),
+    )
+    if scores.drop == 0:
+        return f"{scores.metric} {value}, as the float model"
+    return f"{scores.metric} {value}, {distance} {'worse' if scores.drop > 0 else 'better'} than float"
+
+
+def rows(bundle: Bundle) -> tuple[Row, ...]:
+    """Float against artifact: metric, latency, file, weights and peak memory, as far as they are known."""
+    manifest, comparison = bundle.manifest, bundle.measurements.comparison
+    sizes = manifest.size_bytes
+    return (
+        *_score_rows(manifest.evaluation),
+        *_latency_rows(comparison),
+        _size_row("file", sizes.baseline, sizes.artifact),
+        _size_row("weights", sizes.baseline_weights, sizes.weights),
+        *_memory_rows(comparison),
+    )
+
+
+def _score_rows(scores: Evaluation | None) -> list[Row]:
+    if scores is None:
+        return []
+    unit = scores.unit
+    lost = "lost" if scores.drop > 0 else "gained"
+    change = "unchanged" if scores.drop == 0 else f"{figures.difference(abs(scores.drop), unit)} {lost}"
+    if any(scores.interval):
+        low, high = (figures.difference(end, unit) for end in scores.interval)
+        change += f" (95 %: {low.removesuffix(' points')} to {high})"
+    before, after = (figures.score(value, unit) for value in (scores.baseline, scores.artifact))
+    return [Row(scores.metric, before, after, change, "" if scores.drop > 0 else "good")]
+
+
+def _latency_rows(comparison: Comparison | None) -> list[Row]:
+    if comparison is None:
+        return []
+    before, after = comparison.baseline.latency_ms, comparison.artifact.latency_ms
+    low, high = comparison.interval
+    ratio = comparison.speedup
+    change = f"{_faster(ratio)} (95 %: {low:.2f} to {high:.2f})"
+    ms = figures.milliseconds
+    return [
+        Row("latency p50", ms(before.p50), ms(after.p50), change, "good" if ratio > 1 else ""),
+        Row("latency p95", ms(before.p95), ms(after.p95)),
+        Row("latency p99", ms(before.p99), ms(after.p99)),
+    ]
+
+
+def _memory_rows(comparison: Comparison | None) -> list[Row]:
+    if comparison is None:
+        return []
+    before, after = comparison.baseline.peak_memory_bytes, comparison.artifact.peak_memory_bytes
+    return [] if before is None or after is None else [_size_row("peak memory", before, after)]
+
+
+def _size_row(name: str, before: int, after: int) -> Row:
+    kind: Kind = "good" if after and before / after >= _VISIBLE else ""
+    return Row(name, figures.size(before), figures.size(after), _resized(before, after, ""), kind)
+
+
+_VISIBLE = 1.005
+"""Ratios nearer to 1 than this read as 1.00."""
+
+
+def _faster(ratio: float) -> str:
+    return f"{figures.times(ratio)} faster" if ratio >= 1 else f"{figures.times(1 / ratio)} slower"
+
+
+def _resized(before: int, after: int, same: str) -> str:
+    ratio = before / after if after and before else 1.0
+    if ratio >= _VISIBLE:
+        return f"{figures.times(ratio)} smaller"
+    return f"{figures.times(1 / ratio)} larger" if ratio <= 1 / _VISIBLE else same
+
+
+def context(bundle: Bundle) -> tuple[Fact, ...]:
+    """What the figures rest on: precision, data, machine, proof."""
+    manifest, measured = bundle.manifest, bundle.measurements
+    facts = [Fact("precision", precisions(manifest))]
+    if manifest.calibration is not None:
+        samples = figures.plural(manifest.calibration.samples, "sample")
+        noise = " of random noise" if manifest.calibration.random else ""
+        facts.append(Fact("calibrated on", f"{samples}{noise}, {manifest.calibration.observer} ranges"))
+    if manifest.evaluation is not None:
+        scores = manifest.evaluation
+        looks = "once" if scores.looks == 1 else f"{scores.looks} times"
+        samples = figures.plural(scores.samples, "sample")
+        facts.append(Fact("judged on", f"{samples} of {scores.role} data, looked at {looks}"))
+    if measured.comparison is not None:
+        where = measured.comparison.artifact.conditions
+        threads = figures.plural(where.threads, "thread")
+        facts.append(
+            Fact("measured on", f"{where.device}, {threads}, batch {where.batch}, in turn with float")
+        )
+    elif measured.why_not:
+        facts.append(Fact("not measured", measured.why_not))
+    proof = manifest.verification
+    if proof.passed:
+        samples = figures.plural(proof.samples, "sample")
+        allowed = f"error {proof.error:.2g}, {proof.tolerance:.2g} allowed"
+        facts.append(Fact("verified", f"by {proof.executed_by} on {samples}: {allowed}"))
+    else:
+        facts.append(Fact("not verified", proof.first_divergence or f"error {proof.error:.2g}", "bad"))
+    if manifest.deferred:
+        facts.append(Fact("deferred", f"finished on the device: {', '.join(manifest.artifact.files)}"))
+    return tuple(facts)
+
+
+def precisions(manifest: Manifest) -> str:
+    """``1 float block, 21 int8 blocks``"""
+    counts = [figures.plural(n, f"{p} block") for p, n in manifest.precision.items() if n]
+    return ", ".join(counts) or "no blocks"

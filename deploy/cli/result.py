@@ -1,0 +1,129 @@
+"""A bundle in words and as JSON: the verdict first, then what was won and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from deploy.bundle.report.content import cleaned
+from deploy.bundle.report.origin import File, origin
+from deploy.bundle.report.summary import Fact, Row, context, rows
+from deploy.cli.terminal import Cell, write_facts, write_line, write_table
+
+if TYPE_CHECKING:
+    from deploy.bundle.read import Bundle
+    from deploy.spec.measurement import Latency
+
+_VERDICTS: dict[str, Cell] = {
+    "met": ("✓ met", "good"),
+    "missed": ("✗ missed", "bad"),
+    "float": ("• float", "middling"),
+}
+
+
+def as_json(bundle: Bundle) -> dict[str, object]:
+    """The object ``deploy build --json`` writes for one target. ``why`` says why nothing was measured."""
+    manifest, measured = bundle.manifest, bundle.measurements
+    sizes, scores, comparison = manifest.size_bytes, manifest.evaluation, measured.comparison
+    found: dict[str, object] = {
+        "target": manifest.target,
+        "backend": manifest.artifact.backend,
+        "bundle": str(bundle.folder),
+        "verdict": {"status": manifest.verdict.status, "reasons": list(manifest.verdict.reasons)},
+        "metric": None
+        if scores is None
+        else {
+            "name": scores.metric,
+            "baseline": scores.baseline,
+            "artifact": scores.artifact,
+            "drop": scores.drop,
+            "interval": list(scores.interval),
+        },
+        "size_bytes": {
+            "baseline": sizes.baseline,
+            "artifact": sizes.artifact,
+            "weights": sizes.weights,
+            "baseline_weights": sizes.baseline_weights,
+            "ratio": sizes.baseline / sizes.artifact,
+        },
+        "latency_ms": None,
+        "peak_memory_bytes": None,
+    }
+    if comparison is None:
+        found["why"] = measured.why_not
+    else:
+        baseline, artifact = comparison.baseline, comparison.artifact
+        found["latency_ms"] = {
+            "baseline": _percentiles(baseline.latency_ms),
+            "artifact": _percentiles(artifact.latency_ms),
+            "speedup": comparison.speedup,
+        }
+        found["peak_memory_bytes"] = {
+            "baseline": baseline.peak_memory_bytes,
+            "artifact": artifact.peak_memory_bytes,
+        }
+    found["stages"] = [{"name": s.name, "seconds": s.seconds, "cached": s.cached} for s in measured.stages]
+    return found
+
+
+def show_result(bundle: Bundle, more: Sequence[Fact] = ()) -> None:
+    """The result of a build: the verdict, float against artifact, what that rests on, and ``more``."""
+    manifest = bundle.manifest
+    write_line(
+        _VERDICTS[manifest.verdict.status],
+        "  ",
+        (cleaned(manifest.target), "strong"),
+        (f"  {bundle.folder}", "quiet"),
+    )
+    for reason in cleaned(manifest.verdict.reasons):
+        write_line(f"  {reason}")
+    write_line()
+    write_rows(cleaned(rows(bundle)))
+    write_line()
+    write_all([*cleaned(context(bundle)), *more])
+
+
+def write_rows(found: Sequence[Row]) -> None:
+    """Float against artifact."""
+    lines: list[list[Cell]] = [[row.name, row.before, row.after, (row.change, row.kind)] for row in found]
+    write_table(("", "float", "artifact", ""), lines, right=(1, 2))
+
+
+def write_all(facts: Sequence[Fact]) -> None:
+    """Names and values in two columns."""
+    write_facts([(fact.name, (fact.value, fact.kind)) for fact in facts])
+
+
+def show_contents(bundle: Bundle) -> None:
+    """What a bundle holds: the result of its build, and the files with their sizes."""
+    manifest = bundle.manifest
+    found = cleaned(origin(bundle))
+    facts = [*found.facts, Fact("made with", ", ".join(f"{f.name} {f.value}" for f in found.toolchain))]
+    facts += [Fact("digest", found.digest)]
+    facts += [Fact("input", cleaned(str(spec))) for spec in manifest.artifact.inputs]
+    facts += [Fact("output", cleaned(str(spec))) for spec in manifest.artifact.outputs]
+    show_result(bundle, facts)
+    write_line()
+    write_files(found.files)
+
+
+def write_files(files: Sequence[File]) -> None:
+    """The files that a manifest vouches for."""
+    lines: list[list[Cell]] = [
+        [file.name, file.size or ("missing", "bad"), (file.sha256[:16], "quiet")] for file in files
+    ]
+    write_table(("file", "size", "SHA-256"), lines, right=(1,))
+
+
+def contents_json(bundle: Bundle) -> dict[str, object]:
+    """Manifest and measurements as they lie on disk, with the digest."""
+    return {
+        "bundle": str(bundle.folder),
+        "digest": bundle.digest,
+        "manifest": bundle.manifest.model_dump(mode="json", by_alias=True),
+        "measurements": bundle.measurements.model_dump(mode="json", by_alias=True),
+    }
+
+
+def _percentiles(latency: Latency) -> dict[str, float]:
+    return {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99}
