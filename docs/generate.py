@@ -57,10 +57,10 @@ def joined(*parts: str) -> str:
 def project_page() -> str:
     return joined(
         "# deploy.toml",
-        "What a project builds: the model, its data, the budget, the targets. `deploy init` writes a commented "
-        "one; `deploy build` reads it in the working folder or the nearest folder above. Flags on the command "
-        "line win over the file, the file over the defaults. Unknown keys are errors. Relative paths start at "
-        "the folder of the file.",
+        "What a project builds: the model, its data, the budget, the targets. `deploy init` writes a "
+        "commented one; `deploy build` reads it in the working folder or the nearest folder above. Flags "
+        "on the command line win over the file, the file over the defaults. Unknown keys are errors. "
+        "Relative paths start at the folder of the file.",
         *(section(name, kind, array=name == "recipe") for name, kind in project_sections()),
         "## Metrics",
         "Built in: " + ", ".join(f"`{name}`" for name in METRICS) + ". `auto` chooses by labels and outputs; "
@@ -137,9 +137,10 @@ def default(field: FieldInfo) -> str:
 def bundle_page() -> str:
     return joined(
         "# Bundle",
-        "What `deploy build` leaves in `<out>/<target>`, file by file, with every key of its documents. All but "
-        "`measurements.json` and `build.log` depend only on model, data, recipe, profile, seed, versions and "
-        "recorded choices: `manifest.json` holds their hashes, and its own hash is the bundle's digest.",
+        "What `deploy build` leaves in `<out>/<target>`, file by file, with every key of its documents. "
+        "All but `measurements.json` and `build.log` depend only on model, data, recipe, profile, seed, "
+        "versions and recorded choices: `manifest.json` holds their hashes, and its own hash is the "
+        "bundle's digest.",
         "All documents are JSON with a schema number. A reader refuses keys that it does not know.",
         *(fields(heading, kind) for heading, kind in DOCUMENTS.items()),
         "## selftest.npz",
@@ -180,8 +181,8 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
 def profile_page() -> str:
     return joined(
         "# Profile format",
-        "Every key of a device profile. To write one, see [Add a profile](../how-to/profile.md); what ours say "
-        "stands in [Targets and their facts](targets.md).",
+        "Every key of a device profile. To write one, see [Add a profile](../how-to/profile.md); what ours "
+        "say stands in [Targets and their facts](targets.md).",
         prose(profile_spec),
         section("", profile_spec.Profile),
         section("on_host", profile_spec.HostVariant, array=True),
@@ -197,8 +198,9 @@ def profile_page() -> str:
 def targets_page() -> str:
     return joined(
         "# Targets and their facts",
-        "Every device that `--target` knows, with all that its profile says, where each figure comes from and "
-        "when it was looked up. `unknown` means that nobody could tell. `deploy targets NAME` shows the same.",
+        "Every device that `--target` knows, with all that its profile says, where each figure comes from "
+        "and when it was looked up. `unknown` means that nobody could tell. `deploy targets NAME` shows "
+        "the same.",
         "\n".join(["| target | also called | device | runtimes |", "|---|---|---|---|", *target_rows()]),
         *(facts(profile) for profile in all_profiles()),
     )
@@ -311,8 +313,8 @@ def exit_codes_page() -> str:
     rows = [f"| {code} | [`{name}`](python.md) | {meaning} |" for name, code, meaning in tree]
     return joined(
         "# Exit codes",
-        "What the `deploy` command ends with, and the exception that Python raises for the same reason. Every "
-        "error is one message (what went wrong, where) with a hint (what to do next).",
+        "What the `deploy` command ends with, and the exception that Python raises for the same reason. "
+        "Every error is one message (what went wrong, where) with a hint (what to do next).",
         "\n".join(
             [
                 "| code | exception | meaning |",
@@ -330,9 +332,9 @@ def exit_codes_page() -> str:
 def commands_page() -> str:
     return joined(
         "# Commands",
-        "Each command as `--help` shows it. Progress goes to stderr, results to stdout; `--json` writes one "
-        "object to stdout and nothing else. Environment: `DEPLOY_CACHE` is the cache's folder, `NO_COLOR` turns "
-        "colours off.",
+        "Each command as `--help` shows it. Progress goes to stderr, results to stdout; `--json` writes "
+        "one object to stdout and nothing else. Environment: `DEPLOY_CACHE` is the cache's folder, "
+        "`NO_COLOR` turns colours off.",
         *(command(name) for name in command_names()),
     )
 

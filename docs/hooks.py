@@ -1,7 +1,7 @@
 """Takes documents of the repository's root into the site, so that each has one source.
 
-Links in them are written for the root; here they lead to the site's page, or become plain text where what they
-name is not a page. Pictures in docs/images are taken in as well.
+Links in them are written for the root; here they lead to the site's page, or become plain text where what
+they name is not a page. Pictures in docs/images are taken in as well.
 """
 
 from __future__ import annotations

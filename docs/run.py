@@ -63,7 +63,7 @@ class Command:
     last: int
 
 
-class Mismatch(Exception):
+class PageError(Exception):
     """A page says something that does not happen."""
 
 
@@ -97,7 +97,7 @@ def commands(block: Block) -> list[Command]:
     position = 0
     while position < len(block.lines):
         if not block.lines[position].startswith("$ "):
-            raise Mismatch(f"line {block.first + position + 1}: a console block starts with a command")
+            raise PageError(f"line {block.first + position + 1}: a console block starts with a command")
         typed = block.lines[position][2:]
         position += 1
         while typed.endswith("\\"):
@@ -111,7 +111,7 @@ def commands(block: Block) -> list[Command]:
 
 
 def run_page(page: Path, folder: Path, cache: Path, *, check: bool = True) -> dict[Command, str]:
-    """Run a page's blocks in ``folder`` and return what each command wrote. Raises Mismatch.
+    """Run a page's blocks in ``folder`` and return what each command wrote. Raises PageError.
 
     Without ``check`` whatever is shown is taken for right.
     """
@@ -133,7 +133,7 @@ def run_page(page: Path, folder: Path, cache: Path, *, check: bool = True) -> di
                 if check:
                     compare(page, command, written[command])
         elif block.lang not in ("text", "json"):
-            raise Mismatch(f"{page.name}:{block.first}: a block of '{block.lang}' is neither run nor marked")
+            raise PageError(f"{page.name}:{block.first}: a block of '{block.lang}' is neither run nor marked")
     return written
 
 
@@ -164,7 +164,7 @@ def execute(page: Path, line: int, run: list[str], here: Path, cache: Path) -> s
         check=False,
     )
     if done.returncode:
-        raise Mismatch(f"{page.name}:{line}: ended with {done.returncode}\n{run[-1]}\n{done.stdout}")
+        raise PageError(f"{page.name}:{line}: ended with {done.returncode}\n{run[-1]}\n{done.stdout}")
     return done.stdout
 
 
@@ -176,7 +176,7 @@ def check_project(page: Path, block: Block) -> None:
         table = tomllib.loads(block.text)
         Project.model_validate({"schema": 1, "model": {"path": "model.onnx"}, **table})
     except ValueError as e:
-        raise Mismatch(f"{page.name}:{block.first}: {e}") from e
+        raise PageError(f"{page.name}:{block.first}: {e}") from e
 
 
 def compare(page: Path, command: Command, output: str) -> None:
@@ -185,7 +185,7 @@ def compare(page: Path, command: Command, output: str) -> None:
     have = {first_words(line) for line in output.splitlines()}
     missing = [words for words in want if words not in have]
     if len(missing) > (1 - SHOWN) * len(want):
-        raise Mismatch(f"{page.name}:{command.first}: shows lines {missing}, not in:\n{output}")
+        raise PageError(f"{page.name}:{command.first}: shows lines {missing}, not in:\n{output}")
 
 
 def first_words(line: str) -> str:

@@ -91,28 +91,28 @@ def test_what_is_not_run_says_why() -> None:
 def test_command_that_fails_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```console\n$ true\n$ false\n```\n")
-    with pytest.raises(docs.Mismatch, match="ended with 1"):
+    with pytest.raises(docs.PageError, match="ended with 1"):
         docs.run_page(page, tmp_path, tmp_path)
 
 
 def test_shown_output_that_nothing_writes_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```console\n$ echo file 12 kB\nfile 11 kB\n$ echo file\nweights 3 kB\n```\n")
-    with pytest.raises(docs.Mismatch, match=r"weights kB"):
+    with pytest.raises(docs.PageError, match=r"weights kB"):
         docs.run_page(page, tmp_path, tmp_path)
 
 
 def test_block_that_is_neither_run_nor_marked_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```sh\nrm -rf everything\n```\n")
-    with pytest.raises(docs.Mismatch, match="neither run nor marked"):
+    with pytest.raises(docs.PageError, match="neither run nor marked"):
         docs.run_page(page, tmp_path, tmp_path)
 
 
 def test_piece_of_deploy_toml_with_a_wrong_key_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```toml\n[budget]\nmaximal_drop = 1\n```\n")
-    with pytest.raises(docs.Mismatch, match="maximal_drop"):
+    with pytest.raises(docs.PageError, match="maximal_drop"):
         docs.run_page(page, tmp_path, tmp_path)
 
 
