@@ -1,10 +1,11 @@
 """Proof on the host: the artifact, in its runtime, computes what the reference graph says.
 
 The reference is the Q/DQ graph taken literally, node by node. What may differ is measured, not guessed. The
-same graph is run optimised too; and where the artifact computes in float16, a few times more with its inputs
-and float constants shaken by about what float16 rounds away. How far these stray from the reference is the
-noise floor. Where the artifact strays further than a few times that, the first operation whose value differs
-is named.
+same graph is run optimised too; once with inputs that are off by a float32's last bits, for one that lies
+half-way between two codes is rounded either way (pixels are, with a range of exactly -1 to 1); and where the
+artifact computes in float16 or bfloat16, a few times more with its inputs and float constants shaken by about
+what these round away. How far all this strays from the reference is the noise floor. Where the artifact
+strays further than a few times that, the first operation whose value differs is named.
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ from deploy.spec.manifest import Verification
 _FLOOR_FACTOR = 4.0
 _EXACT = 1e-5
 """Relative error that float32 sums in another order may always have."""
-_HALF = 2.0**-11
-"""Relative error of any value rounded to float16, and so of an output."""
+_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Relative error of any value rounded to these types, and so of an output."""
+_LAST_BITS = 2.0**-22
 _SECOND_IS_EXACT = ("QuantizeLinear", "DequantizeLinear", "Resize")
-_SHAKEN_BY = 2.0**-10
+_SHAKEN_BY = 2.0
 _SHAKEN_SAMPLES = 64
-"""By how much numbers are shaken, and on how many samples in total. Whether a code flips is chance, and flips
-near the output are rare and large: rounding once to float16 takes 39 of 240 right artifacts of small random
-networks for wrong ones, rounding to the nearest, up and down 2, this none."""
+"""By how many roundings numbers are shaken, and on how many samples in total. Whether a code flips is
+chance, and flips near the output are rare and large: rounding once to float16 takes 39 of 240 right artifacts
+of small random networks for wrong ones, rounding to the nearest, up and down 2, this none."""
 
 
 def verify(
@@ -62,10 +64,14 @@ def verify(
     count = sample_count(samples)
     with open_graph(candidate.qdq, optimised=False) as literal:  # one by one: a session holds all weights
         want = run_samples(literal, samples, count)
+        generator = np.random.default_rng(0)
+        nudged = {name: _shaken(array, generator, _LAST_BITS) for name, array in samples.items()}
+        floor = _finite(largest_error(want, run_samples(literal, nudged, count)))
     with open_graph(candidate.qdq) as optimised:
-        floor = largest_error(want, run_samples(optimised, samples, count))
-    if subject.runtime.around == "float16":
-        floor += _HALF + _half_noise(candidate.qdq, samples, want)
+        floor = max(floor, largest_error(want, run_samples(optimised, samples, count)))
+    around = subject.runtime.around
+    if around != "float32":
+        floor += _ROUNDING[around] + _half_noise(candidate.qdq, samples, want, around)
     with subject.backend.open(candidate.artifact, subject.options) as runner:
         got = run_samples(runner, samples, count)
         error = largest_error(want, got)
@@ -86,24 +92,31 @@ def verify(
     )
 
 
-def _half_noise(model: ir.Model, samples: Arrays, want: Arrays) -> float:
-    """How far the results move when inputs and constants are off by what float16 rounds away."""
+def _half_noise(model: ir.Model, samples: Arrays, want: Arrays, around: str) -> float:
+    """How far the results move when inputs and constants are off by what ``around`` rounds away."""
     generator = np.random.default_rng(0)
+    by = _SHAKEN_BY * _ROUNDING[around]
     count, worst = sample_count(samples), 0.0
     for _ in range(max(4, _SHAKEN_SAMPLES // count)):
-        feeds = {name: _shaken(array, generator) for name, array in samples.items()}
-        with open_graph(_with_shaken_constants(model, generator), optimised=False) as session:
-            moved = largest_error(want, run_samples(session, feeds, count))
-        if math.isfinite(moved):  # a shaken root of 0 is NaN, and says nothing of rounding
-            worst = max(worst, moved)
+        feeds = {name: _shaken(array, generator, by) for name, array in samples.items()}
+        shaken = _with_shaken_constants(model, generator, by, around)
+        with open_graph(shaken, optimised=False) as session:
+            worst = max(worst, _finite(largest_error(want, run_samples(session, feeds, count))))
     return worst
 
 
-def _with_shaken_constants(model: ir.Model, generator: np.random.Generator) -> ir.Model:
-    """A copy with the constants shaken that float16 rounds.
+def _finite(error: float) -> float:
+    """A shaken root of 0 is NaN, and says nothing of rounding."""
+    return error if math.isfinite(error) else 0.0
 
-    Not the scales, which are float16 numbers already, nor what stays float32 (the scales of a Resize, a step
-    of Range), nor a lone number that float16 holds (an exponent of 2).
+
+def _with_shaken_constants(
+    model: ir.Model, generator: np.random.Generator, by: float, around: str
+) -> ir.Model:
+    """A copy with the constants shaken that ``around`` rounds.
+
+    Not the scales, which an integer kernel takes as they are, nor what stays float32 in float16 graphs (the
+    scales of a Resize, a step of Range), nor a lone number that the type holds (an exponent of 2).
     """
     copy = model.clone()
     held = held_back(copy)
@@ -117,16 +130,23 @@ def _with_shaken_constants(model: ir.Model, generator: np.random.Generator) -> i
         array = constant(value)
         if array is None or array.dtype != np.float32 or name in exact:
             continue
-        if array.size == 1 and np.float16(array.item()) == array.item():
+        if array.size == 1 and _holds(around, array):
             continue
-        value.const_value = ir.tensor(_shaken(array, generator), name=name)
+        value.const_value = ir.tensor(_shaken(array, generator, by), name=name)
     return copy
 
 
-def _shaken(array: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _holds(around: str, number: np.ndarray) -> bool:
+    """Whether a lone float32 is a number of that type; bfloat16 is the upper half of a float32."""
+    if around == "bfloat16":
+        return int(number.reshape(()).view(np.uint32)) & 0xFFFF == 0
+    return bool(np.float16(number.item()) == number.item())
+
+
+def _shaken(array: np.ndarray, generator: np.random.Generator, by: float) -> np.ndarray:
     if array.dtype != np.float32:
         return array
-    noise = generator.uniform(-_SHAKEN_BY, _SHAKEN_BY, array.shape)
+    noise = generator.uniform(-by, by, array.shape)
     return np.asarray(array * (1 + noise), np.float32)
 
 
