@@ -19,6 +19,7 @@ from deploy.frontend.recognise import refuse_beyond_scope
 
 PROGRAM = "models/model.json"
 CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+_MAX_TEXT_BYTES = 128 * 2**20
 _SAVE_AGAIN = "save it again with torch.export.save, from a model with plain tensors for weights"
 _UNTRUSTED = "it was changed by hand or made to run code: ask where it comes from; " + _SAVE_AGAIN
 
@@ -65,10 +66,11 @@ _SPECS = ("in_spec", "out_spec")
 
 
 def check_archive(path: Path) -> None:
-    """Look at the names and sizes in the zip's directory; nothing is unpacked.
+    """Look at the names and sizes in the zip's directory, then at the texts; no tensor is touched.
 
     Raises ModelError where it is no program that ``torch.export.save`` wrote, holds anything that would run,
-    or declares more than it holds.
+    or declares more than it holds. Whoever loads the file checks it again, with the reader that loads it:
+    two readers may see two things in one archive.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -92,6 +94,18 @@ def check_archive(path: Path) -> None:
             hint="load it in the PyTorch that wrote it, and export it with a newer one",
         )
     check_names(str(path), (m.filename.partition("/")[2] for m in members))
+    longest = max(m.file_size for m in members if m.filename.endswith(".json"))
+    if longest > _MAX_TEXT_BYTES:
+        raise ModelError(
+            f"{path}: a graph of {longest} bytes is beyond the scope of this tool", hint=_SAVE_AGAIN
+        )
+    root = roots.pop()
+
+    def record(name: str) -> bytes:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(f"{root}/{name}")
+
+    check_records(str(path), record)
 
 
 def check_names(path: str, names: Iterable[str]) -> None:

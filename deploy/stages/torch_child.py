@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from deploy.errors import DeployError, ModelError, missing_extra
+from deploy.stages.torch_factory import find_function, make_program
 
 ONNX, TRIALS = "model.onnx", "trial-{}.npz"
 
@@ -25,24 +26,23 @@ def main(request: dict[str, object], answers: TextIO) -> None:
     for package in ("torch", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise missing_extra(package, "torch")
+    name, seed, root = str(request["name"]), int(str(request["seed"])), Path(str(request["root"]))
+    function = find_function(name, root) if request["path"] is None else None  # before what takes seconds
     import numpy as np
     import torch
 
     from deploy.frontend import torch_export
 
-    torch.set_num_threads(2)
-    name, seed = str(request["name"]), int(str(request["seed"]))
+    torch.set_num_threads(1)
     notes: list[tuple[str, str]] = []
     if request["path"] is not None:
         _limit_memory(int(str(request["memory"])))
         program = torch_export.load(Path(str(request["path"])))
         digest = ""
     else:
-        from deploy.stages.torch_factory import make_program
-
         shapes = request["shapes"]
-        assert isinstance(shapes, dict)
-        program = make_program(name, Path(str(request["root"])), shapes, seed, notes)
+        assert function is not None and isinstance(shapes, dict)
+        program = make_program(name, function, shapes, seed, notes)
         digest = torch_export.digest(program)
     notes += torch_export.check(name, program)
     _answer(answers, digest=digest, notes=notes)

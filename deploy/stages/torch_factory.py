@@ -9,7 +9,7 @@ import inspect
 import random
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -32,20 +32,31 @@ _AGREE = 1e-3
 """Relative to the largest magnitude; samples that see each other differ by far more."""
 
 
+def find_function(reference: str, root: Path) -> Callable[..., object]:
+    """The function that ``package.module:function`` names, looked up in ``root`` and among what is installed.
+
+    ``root`` stays importable: the user's code may import its neighbours when it runs. Raises UsageError.
+    """
+    sys.path.insert(0, str(root.resolve()))
+    return load_function(reference, root)
+
+
 def make_program(
-    reference: str, root: Path, shapes: Mapping[str, Sequence[int]], seed: int, notes: list[tuple[str, str]]
+    reference: str,
+    function: Callable[..., object],
+    shapes: Mapping[str, Sequence[int]],
+    seed: int,
+    notes: list[tuple[str, str]],
 ) -> ExportedProgram:
-    """Call ``package.module:function`` with the random numbers seeded, and export what it returns.
+    """Call the function with the random numbers seeded, and export what it returns.
 
     A module is put into evaluation mode. Its inputs are the examples given with it, else zeros of ``shapes``.
     The first dimension becomes free where samples do not influence each other. ``notes`` takes
-    ("note" | "warn", text). Raises UsageError where the function is not found or the sizes do not fit it,
-    ModelError where it fails, returns something else, or its model cannot be exported.
+    ("note" | "warn", text). Raises UsageError where sizes are missing or belong to no input, ModelError where
+    the function fails, returns something else, or its model cannot be exported.
     """
     import torch
 
-    _importable(root)
-    function = load_function(reference, root)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -86,11 +97,6 @@ def make_program(
              "(module, example_inputs, dynamic_shapes) to say what is free")
         )  # fmt: skip
         return _export(reference, module, args, kwargs, None)
-
-
-def _importable(root: Path) -> None:
-    """The user's code may import its neighbours at any time, not only while it is itself imported."""
-    sys.path.insert(0, str(root.resolve()))
 
 
 def _blame(who: str, error: BaseException) -> NoReturn:
