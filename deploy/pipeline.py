@@ -49,7 +49,7 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
 
 
 def dry_run(request: Request, progress: Progress = SILENT) -> Preview:
-    """What :func:`run` would do: nothing is searched, measured or written but the cache."""
+    """What `run` would do: nothing is searched, measured or written but the cache."""
     with open_cache(request.cache, progress) as cache:
         return preview(request, cache, Record(progress))
 

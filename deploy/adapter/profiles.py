@@ -97,6 +97,9 @@ def merge(parent: Table, child: Table) -> dict[str, object]:
     """``parent`` with ``child``'s keys over it: tables key by key, ``runtime`` entries by name, others whole.
 
     The child's runtimes come first, in its own order.
+
+    >>> merge({"memory": {"size": 8, "l2": 1}, "notes": ["a"]}, {"memory": {"size": 2}, "notes": ["b"]})
+    {'memory': {'size': 2, 'l2': 1}, 'notes': ['b']}
     """
     merged = dict(parent)
     for key, value in child.items():

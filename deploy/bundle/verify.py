@@ -227,7 +227,7 @@ def write_selftest(path: Path, feeds: Mapping[str, np.ndarray], outputs: Mapping
 
 
 def read_selftest(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The arrays that :func:`write_selftest` stored: feeds, outputs. Nothing is ever unpickled.
+    """The arrays that `write_selftest` stored: feeds, outputs. Nothing is ever unpickled.
 
     Raises VerificationError where the file holds anything else.
     """

@@ -59,7 +59,11 @@ class _Stderr(logging.Handler):
 
 
 def parse_shapes(words: list[str] | None) -> dict[str, tuple[int, ...]]:
-    """``["x=1,3,224,224"]`` as sizes by input. Raises UsageError."""
+    """Sizes by input. Raises UsageError.
+
+    >>> parse_shapes(["x=1,3,224,224"])
+    {'x': (1, 3, 224, 224)}
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for word in words or ():
         name, equals, sizes = word.rpartition("=")

@@ -176,9 +176,9 @@ def open_pictures(
     labels: str = "y",
 ) -> FittedSource:
     """Open image files by input; what the model's other inputs take is in ``data``, as for
-    :func:`open_dataset`. The n-th image of each input and the n-th sample of ``data`` belong together.
+    `open_dataset`. The n-th image of each input and the n-th sample of ``data`` belong together.
 
-    Raises DataError as :func:`open_dataset` does, and for an input that nothing feeds.
+    Raises DataError as `open_dataset` does, and for an input that nothing feeds.
     """
     by_name = {spec.name: spec for spec in inputs}
     parts: list[Source] = [open_image_files(paths, by_name[name]) for name, paths in pictures.items()]

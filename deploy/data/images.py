@@ -107,7 +107,7 @@ def open_images(folder: Path, spec: TensorSpec, labels: str) -> ImageFiles:
 def open_image_files(paths: Sequence[Path], spec: TensorSpec) -> ImageFiles:
     """Single images, and those of flat folders, in this order and without labels, for the input ``spec``.
 
-    Raises DataError for what is not there, for a folder of class folders, and as :func:`open_images` does.
+    Raises DataError for what is not there, for a folder of class folders, and as `open_images` does.
     """
     _require_pillow()
     files: list[Path] = []

@@ -18,6 +18,11 @@ def factory_name(source: str | Path) -> str | None:
     """``package.module:function`` where ``source`` says that, with ``python:`` before it or not; else None.
 
     A file of that name is a file.
+
+    >>> factory_name("nets.small:make")
+    'nets.small:make'
+    >>> factory_name("model.onnx") is None
+    True
     """
     text = str(source)
     bare = text.removeprefix(_PREFIX)
@@ -41,6 +46,7 @@ def is_exported_program(path: Path) -> bool:
 
 
 def kind_of(source: str | Path) -> Kind:
+    """What ``source`` names; whatever is neither a function nor an exported program is taken for ONNX."""
     if factory_name(source) is not None:
         return "factory"
     return "pt2" if is_exported_program(Path(source)) else "onnx"

@@ -64,6 +64,13 @@ def partition(model: ir.Model) -> tuple[Block, ...]:
 
     A node with a body (If, Loop, Scan) is a block of its own and not descended into. Two equal graphs give
     equal partitions. Raises ModelError where nodes have no name or share one.
+
+    >>> model = ir.from_onnx_text(
+    ...     '''<ir_version: 10, opset_import: ["" : 21]> g (float[n, 2] x) => (float[n, 2] z)
+    ...     <float[2, 2] w = {1, 0, 0, 1}> { [mm] y = MatMul(x, w) [act] z = Relu(y) }'''
+    ... )
+    >>> [block.nodes for block in partition(model)]
+    [('mm', 'act')]
     """
     _require_names(model.graph)
     growing = _Growing(model.graph)

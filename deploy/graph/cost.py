@@ -68,7 +68,15 @@ def node_costs(model: ir.Model, batch: int = 1) -> list[NodeCost]:
 
 
 def macs(model: ir.Model, batch: int = 1) -> int | None:
-    """MACs of one inference of ``batch`` samples, None where a node's are unknown: see :func:`uncounted`."""
+    """MACs of one inference of ``batch`` samples, None where a node's are unknown: see `uncounted`.
+
+    >>> model = ir.from_onnx_text(
+    ...     '''<ir_version: 10, opset_import: ["" : 21]> g (float[1, 2] x) => (float[1, 3] y)
+    ...     <float[2, 3] w = {1, 2, 3, 4, 5, 6}> { y = MatMul(x, w) }'''
+    ... )
+    >>> macs(model)
+    6
+    """
     return _total([_macs(node, batch) for node in model.graph])
 
 

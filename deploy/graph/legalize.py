@@ -2,7 +2,7 @@
 
 Strong typing means that a runtime computes each node in exactly the types that stand in the file, so every
 place where the type changes is a Cast of its own. Which nodes stay float32 follows from the tables below and
-from the constants; :func:`held_back` says it for every node. The tables follow PyTorch's autocast list of
+from the constants; `held_back` says it for every node. The tables follow PyTorch's autocast list of
 "operations that autocast to float32" and the ranges: float16 ends at 65504, its normal numbers begin at 6e-5.
 
 Softmax, LogSoftmax and the normalisations with a ``stash_type`` become float16 although autocast keeps them:
@@ -76,7 +76,7 @@ _IN_NORMALISATION = ("ReduceMean", "Add", "Sqrt", "Reciprocal", "Div", "Mul", "P
 def to_float16(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
     """A copy that computes in float16, with casts at its border: inputs and outputs stay float32.
 
-    Nodes named in ``keep`` and those of :func:`held_back` stay float32; integers and bodies of control flow
+    Nodes named in ``keep`` and those of `held_back` stay float32; integers and bodies of control flow
     are not touched. Where a value exists in both types the float16 one keeps the name, except for inputs and
     outputs of the graph. Scales of QuantizeLinear and DequantizeLinear become float16 exactly.
 
@@ -92,12 +92,12 @@ def to_float16(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
 
 
 def held_back(model: ir.Model, keep: Collection[str] = ()) -> dict[str, str]:
-    """Nodes that :func:`to_float16` leaves in float32, with the reason of each, in graph order."""
+    """Nodes that `to_float16` leaves in float32, with the reason of each, in graph order."""
     return _held_back(_typed(model.clone()), keep)
 
 
 def without_casts(model: ir.Model) -> ir.Model:
-    """A copy without the casts that :func:`to_float16` put in, every value under its old name.
+    """A copy without the casts that `to_float16` put in, every value under its old name.
 
     Its types no longer fit together: it is for reading structure back, not for running.
     """
@@ -255,7 +255,7 @@ def _carry(nodes: list[ir.Node], found: dict[str, str]) -> None:
 
 
 class _Conversion:
-    """One run of :func:`to_float16` over a graph that it may change."""
+    """One run of `to_float16` over a graph that it may change."""
 
     def __init__(self, model: ir.Model, reasons: Collection[str]) -> None:
         self._model = model

@@ -4,7 +4,7 @@ For an activation ``v`` the pair is ``v -> v/q -> v/dq`` and the readers of ``v`
 constant the integers are stored as ``v/int`` and the result of its DequantizeLinear is called ``v``, so that
 every node that read ``v`` still does. A quantized graph output keeps its name; its producer's value becomes
 ``v/raw``. The pair for a reader ``n`` with parameters of its own is ``v@n/q``, ``v@n/dq``; by this name
-:func:`read_tensors` knows it, everything else it sees from how the nodes are connected. Where such a name is
+`read_tensors` knows it, everything else it sees from how the nodes are connected. Where such a name is
 taken already, a number is appended.
 
     x = clamp(round_half_even(v / scale) + zero_point)      (ONNX QuantizeLinear, operator set 21)
@@ -30,7 +30,15 @@ _NUMPY = {t: np.dtype(t) for t in ("int8", "uint8", "int16", "uint16", "int32")}
 def quantize_array(
     array: np.ndarray, params: QuantParams, *, low: int | None = None, high: int | None = None
 ) -> np.ndarray:
-    """Integer codes of ``array``; computed in float64 from float32 inputs, so rounding is exact."""
+    """Integer codes of ``array``; computed in float64 from float32 inputs, so rounding is exact.
+
+    ``low`` and ``high`` narrow the type's range, for weights of 7 bits or without -128. Halves go to the even
+    code, as ONNX's QuantizeLinear has it.
+
+    >>> params = QuantParams(type="uint8", scale=(0.5,), zero_point=(3,))
+    >>> quantize_array(np.array([-1.0, 0.25, 0.75, 200.0]), params).tolist()
+    [1, 3, 5, 255]
+    """
     bounds = RANGES[params.type]
     scale, zero = (
         _along(params, np.asarray(p, np.float64), array.ndim) for p in (params.scale, params.zero_point)
@@ -41,7 +49,12 @@ def quantize_array(
 
 
 def dequantize_array(codes: np.ndarray, params: QuantParams) -> np.ndarray:
-    """The float32 values that the codes stand for."""
+    """The float32 values that the codes stand for.
+
+    >>> params = QuantParams(type="int8", scale=(0.5, 2.0), zero_point=(0, 1), axis=0)
+    >>> dequantize_array(np.array([[1, 2], [1, 2]], np.int8), params).tolist()
+    [[0.5, 1.0], [0.0, 2.0]]
+    """
     scale, zero = (
         _along(params, np.asarray(p, np.float64), codes.ndim) for p in (params.scale, params.zero_point)
     )
@@ -176,7 +189,7 @@ def _along(params: QuantParams, numbers: np.ndarray, rank: int) -> np.ndarray:
 
 
 def read_tensors(model: ir.Model) -> dict[str, TensorPlan]:
-    """The parameters that a graph written by :func:`insert` carries, by value name.
+    """The parameters that a graph written by `insert` carries, by value name.
 
     Origins, sharing and bias links are not in a graph: every origin reads ``imported``. Raises ValueError
     where a scale or zero point is not a constant, so that nothing can be read back.

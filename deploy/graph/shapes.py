@@ -85,7 +85,15 @@ def pin(model: ir.Model, shapes: Mapping[str, Sequence[int | None]]) -> ir.Model
 
 
 def free_dimensions(model: ir.Model) -> dict[str, tuple[tuple[str, int], ...]]:
-    """The inputs' free dimensions, in order of appearance: name -> every (input, axis) that has it."""
+    """The inputs' free dimensions, in order of appearance: name -> every (input, axis) that has it.
+
+    >>> model = ir.from_onnx_text(
+    ...     '''<ir_version: 10, opset_import: ["" : 21]>
+    ...     g (float[n, 2] a, float[n, m] b) => (float[n, 2] c) { c = Relu(a) }'''
+    ... )
+    >>> free_dimensions(model)
+    {'n': (('a', 0), ('b', 0)), 'm': (('b', 1),)}
+    """
     found: dict[str, list[tuple[str, int]]] = {}
     for value in model_inputs(model):
         for axis, dim in enumerate(value.shape.dims if value.shape is not None else ()):

@@ -70,6 +70,7 @@ def size(dimension: int | ir.SymbolicDim) -> Known:
 
 
 def sizes(shape: ir.Shape | None) -> tuple[Known, ...] | None:
+    """The dimensions of a shape; None where not even their number is known."""
     return None if shape is None else tuple(size(d) for d in shape)
 
 
@@ -79,6 +80,11 @@ def shape_of(known: Sizes) -> ir.Shape:
 
 
 def product(known: Iterable[Known]) -> Known:
+    """The number of elements of a tensor of these sizes; None where one of them is unknown.
+
+    >>> str(product([Size(2), Size(3, ("n",))]))
+    '6*n'
+    """
     total: Known = Size(1)
     for s in known:
         total = None if s is None or total is None else total.times(s)

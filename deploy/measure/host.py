@@ -57,6 +57,10 @@ def read_cpuinfo(text: str) -> tuple[str, frozenset[str]]:
     """Name and flags out of /proc/cpuinfo; only flags that all cores share, as a thread may run on any.
 
     The name is empty where the file has none, as on most ARM boards.
+
+    >>> name, flags = read_cpuinfo("model name : Some CPU\\nflags : fma avx2\\nflags : avx2\\n")
+    >>> name, sorted(flags)
+    ('Some CPU', ['avx2'])
     """
     fields: dict[str, list[str]] = {}
     for line in text.splitlines():

@@ -111,7 +111,14 @@ def _activations(
 
 
 def activation_params(low: float, high: float, rules: QuantRules) -> QuantParams:
-    """One scale and zero point that cover ``[low, high]`` (which contains 0) in the rules' type."""
+    """One scale and zero point that cover ``[low, high]`` (which contains 0) in the rules' type.
+
+    >>> from datetime import date
+    >>> rules = QuantRules(activation="uint8", compute=("Conv",), source="an example", date=date(2026, 1, 1))
+    >>> found = activation_params(-0.5, 1.5, rules)
+    >>> round(found.scale[0], 6), found.zero_point
+    (0.007843, (64,))
+    """
     bottom, top = RANGES[rules.activation]
     if rules.symmetric_activation:
         scale = _stored(np.asarray([max(-low, high) / top]), rules)

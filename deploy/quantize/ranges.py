@@ -104,6 +104,14 @@ def find_range(histogram: Histogram, observer: Observer, *, symmetric: bool) -> 
     ``minmax`` takes everything seen. ``percentile`` cuts 0.01 % off each end. ``mse`` minimises the expected
     squared error of rounding and clipping together. ``kl`` minimises the Kullback-Leibler divergence between
     the distribution and its quantized form (Migacz, "8-bit Inference with TensorRT", GTC 2017).
+
+    >>> histogram = Histogram()
+    >>> values = np.array([-1.0, 0.0, 3.0], np.float32)
+    >>> histogram.add(values, low=-1.0, high=3.0)
+    >>> find_range(histogram, "minmax", symmetric=False)
+    (-1.0, 3.0)
+    >>> find_range(histogram, "minmax", symmetric=True)
+    (-3.0, 3.0)
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if histogram.total == 0 or low == high:
@@ -203,7 +211,7 @@ def _divergence(reference: np.ndarray, counts: np.ndarray, levels: int) -> float
 
 
 def save_histograms(histograms: Mapping[str, Histogram], path: Path) -> None:
-    """Store histograms as one npz; :func:`load_histograms` reads it back exactly."""
+    """Store histograms as one npz; `load_histograms` reads it back exactly."""
     names = list(histograms)
     empty = np.zeros(BINS, np.int64)
     np.savez_compressed(
@@ -218,7 +226,7 @@ def save_histograms(histograms: Mapping[str, Histogram], path: Path) -> None:
 
 
 def load_histograms(path: Path) -> dict[str, Histogram]:
-    """What :func:`save_histograms` stored."""
+    """What `save_histograms` stored."""
     with np.load(path, allow_pickle=False) as stored:
         names, counts = stored["names"], stored["counts"]
         exponents, zeros, extremes = stored["exponents"], stored["zeros"], stored["extremes"]

@@ -1,6 +1,6 @@
 """What every file format of ours has in common: frozen, strict, numbered, canonical.
 
-A document is read with :func:`parse` and written with :func:`render`; both round-trip exactly. Unknown
+A document is read with `parse` and written with `render`; both round-trip exactly. Unknown
 keys are errors, so that a misspelt one never changes a build silently.
 """
 

@@ -157,6 +157,8 @@ class Lock(Frozen):
 
 
 class StageTime(Frozen):
+    """Seconds that a stage took, and whether its result came from the cache."""
+
     name: str
     seconds: float
     cached: bool

@@ -90,6 +90,12 @@ def differences(decided: Plan, read_back: Plan, *, ulps: int = 0) -> list[str]:
 
     Only what an artifact holds is compared: type, scale, zero point, axis, integer data and per-use
     overrides. ``ulps`` allows scales to differ by that many float32 steps, for formats that store ranges.
+
+    >>> one = TensorPlan(type="int8", scale=(0.5,), zero_point=(0,), origin="calibration")
+    >>> decided = Plan(graph_sha256="", target="rpi5", runtime="ort", tensors={"x": one})
+    >>> moved = one.model_copy(update={"zero_point": (3,)})
+    >>> differences(decided, decided.model_copy(update={"tensors": {"x": moved}}))
+    ['x: zero point (3,), planned (0,)']
     """
     lines = []
     for name in sorted(decided.tensors.keys() | read_back.tensors.keys()):

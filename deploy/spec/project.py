@@ -15,6 +15,8 @@ PrecisionRequest = Literal["auto", "float", "fp16", "bf16", "int8", "mixed"]
 
 
 class ModelSection(Frozen):
+    """The model: an ONNX file, a ``.pt2`` program or ``package.module:function``; ``shapes`` fixes sizes."""
+
     path: str
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -75,6 +77,8 @@ class Budget(Frozen):
 
 
 class QuantizeSection(Frozen):
+    """How blocks are quantized. ``exclude`` names nodes kept in float, ``samples`` caps calibration."""
+
     precision: PrecisionRequest = "auto"
     observer: Observer = "mse"
     exclude: tuple[str, ...] = ()
@@ -82,6 +86,8 @@ class QuantizeSection(Frozen):
 
 
 class BuildSection(Frozen):
+    """For which targets, and where to. ``threads`` run and measure; equal seeds give equal bundles."""
+
     targets: tuple[str, ...] = ()
     out: str = "dist"
     seed: int = Field(default=0, ge=0)
@@ -90,6 +96,8 @@ class BuildSection(Frozen):
 
 
 class Project(Frozen):
+    """A whole ``deploy.toml``."""
+
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     model: ModelSection
     data: DataSection = DataSection()

@@ -98,7 +98,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
 
 
 def load_compiled(folder: Path) -> tuple[Compiled, Plan]:
-    """What :func:`compile_for` left in ``folder``."""
+    """What `compile_for` left in ``folder``."""
     compiled = parse(Compiled, (folder / _RESULT).read_text(), origin=folder / _RESULT)
     artifact = compiled.artifact.model_copy(update={"folder": folder / ARTIFACT})
     plan = parse(Plan, (folder / PLAN).read_text(), origin=folder / PLAN)

@@ -58,7 +58,7 @@ class Entrant:
 class Race:
     """Who may win, preferred runtimes first; the float builds that INT8 has to beat; times where there are.
 
-    ``times`` holds the baseline under :data:`GIVEN` and everybody else by name.
+    ``times`` holds the baseline under `GIVEN` and everybody else by name.
     """
 
     entrants: tuple[Entrant, ...]

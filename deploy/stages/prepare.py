@@ -103,7 +103,7 @@ def prepare(
     seed: int,
     threads: int,
 ) -> None:
-    """Write both graphs and the facts into ``folder``; :func:`load` reads them back.
+    """Write both graphs and the facts into ``folder``; `load` reads them back.
 
     Raises ModelError where the model does not run, or where bringing it to the pinned operator set changes
     what it computes, UnsupportedError listing all that cannot be fed or that ONNX Runtime cannot run.
@@ -156,7 +156,7 @@ def prepare(
 
 
 def load(folder: Path) -> Prepared:
-    """What :func:`prepare` left in ``folder``."""
+    """What `prepare` left in ``folder``."""
     facts = parse(Facts, (folder / _FACTS).read_text(), origin=folder / _FACTS)
     return Prepared(folder, facts, infer(ir.load(folder / _CLEAN)), infer(ir.load(folder / _FUSED)))
 
