@@ -8,10 +8,11 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from backends.openvino.convert import core, reason, save, to_openvino
+from backends.openvino.convert import save, to_openvino
 from backends.openvino.profile import operation_times
 from backends.openvino.readback import read_tensors
 from backends.openvino.runner import OpenVinoOptions, OpenVinoRunner, read_file, settings
+from backends.openvino.sdk import core, reason
 from deploy.adapter.protocol import Arrays, Availability
 from deploy.errors import BackendError, UnsupportedError
 from deploy.frontend.opset import retarget

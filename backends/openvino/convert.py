@@ -4,37 +4,25 @@ The reader turns QuantizeLinear into FakeQuantize and Convert, DequantizeLinear 
 Multiply, keeping scales, zero points and integer weights as they are. It calls what it adds by a counter that
 runs as long as the process (``Constant_19``); here it is called after the node that it is part of
 (``conv1/Constant``), so that equal graphs give equal files.
-
-Only ``Core.read_model`` and ``serialize`` are used: unlike ``convert_model`` they know of no telemetry.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from backends.openvino.sdk import core, reason, sdk
 from backends.openvino.simplify import simplify
-from deploy.errors import BackendError, missing_extra
+from deploy.errors import BackendError
 from deploy.frontend.onnx_file import EXTERNAL_BEYOND, to_bytes, write
 from deploy.graph.edit import weight_bytes
 
 if TYPE_CHECKING:
     import openvino
-
-
-@cache
-def core() -> openvino.Core:
-    """The entry to OpenVINO, one for the process. Raises ToolchainError where it is not installed."""
-    try:
-        import openvino
-    except ImportError as e:
-        raise missing_extra("OpenVINO", "openvino") from e
-    return openvino.Core()
 
 
 def to_openvino(graph: ir.Model) -> openvino.Model:
@@ -53,9 +41,7 @@ def to_openvino(graph: ir.Model) -> openvino.Model:
 
 def save(model: openvino.Model, xml: Path, weights: Path) -> None:
     """Write the IR, numbers as they are, without the indentation that makes up a third of a small model."""
-    import openvino
-
-    openvino.serialize(model, xml, weights)
+    sdk().serialize(model, xml, weights)
     xml.write_bytes(b"\n".join(line.lstrip(b"\t") for line in xml.read_bytes().split(b"\n")))
 
 
@@ -107,17 +93,3 @@ def name_operations(model: openvino.Model, nodes: Iterable[ir.Node]) -> None:
 def _call(op: openvino.Node, name: str, taken: set[str]) -> None:
     op.set_friendly_name(name)
     taken.add(name)
-
-
-_SURROUNDINGS = (
-    *("Exception from", "Check '", "While validating", "FrontEnd API failed", "Model wasn't fully"),
-    *("Summary:", "To facilitate", "Conversion is failed"),
-)
-"""How lines begin in which OpenVINO says where in its own source something happened, not what."""
-
-
-def reason(error: Exception) -> str:
-    """What OpenVINO says, without the places in its own source."""
-    lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines()]
-    said = [line for line in lines if not line.startswith(_SURROUNDINGS) and not line.endswith("message:")]
-    return next(filter(None, said), " ".join(lines) or type(error).__name__)[:300]

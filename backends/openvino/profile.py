@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backends.openvino.convert import core, reason
 from backends.openvino.runner import OpenVinoOptions, read_file, settings
+from backends.openvino.sdk import core, reason
 from deploy.errors import BackendError
 
 if TYPE_CHECKING:

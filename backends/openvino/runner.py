@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from backends.openvino.convert import core, reason
+from backends.openvino.sdk import core, reason, sdk, version
 from deploy.adapter.feeds import require_fit
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError
@@ -151,13 +151,11 @@ class _Compiled:
         self._inputs, self._outputs = inputs, outputs
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
-        from openvino import Tensor
-
         try:
             for name, index in self._inputs.items():
                 array = np.asarray(feeds[name], order="C")
                 array = array if array.flags.writeable else array.copy()
-                self.request.set_input_tensor(index, Tensor(array, shared_memory=True))
+                self.request.set_input_tensor(index, sdk().Tensor(array, shared_memory=True))
             found = self.request.infer(share_outputs=True)  # quicker than giving it the arrays
         except Exception as e:
             raise BackendError(
@@ -171,13 +169,6 @@ def _places(ports: Sequence[openvino.Output], names: Sequence[str]) -> dict[str,
     """Where each name stands. Compiled, a model keeps the order, while a name may move to another value."""
     found = {name: index for index, port in enumerate(ports) for name in port.get_names()}
     return {name: found[name] for name in names}
-
-
-def version() -> str:
-    """OpenVINO's version, without the build that follows it."""
-    import openvino
-
-    return str(openvino.__version__).partition("-")[0]
 
 
 def _require_ports(

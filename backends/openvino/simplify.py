@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from backends.openvino.sdk import sdk
+
 if TYPE_CHECKING:
     import openvino
 
@@ -33,23 +35,19 @@ def simplify(model: openvino.Model) -> None:
 
 def _fix_shape(op: openvino.Node) -> None:
     """Reshape a constant now; else let the shape be a constant where it is known."""
-    from openvino import opset13
-
     shape = op.output(0).get_partial_shape()
     if not shape.is_static or op.input_value(0).get_partial_shape().is_dynamic:
         return
     data = op.input_value(0).get_node()
     sizes = [size.get_length() for size in shape]
     if data.get_type_name() == "Constant" and _plain(data) and not op.output(0).get_names():
-        op.output(0).replace(opset13.constant(np.array(data.get_data()).reshape(sizes)).output(0))
+        op.output(0).replace(sdk().opset13.constant(np.array(data.get_data()).reshape(sizes)).output(0))
     elif op.input_value(1).get_node().get_type_name() != "Constant":
-        op.input(1).replace_source_output(opset13.constant(np.asarray(sizes, np.int64)).output(0))
+        op.input(1).replace_source_output(sdk().opset13.constant(np.asarray(sizes, np.int64)).output(0))
 
 
 def _fix_sizes(op: openvino.Node) -> None:
     """A rank, or all axes from the third on, where they do not depend on the data."""
-    from openvino import opset13
-
     if op.output(0).get_names() or op.output(0).get_element_type().get_type_name() != "i64":
         return
     sources = [value.get_node() for value in op.input_values()]
@@ -63,13 +61,11 @@ def _fix_sizes(op: openvino.Node) -> None:
     else:
         numbers = np.arange(*(int(source.get_data().item()) for source in sources), dtype=np.int64)
     if numbers is not None:
-        op.output(0).replace(opset13.constant(np.asarray(numbers, np.int64)).output(0))
+        op.output(0).replace(sdk().opset13.constant(np.asarray(numbers, np.int64)).output(0))
 
 
 def _drop_zero_point(op: openvino.Node) -> None:
     """Take out the Subtract of a DequantizeLinear whose zero points are all 0; else store them as floats."""
-    from openvino import opset13
-
     zero = op.input_value(1).get_node()
     if zero.get_type_name() == "Reshape":
         zero = zero.input_value(0).get_node()
@@ -81,7 +77,7 @@ def _drop_zero_point(op: openvino.Node) -> None:
     if not np.any(stored.get_data()):
         op.output(0).replace(op.input_value(0))
     elif stored.get_data().ndim == 0:
-        op.input(1).replace_source_output(opset13.constant(np.float32(stored.get_data())).output(0))
+        op.input(1).replace_source_output(sdk().opset13.constant(np.float32(stored.get_data())).output(0))
 
 
 def _share_numbers(model: openvino.Model) -> None:

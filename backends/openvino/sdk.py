@@ -1,0 +1,61 @@
+"""OpenVINO itself: the one place where it is imported, so that it sends and writes nothing.
+
+``import openvino`` writes an identifier to ``~/intel`` and reports to Google Analytics through the package
+``openvino_telemetry``; where that is not installed it does without, which is what it is made to believe here.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from deploy.errors import missing_extra
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import openvino
+
+_TELEMETRY = "openvino_telemetry"
+
+
+@cache
+def sdk() -> ModuleType:
+    """The package. Raises ToolchainError where it is not installed."""
+    silenced = _TELEMETRY not in sys.modules
+    if silenced:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # how Python is told that there is none
+    try:
+        return import_module("openvino")
+    except ImportError as e:
+        raise missing_extra("OpenVINO", "openvino") from e
+    finally:
+        if silenced:
+            del sys.modules[_TELEMETRY]
+
+
+@cache
+def core() -> openvino.Core:
+    """The entry to OpenVINO, one for the process. Raises ToolchainError where it is not installed."""
+    return sdk().Core()
+
+
+def version() -> str:
+    """OpenVINO's version, without the build that follows it."""
+    return str(sdk().__version__).partition("-")[0]
+
+
+_SURROUNDINGS = (
+    *("Exception from", "Check '", "While validating", "FrontEnd API failed", "Model wasn't fully"),
+    *("Summary:", "To facilitate", "Conversion is failed"),
+)
+"""How lines begin in which OpenVINO says where in its own source something happened, not what."""
+
+
+def reason(error: Exception) -> str:
+    """What OpenVINO says, without the places in its own source."""
+    lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines()]
+    said = [line for line in lines if not line.startswith(_SURROUNDINGS) and not line.endswith("message:")]
+    return next(filter(None, said), " ".join(lines) or type(error).__name__)[:300]
