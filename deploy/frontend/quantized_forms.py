@@ -132,6 +132,7 @@ def parameters(
 
 
 def quant_type(dtype: ir.DataType) -> QuantType:
+    """The plan's word for an integer type. Raises NotExpressible for any other."""
     for kind in get_args(QuantType):
         if kind == dtype.name.lower():
             found: QuantType = kind

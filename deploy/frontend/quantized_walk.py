@@ -102,6 +102,7 @@ def with_activation(value: ir.Value, params: QuantParams, walk: Walk) -> ir.Valu
 
 
 def link_bias(bias: ir.Value, x: ir.Value, weight: ir.Value, walk: Walk) -> None:
+    """Note an int32 bias whose scale is the product of the input's and the weight's."""
     plan, of_weight = walk.constants[bias], walk.constants.get(weight)
     of_x = next((p for _, p in walk.reads.get(x, [])[::-1]), None)
     if plan.type != "int32" or bias in walk.bias_of or of_weight is None:
@@ -114,6 +115,7 @@ def link_bias(bias: ir.Value, x: ir.Value, weight: ir.Value, walk: Walk) -> None
 
 
 def producer_of(value: ir.Value) -> ir.Node:
+    """The node that computes ``value``. Raises ValueError where there is none."""
     node = value.producer()
     if node is None:
         raise ValueError(f"'{value.name}' is computed by no node")

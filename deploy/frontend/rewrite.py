@@ -118,6 +118,7 @@ def set_inputs(node: ir.Node, inputs: Sequence[ir.Value | None]) -> None:
 
 
 def set_attribute(node: ir.Node, name: str, value: Attribute) -> None:
+    """Set or replace an attribute by a plain Python value."""
     node.attributes[name] = ir.convenience.convert_attribute(name, value)
 
 
@@ -127,6 +128,7 @@ def given(node: ir.Node, index: int) -> ir.Value | None:
 
 
 def required(node: ir.Node, index: int) -> ir.Value:
+    """The input at ``index``. Raises NotExpressible where it is absent."""
     value = given(node, index)
     if value is None:
         raise NotExpressible(f"input {index} is missing")
@@ -141,6 +143,7 @@ def constant_array(value: ir.Value | None) -> np.ndarray | None:
 
 
 def rank(value: ir.Value | None) -> int | None:
+    """The number of axes, None where it is unknown."""
     return None if value is None or value.shape is None else value.shape.rank()
 
 

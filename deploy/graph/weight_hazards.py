@@ -88,6 +88,7 @@ def of_weights(node: ir.Node) -> Findings:
 
 
 def of_batch_norm(node: ir.Node) -> Findings:
+    """Channels that a tiny variance blows up."""
     if node.op_type != "BatchNormalization":
         return
     scale, variance = constant(node.inputs[1]), constant(node.inputs[4])

@@ -19,6 +19,7 @@ def count(number: int) -> str:
 
 
 def milliseconds(value: float) -> str:
+    """``0.42 ms``, three digits."""
     return f"{digits(value)} ms"
 
 
