@@ -8,6 +8,7 @@ to whoever writes these.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Literal, TypeVar
 
@@ -109,7 +110,7 @@ def report(bundle: Bundle) -> Report:
             attempts=_attempts(measured.attempts, manifest.evaluation),
             stages=tuple(_stage(stage) for stage in measured.stages),
             blocks=blocks(load_plan(bundle).blocks, measured.blocks),
-            classes=_classes(manifest.evaluation),
+            classes=_classes(manifest.evaluation, manifest.classes),
             notes=manifest.notes,
             hazards=tuple(_hazard(hazard) for hazard in manifest.hazards),
             hardware=hardware(manifest, load_lock(bundle)),
@@ -141,15 +142,15 @@ def _stage(stage: StageTime) -> StageRow:
     return StageRow(stage.name, figures.seconds(stage.seconds), stage.cached)
 
 
-def _classes(scores: Evaluation | None) -> tuple[ClassRow, ...]:
-    """The classes that lost most first."""
+def _classes(scores: Evaluation | None, names: Sequence[str]) -> tuple[ClassRow, ...]:
+    """The classes that lost most first, by name where one is known."""
     if scores is None:
         return ()
     sign = 1 if scores.higher_is_better else -1
     gains = {name: sign * (after - before) for name, (before, after) in scores.per_class.items()}
     return tuple(
         ClassRow(
-            name=name,
+            name=f"{name} {names[int(name)]}" if name.isdecimal() and int(name) < len(names) else name,
             before=figures.score(scores.per_class[name][0], scores.unit),
             after=figures.score(scores.per_class[name][1], scores.unit),
             change=figures.signed(gain, scores.unit),

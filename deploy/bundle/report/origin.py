@@ -56,6 +56,9 @@ def origin(bundle: Bundle) -> Origin:
         Fact("plan's digest", manifest.plan_sha256),
         Fact("seed", str(manifest.seed)),
     ]
+    if source.made_by:
+        made_by = ", ".join(f"{name} {number}" for name, number in source.made_by.items())
+        facts.insert(4, Fact("captured with", made_by))
     if manifest.calibration is not None:
         facts.insert(4, Fact("calibration's SHA-256", manifest.calibration.sha256))
     return Origin(

@@ -174,7 +174,11 @@ def cpp_literal(text: str) -> str:
 
 def _port(spec: TensorSpec) -> Port:
     layout = "" if spec.layout == "any" else spec.layout
-    return Port(spec.name, spec.dtype, figures.shape(spec.shape), layout, _words(spec.normalisation))
+    said = _words(spec.normalisation)
+    if spec.raw:
+        pixels = "pixels from 0 to 255" if spec.dtype == "uint8" else "pixels from 0 to 255, less 128"
+        said = f"{pixels}; {said}".removesuffix("; ")
+    return Port(spec.name, spec.dtype, figures.shape(spec.shape), layout, said)
 
 
 def _words(normalisation: Normalisation | None) -> str:

@@ -1,0 +1,93 @@
+"""A bundle with everything that a report can show, made up on top of a real one, and one that means harm."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deploy.bundle.read import Bundle, load_bundle, load_plan
+from deploy.spec.document import render
+from deploy.spec.manifest import Evaluation, KnownHazard, Measurements, Outcome, StageTime
+from deploy.spec.measurement import Attempt, BlockTime, Comparison, Conditions, Latency, Measurement
+from deploy.spec.plan import BlockPlan
+
+SCRIPT = "<script>alert(1)</script>"
+CONTROL = "\x1b[31mred\x1b[0m\r\n# heading\u202e| `code` [link](http://a.example)"
+
+
+def measured(p50: float, memory: int) -> Measurement:
+    return Measurement(
+        latency_ms=Latency(p50=p50, p95=p50 * 1.1, p99=p50 * 1.2, samples=100, spread=0.1),
+        peak_memory_bytes=memory,
+        conditions=Conditions(device="some CPU", runtime="ort 1", threads=1, batch=1, date="2026-01-01"),
+    )
+
+
+def evaluation(name: str = "", classes: int = 30) -> Evaluation:
+    return Evaluation(
+        metric="top1", unit="fraction", higher_is_better=True, baseline=0.9, artifact=0.89, drop=0.01,
+        interval=(0.002, 0.018), role="eval", samples=1000, looks=2,
+        per_class={f"{i}{name}": (0.9, 0.9 - 0.001 * i) for i in range(classes)},
+    )  # fmt: skip
+
+
+def rewritten(built: Bundle, folder: Path, name: str = "", blocks: int = 30) -> Bundle:
+    """A copy of ``built`` with made-up blocks, times, scores and hazards; ``name`` stands in all of them."""
+    shutil.copytree(built.folder, folder)
+    plan = load_plan(built)
+    made = tuple(
+        BlockPlan(
+            id=f"b{i}{name}", nodes=(f"n{i}{name}",), precision="int8" if i % 3 else "float",
+            reason=f"why{name}", sqnr_db=40.0 - i,
+        )
+        for i in range(blocks)
+    )  # fmt: skip
+    (folder / "plan.json").write_text(render(plan.model_copy(update={"blocks": made})))
+    manifest = built.manifest.model_copy(
+        update={
+            "evaluation": evaluation(name),
+            "hazards": (
+                KnownHazard(kind=f"k{name}", severity="warning", text=f"t{name}", nodes=(f"n{name}",) * 9),
+            ),
+            "notes": (f"note{name}",),
+            "classes": ("cat", f"dog{name}"),
+            "target": f"x86-cpu{name}",
+            "source": built.manifest.source.model_copy(update={"name": f"model{name}"}),
+            "verdict": Outcome(status="missed", reasons=(f"reason{name}",)),
+            "precision": {"int8": 20, "float": 10},
+        }
+    )
+    (folder / "manifest.json").write_text(render(manifest))
+    times = [BlockTime(id=f"b{i}{name}", float_ms=0.3, ms=0.01 * (i + 1)) for i in range(blocks)]
+    measurements = Measurements(
+        comparison=Comparison(
+            baseline=measured(4.0, 10**7), artifact=measured(1.0, 10**6), speedup=4.0, interval=(3.9, 4.1)
+        ),
+        attempts=(
+            Attempt(name="as given", runtime="ort", bytes=4000, score=0.9, drop=0.0, outcome="the baseline"),
+            Attempt(
+                name=f"int8{name}", runtime=f"ort{name}", bytes=1000, score=0.89, drop=0.01, speed=4.0,
+                outcome="chosen",
+            ),
+        ),
+        blocks=(*times, BlockTime(id="", float_ms=0.1, ms=0.05)),
+        stages=(StageTime(name=f"read{name}", seconds=0.5, cached=True),),
+    )  # fmt: skip
+    (folder / "measurements.json").write_text(render(measurements))
+    return load_bundle(folder)
+
+
+@pytest.fixture(scope="session")
+def full(built: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with all that a report shows; to be read only."""
+    return rewritten(built, tmp_path_factory.mktemp("full") / "bundle")
+
+
+@pytest.fixture(scope="session", params=[SCRIPT, CONTROL], ids=["markup", "control"])
+def hostile(
+    request: pytest.FixtureRequest, built: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The same with a name that means harm everywhere."""
+    return rewritten(built, tmp_path_factory.mktemp("hostile") / "bundle", request.param)
