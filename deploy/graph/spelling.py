@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from deploy.graph import symbolic
 from deploy.graph.edit import constant, fresh_name, insert_before, replace_node, scalar, sole_consumer
 
 _WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
@@ -70,7 +69,8 @@ def pool_globally(model: ir.Model) -> int:
 
 
 def merge_batched_transposes(model: ir.Model) -> int:
-    """Leading axes joined by a Reshape, the rest transposed, the leading axes split again > one Transpose.
+    """Leading axes joined by a Reshape, the rest transposed, then reshaped again > Transpose with all axes,
+    then that Reshape, which does nothing any more where it only splits the leading axes again.
 
     So PyTorch's exporter writes the keys of scaled dot-product attention.
     """
@@ -81,21 +81,19 @@ def merge_batched_transposes(model: ir.Model) -> int:
         if transpose is None or join is None:
             continue
         permutation = list(transpose.attributes.get_ints("perm", ()) or ())
-        before, joined, after = (
-            symbolic.sizes(v.shape) if v is not None else None
-            for v in (join.inputs[0], join.outputs[0], split.outputs[0])
-        )
-        if not permutation or permutation[0] != 0 or before is None or joined is None or after is None:
+        source, target, last = join.inputs[0], constant(join.inputs[1]), constant(split.inputs[1])
+        if source is None or source.shape is None or target is None or last is None or 0 in last:
             continue
-        lead = len(before) - len(joined) + 1
-        inner = [joined[axis] for axis in permutation[1:]]
-        if lead < 2 or None in before or list(before[lead:]) != list(joined[1:]):
+        lead = source.shape.rank() - len(target) + 1
+        kept = [int(size) for size in target[1:]]
+        if not permutation or permutation[0] != 0 or lead < 2 or min(kept, default=0) < 1:
             continue
-        if list(after) != [*before[:lead], *inner] or symbolic.product(before[:lead]) != joined[0]:
+        if kept != list(source.shape[lead:]):
             continue
         perm = [*range(lead), *(lead - 1 + axis for axis in permutation[1:])]
-        replace_node(split, "Transpose", [join.inputs[0]], {"perm": perm})
-        model.graph.remove([transpose, join], safe=True)
+        new = replace_node(transpose, "Transpose", [source], {"perm": perm})
+        new.outputs[0].shape = ir.Shape([source.shape[axis] for axis in perm])
+        model.graph.remove(join, safe=True)
         done += 1
     return done
 
