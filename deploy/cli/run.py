@@ -133,6 +133,9 @@ def _opened(
     for path in (path for paths in pictures.values() for path in paths if path.is_file()):
         if (count := frames(path)) > 1:
             show_note(f"{path}: {count} frames or pages, the first one is taken")
+    plain = [s.name for s in inputs if s.name in pictures and s.normalisation is None and s.dtype[0] == "f"]
+    if plain:
+        show_note(f"the bundle knows no normalisation of '{plain[0]}': pixels go in as 0 to 255")
     return dataset
 
 

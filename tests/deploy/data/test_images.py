@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.data.dataset import Batch, open_dataset
+from deploy.data.dataset import Batch, open_dataset, open_pictures
+from deploy.data.images import class_names, frames, image_inputs, open_image_files, read_classes
 from deploy.errors import DataError, ToolchainError
 from deploy.spec.tensors import Normalisation, TensorSpec
 
@@ -212,3 +213,127 @@ def test_a_model_with_two_inputs_and_a_missing_pillow(zoo: Path, monkeypatch: py
     with pytest.raises(ToolchainError, match="Pillow is not installed") as caught:
         open_dataset(zoo, [X])
     assert "deploy-compiler[images]" in caught.value.hint
+
+
+# -------------------------------------------------------------------------------------------- single images
+
+
+def test_single_images_and_flat_folders_come_in_the_order_given(tmp_path: Path) -> None:
+    wanted = [save(tmp_path / name, pixels()) for name in ("z.png", "f/b.png", "f/c.png")]
+    source = open_image_files([tmp_path / "z.png", tmp_path / "f"], X)
+    assert [path.name for path in source.files] == ["z.png", "b.png", "c.png"]
+    dataset = open_pictures({"x": [tmp_path / "z.png", tmp_path / "f"]}, [X])
+    (batch,) = dataset.batches(8)
+    np.testing.assert_array_equal(batch.feeds["x"], np.stack(wanted).transpose(0, 3, 1, 2))
+    assert dataset.sample_names() == [str(tmp_path / name) for name in ("z.png", "f/b.png", "f/c.png")]
+
+
+def test_a_single_image_is_read_as_calibration_data_are(tmp_path: Path) -> None:
+    save(tmp_path / "f" / "a.png", pixels(31, 17))
+    (one,) = open_pictures({"x": [tmp_path / "f" / "a.png"]}, [X]).batches(1)
+    np.testing.assert_array_equal(one.feeds["x"], read(tmp_path / "f").feeds["x"])
+
+
+def test_an_image_and_a_vector_belong_together(tmp_path: Path) -> None:
+    image = save(tmp_path / "a.png", pixels())
+    vector = TensorSpec(name="v", dtype="float32", shape=("n", 2))
+    np.savez(tmp_path / "v.npz", v=np.array([[1, 2]], np.float32))
+    (batch,) = open_pictures({"x": [tmp_path / "a.png"]}, [vector, X], tmp_path / "v.npz").batches(4)
+    np.testing.assert_array_equal(batch.feeds["x"][0], image.transpose(2, 0, 1))
+    np.testing.assert_array_equal(batch.feeds["v"], [[1, 2]])
+    with pytest.raises(DataError, match="no array for the model's input 'v'"):
+        open_pictures({"x": [tmp_path / "a.png"]}, [vector, X])
+    with pytest.raises(DataError, match="nothing is left to feed"):
+        open_pictures({"x": [tmp_path / "a.png"]}, [X], tmp_path / "v.npz")
+    with pytest.raises(DataError, match="has 2 samples, but 'v' has 1"):
+        open_pictures({"x": [tmp_path / "a.png"] * 2}, [vector, X], tmp_path / "v.npz")
+    np.savez(tmp_path / "both.npz", v=np.array([[1, 2]], np.float32), x=np.zeros((1, 3, 8, 8), np.float32))
+    with pytest.raises(DataError, match="holds 'x' as well"):
+        open_pictures({"x": [tmp_path / "a.png"]}, [vector, X], tmp_path / "both.npz")
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(pixels()) for _ in range(2))
+    for name in ("a.gif", "a.webp", "a.png", "a.tiff"):
+        path = tmp_path / name
+        first.save(path, save_all=True, append_images=[second], lossless=name == "a.webp")
+        assert frames(path) == 2
+        (batch,) = open_pictures({"x": [path]}, [X]).batches(1)
+        with Image.open(path) as opened:
+            want = np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
+        np.testing.assert_array_equal(batch.feeds["x"][0], want)
+    first.save(tmp_path / "still.png")
+    assert frames(tmp_path / "still.png") == 1
+    (tmp_path / "no.png").write_text("no image")
+    assert frames(tmp_path / "no.png") == 1
+
+
+def test_colours_are_those_that_pillow_shows(tmp_path: Path) -> None:
+    source = Image.fromarray(pixels())
+    source.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    source.convert("P").save(tmp_path / "palette.png", transparency=0)
+    source.convert("LA").save(tmp_path / "grey.png")
+    Image.new("RGB", (1, 1), (200, 10, 0)).save(tmp_path / "one.png")
+    for name in ("cmyk.jpg", "palette.png", "grey.png", "one.png"):
+        (batch,) = open_pictures({"x": [tmp_path / name]}, [X]).batches(1)
+        with Image.open(tmp_path / name) as opened:
+            want = np.asarray(opened.convert("RGBA").convert("RGB").resize((8, 8), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(batch.feeds["x"][0], want.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("a.svg", b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "export it as PNG"),
+        ("a.heic", b"\0\0\0\x18ftypheic", "convert it to JPEG"),
+        ("a.png", b"%PDF-1.7", "export the page"),
+        ("a.png", b"", "empty"),
+        ("a.png", b"hello", "no image"),
+    ],
+)
+def test_what_is_no_image_is_told_what_to_become(
+    tmp_path: Path, name: str, content: bytes, hint: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read as an image") as caught:
+        list(open_pictures({"x": [tmp_path / name]}, [X]).batches(1))
+    assert hint in caught.value.hint
+
+
+def test_paths_that_are_no_image_files(tmp_path: Path, zoo: Path) -> None:
+    for path, said in (
+        (tmp_path / "no.png", "no such file"),
+        (Path("/dev/null"), "not a file"),
+        (zoo, "holds folders of classes"),
+    ):
+        with pytest.raises(DataError, match=said):
+            open_image_files([path], X)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images found"):
+        open_image_files([tmp_path / "empty"], X)
+    (tmp_path / "empty" / "a.wav").write_bytes(b"RIFF")
+    assert "python:module:function" in problem(tmp_path / "empty").hint
+
+
+def test_which_inputs_look_like_images() -> None:
+    vector = TensorSpec(name="v", dtype="float32", shape=("n", 2))
+    deep = X.model_copy(update={"name": "deep", "shape": ("n", 64, 8, 8)})
+    assert image_inputs([vector, X, deep, LAST]) == [X, LAST]
+
+
+def test_names_of_classes_come_from_folders_or_a_list(zoo: Path, tmp_path: Path) -> None:
+    assert class_names(zoo) == ("cat", "dog")
+    (zoo / "labels.txt").write_text("unseen\ndog\ncat\n")
+    assert class_names(zoo) == ("unseen", "dog", "cat")
+    assert class_names(zoo / "cat") == ()
+    for content, said in (
+        (b"\n\n", "names no classes"),
+        (b"\xff\xfe", "not UTF-8"),
+        (None, "cannot be read"),
+    ):
+        path = tmp_path / "list.txt"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(DataError, match=said):
+            read_classes(path)

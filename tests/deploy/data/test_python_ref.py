@@ -153,3 +153,32 @@ def test_references_that_lead_nowhere(tmp_path: Path, reference: str, text: str)
         open_dataset(reference, [X], root=tmp_path)
     assert text in caught.value.message
     assert caught.value.hint
+
+
+WAV = """
+import wave
+from pathlib import Path
+import numpy as np
+
+def samples():
+    for path in sorted(Path(__file__).parent.glob("*.wav")):
+        with wave.open(str(path)) as sound:
+            pcm = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
+        yield pcm[:1600].astype(np.float32) / 32768, int(path.stem[-1])
+"""
+
+
+def test_sound_files_become_samples_by_the_users_own_code(tmp_path: Path) -> None:
+    import wave
+
+    tones = [np.round(8000 * np.sin(np.arange(1600) * f)).astype("<i2") for f in (0.1, 0.2, 0.3)]
+    for label, tone in enumerate(tones):
+        with wave.open(str(tmp_path / f"tone{label}.wav"), "wb") as sound:
+            sound.setparams((1, 2, 16000, len(tone), "NONE", ""))
+            sound.writeframes(tone.tobytes())
+    (tmp_path / "wav_files_here.py").write_text(WAV)
+    spec = TensorSpec(name="audio", dtype="float32", shape=("n", 1600))
+    dataset = open_dataset("python:wav_files_here:samples", [spec], root=tmp_path)
+    (batch,) = dataset.batches(8)
+    np.testing.assert_array_equal(batch.feeds["audio"], np.stack(tones).astype(np.float32) / 32768)
+    assert batch.targets[""].tolist() == [0, 1, 2]

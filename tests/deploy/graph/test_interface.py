@@ -1,4 +1,4 @@
-"""Normalisation folded into the graph: raw numbers in, the outputs that normalised numbers gave before."""
+"""Raw pixels in, the outputs that normalised numbers gave before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deploy.errors import UsageError
-from deploy.graph.interface import fold_normalisation
+from deploy.graph.interface import Form, adapt_inputs, fold_normalisation
 from deploy.spec.tensors import Normalisation
 
 RGB = Normalisation(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -106,3 +106,52 @@ def test_what_cannot_be_folded_is_said(text, name, said, parse):
     with pytest.raises(UsageError, match=said) as caught:
         fold_normalisation(parse(text, {"w": weight(2, 3, 3, 3)} if "w)" in text else None), {name: RGB})
     assert caught.value.hint
+
+
+def by_hand(raw: np.ndarray, numbers: Normalisation) -> np.ndarray:
+    """float32, channels last as given, in float64 arithmetic."""
+    return ((raw * numbers.scale - np.float64(numbers.mean)) / np.float64(numbers.std)).astype(np.float32)
+
+
+@pytest.mark.parametrize("numbers", [Normalisation(), Normalisation(scale=1 / 127.5, mean=(1.0,)), RGB])
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", None])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", None])
+def test_every_form_computes_what_normalised_samples_gave(dtype, layout, numbers, parse, run):
+    model = parse(CONV, {"w": weight(2, 3, 3, 3)})
+    raw = np.random.default_rng(2).integers(0, 256, (4, 5, 5, 3))
+    want = run(model, {"x": by_hand(raw, numbers).transpose(0, 3, 1, 2)})[0]
+    adapted = adapt_inputs(model, {"x": Form(numbers, dtype, layout, "NCHW")})
+    fed = (raw - 128 if dtype == "int8" else raw).astype(dtype or "float32")
+    fed = fed if layout == "NHWC" else fed.transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(run(adapted, {"x": np.ascontiguousarray(fed)})[0], want, rtol=1e-4, atol=1e-3)
+    (value,) = adapted.graph.inputs
+    assert (value.name, value.dtype.numpy()) == ("x", np.dtype(dtype or "float32"))
+    assert list(value.shape)[1:] == ([5, 5, 3] if layout == "NHWC" else [3, 5, 5])
+
+
+def test_casts_come_before_transpositions_and_nothing_comes_that_does_nothing(parse):
+    model = parse(CONV, {"w": weight(2, 3, 3, 3)})
+
+    def operations(form: Form) -> list[str]:
+        return [node.op_type for node in adapt_inputs(model, {"x": form}).graph]
+
+    assert operations(Form(RGB, "uint8", "NHWC", "NCHW")) == ["Cast", "Transpose", "Mul", "Add", "Conv"]
+    assert operations(Form(Normalisation(scale=2), "uint8", None, "NCHW")) == ["Cast", "Mul", "Conv"]
+    assert operations(Form(Normalisation(), "int8", "NCHW", "NCHW")) == ["Cast", "Add", "Conv"]
+    assert operations(Form(Normalisation(), None, "NCHW", "NCHW")) == ["Conv"]
+
+
+def test_a_model_with_channels_last_is_fed_channels_first(parse, run):
+    model = parse("g (float[N,4,5,3] x) => (float[N,4,5,3] y) { y = Neg(x) }")
+    raw = np.random.default_rng(2).integers(0, 256, (2, 4, 5, 3)).astype(np.uint8)
+    adapted = adapt_inputs(model, {"x": Form(RGB, "uint8", "NCHW", "NHWC")})
+    (got,) = run(adapted, {"x": np.ascontiguousarray(raw.transpose(0, 3, 1, 2))})
+    np.testing.assert_allclose(got, -by_hand(raw, RGB), atol=1e-5)
+
+
+def test_a_layout_needs_to_know_where_the_channels_are(parse):
+    for text in (CONV, "g (float[N,3] x) => (float[N,3] y) { y = Neg(x) }"):
+        model = parse(text, {"w": weight(2, 3, 3, 3)} if "w)" in text else None)
+        with pytest.raises(UsageError, match="not known where input 'x'") as caught:
+            adapt_inputs(model, {"x": Form(RGB, "uint8", "NHWC")})
+        assert "[input.x] layout" in caught.value.hint

@@ -42,9 +42,10 @@ INPUT = TensorSpec(
     layout="NCHW",
     normalisation=Normalisation(scale=1 / 255),
 )
+IDS = TensorSpec(name="ids", dtype="int64", shape=("n", 16), table_rows=30522)
 OUTPUT = TensorSpec(name="y", dtype="float32", shape=("n", 10))
 ARTIFACT = Artifact(
-    backend="ort", files=("model.onnx",), inputs=(INPUT,), outputs=(OUTPUT,), toolchain={"ort": "1"}
+    backend="ort", files=("model.onnx",), inputs=(INPUT, IDS), outputs=(OUTPUT,), toolchain={"ort": "1"}
 )
 PLAN = Plan(
     graph_sha256="ab" * 32,
@@ -125,6 +126,7 @@ MANIFEST = Manifest(
     notes=("the batch is pinned to 1",),
     deferred=False,
     executed_by="onnxruntime",
+    classes=("cat", "dog"),
     toolchain={"onnxruntime": "1.31.1"},
     seed=0,
 )
@@ -148,7 +150,11 @@ LOCK = Lock(
     float_blocks=("b3",),
 )
 VERDICT = Verdict(node="n", op="Einsum", support="unsupported", reason="no kernel")
-PROJECT = Project.model_validate({"model": {"path": "m.onnx", "shapes": {"x": [1, 3, 8, 8]}}})
+PROJECT = Project.model_validate({
+    "model": {"path": "m.onnx", "shapes": {"x": [1, 3, 8, 8]}},
+    "data": {"classes": "labels.txt"},
+    "io": {"dtype": "uint8", "layout": "NHWC", "inputs": ["x"]},
+})  # fmt: skip
 
 
 @pytest.mark.parametrize(
