@@ -5,11 +5,18 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import itertools
+import os
+import shutil
 import sys
+import tempfile
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -18,6 +25,8 @@ from deploy.errors import DataError, DeployError, UsageError
 
 PREFIX = "python:"
 Sample = dict[str, np.ndarray]
+_KEPT_LIMIT = 2 << 30
+"""Bytes of samples that are kept in a temporary file, if a quarter of the free space is as much."""
 
 
 def load_function(reference: str, root: Path | None) -> Callable[..., object]:
@@ -81,7 +90,7 @@ class SampleStream:
             yield {name: np.stack([sample[name] for sample in block]) for name in names}
 
     def digest(self, names: Sequence[str]) -> str:
-        return hashlib.sha256("".join(self.hashes[name] for name in names).encode()).hexdigest()
+        return _joint_digest(self.hashes, names)
 
     def _next(self, samples: Iterator[tuple[int, Sample]], position: int) -> Sample:
         for i, sample in samples:
@@ -93,6 +102,32 @@ class SampleStream:
             f"{self.origin}: sample {position} is not the one of the first pass",
             hint="give the same samples in the same order each time: no shuffling, no random augmentation",
         )
+
+
+@dataclass(frozen=True)
+class KeptSamples:
+    """Samples that the user's code made in one pass, kept in a temporary file: one record for each."""
+
+    origin: str
+    columns: Mapping[str, Column]
+    hashes: Mapping[str, str]
+    file: IO[bytes]
+
+    def rows(self, names: Sequence[str], selected: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
+        length = sum(column.row_bytes for column in self.columns.values())
+        for start in range(0, len(selected), size):
+            index = selected[start : start + size]
+            records = [os.pread(self.file.fileno(), length, int(row) * length) for row in index]
+            yield {name: self._stacked(name, records) for name in names}
+
+    def digest(self, names: Sequence[str]) -> str:
+        return _joint_digest(self.hashes, names)
+
+    def _stacked(self, name: str, records: Sequence[bytes]) -> np.ndarray:
+        before = itertools.takewhile(lambda other: other != name, self.columns)
+        start, column = sum(self.columns[other].row_bytes for other in before), self.columns[name]
+        packed = b"".join(record[start : start + column.row_bytes] for record in records)
+        return np.frombuffer(packed, column.dtype).reshape(len(records), *column.shape[1:])
 
 
 def open_python(reference: str, inputs: Sequence[str], labels: str, root: Path | None) -> Source:
@@ -187,8 +222,29 @@ def _named(reference: str, position: int, item: object, inputs: Sequence[str], l
     return sample
 
 
-def _first_pass(reference: str, fresh: Callable[[], Iterator[Sample]]) -> SampleStream:
-    """Note what the samples are; each must have the names, types and shapes of the first."""
+def _joint_digest(hashes: Mapping[str, str], names: Sequence[str]) -> str:
+    return hashlib.sha256("".join(hashes[name] for name in names).encode()).hexdigest()
+
+
+def _first_pass(reference: str, fresh: Callable[[], Iterator[Sample]]) -> SampleStream | KeptSamples:
+    """Note what the samples are, and keep them in a temporary file, so that the user's code runs once; where
+    they are too many for that it runs again for every pass."""
+    with ExitStack() as stack:
+        store = stack.enter_context(tempfile.TemporaryFile(prefix="deploy-samples-", buffering=0))
+        noted, complete = _noted(reference, fresh, store)
+        if not complete:
+            return noted
+        kept = KeptSamples(reference, noted.columns, noted.hashes, store)
+        weakref.finalize(kept, stack.pop_all().close)
+        return kept
+
+
+def _noted(
+    reference: str, fresh: Callable[[], Iterator[Sample]], store: IO[bytes]
+) -> tuple[SampleStream, bool]:
+    """The samples, and whether all of them went into ``store``; each must have the names, types and shapes
+    of the first."""
+    room = min(_KEPT_LIMIT, shutil.disk_usage(tempfile.gettempdir()).free // 4)
     form: dict[str, Column] = {}
     hashers: dict[str, hashlib._Hash] = {}
     checks: list[int] = []
@@ -207,11 +263,23 @@ def _first_pass(reference: str, fresh: Callable[[], Iterator[Sample]]) -> Sample
         for name, array in sample.items():
             hashers[name].update(np.ascontiguousarray(array).tobytes())
         checks.append(_check(sample))
+        room = _stored(store, [sample[name] for name in form], room)
     if not checks:
         raise DataError(f"{reference}: gave no samples", hint="give at least one sample")
     columns = {name: Column(c.dtype, (len(checks), *c.shape)) for name, c in form.items()}
     hashes = {name: hasher.hexdigest() for name, hasher in hashers.items()}
-    return SampleStream(reference, fresh, columns, hashes, np.array(checks, dtype=np.uint32))
+    return SampleStream(reference, fresh, columns, hashes, np.array(checks, dtype=np.uint32)), room >= 0
+
+
+def _stored(store: IO[bytes], arrays: Sequence[np.ndarray], room: int) -> int:
+    """The bytes that are left of ``room`` after the sample; below 0 where it did not fit, and ever after."""
+    record = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+    if room < len(record):
+        return -1
+    try:
+        return room - len(record) if store.write(record) == len(record) else -1
+    except OSError:
+        return -1
 
 
 def _check(sample: Sample) -> int:

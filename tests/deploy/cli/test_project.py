@@ -10,7 +10,7 @@ import pytest
 from deploy.cli import build
 from deploy.cli.project import Flags, find_project, requests
 from deploy.errors import UsageError
-from deploy.spec.project import Observer, PrecisionRequest
+from deploy.spec.project import IoLayout, IoSection, IoType, Observer, PrecisionRequest
 from deploy.stages.request import Request
 
 TEXT = """\
@@ -21,8 +21,12 @@ shapes = { x = [1, 3, 32, 32], z = [4] }
 [data]
 calibration = "data/calib.npz"
 labels = "label"
+classes = "names.txt"
 [input.x]
 layout = "NCHW"
+[io]
+dtype = "uint8"
+inputs = ["x"]
 [metric]
 name = "top5"
 output = "logits"
@@ -61,6 +65,8 @@ def test_everything_in_the_file_reaches_the_request(project: Path) -> None:
     assert x86.shapes == {"x": (1, 3, 32, 32), "z": (4,)}
     assert (x86.labels, x86.metric.name, x86.metric.output) == ("label", "top5", "logits")
     assert x86.inputs["x"].layout == "NCHW"
+    assert x86.io == IoSection(dtype="uint8", inputs=("x",))
+    assert x86.classes == "names.txt"
     assert (x86.budget.max_drop, x86.precision, x86.observer) == (0.02, "int8", "kl")
     assert (x86.exclude, x86.samples, x86.seed, x86.threads) == (("stem",), 99, 7, 2)
     assert x86.measure and not x86.random_calibration
@@ -70,9 +76,11 @@ def test_flags_override_the_file(project: Path) -> None:
     flags = Flags(
         targets=("rpi5",), shapes={"x": (2, 3, 32, 32)}, max_drop=0.5, metric="top1", precision="float",
         exclude=("stem", "head"), observer="mse", samples=5, seed=0, threads=1, out=Path("there"),
-        measure=False, random_calibration=True,
+        measure=False, random_calibration=True, io_layout="NHWC", classes="other.txt",
     )  # fmt: skip
     request = only(flags, project)
+    assert request.io == IoSection(dtype="uint8", layout="NHWC", inputs=("x",))
+    assert request.classes == "other.txt"
     assert request.target == "rpi5" and request.out == Path("there")
     assert request.shapes == {"x": (2, 3, 32, 32), "z": (4,)}
     assert (request.budget.max_drop, request.precision, request.observer) == (0.5, "float", "mse")
@@ -130,7 +138,7 @@ def test_without_target(here: Path) -> None:
 
 def test_a_malformed_file_is_named_with_line_and_key(project: Path) -> None:
     (project / "deploy.toml").write_text(TEXT.replace("max_drop", "max_dorp"))
-    with pytest.raises(UsageError, match=r"deploy\.toml:14: unknown key 'budget.max_dorp'"):
+    with pytest.raises(UsageError, match=r"deploy\.toml:18: unknown key 'budget.max_dorp'"):
         requests(Flags(), project)
 
 
@@ -143,3 +151,5 @@ def test_a_budget_is_a_number(project: Path, drop: float) -> None:
 def test_the_choices_on_the_command_line_are_those_of_the_file() -> None:
     assert get_args(build.Precision) == get_args(PrecisionRequest)
     assert get_args(build.Observer) == get_args(Observer)
+    assert get_args(build.IoType) == get_args(IoType)
+    assert get_args(build.IoLayout) == get_args(IoLayout)

@@ -99,7 +99,26 @@ def test_the_digest_follows_the_content(tmp_path: Path) -> None:
     assert digest() != first
 
 
-def test_samples_that_change_from_pass_to_pass(tmp_path: Path) -> None:
+def test_samples_are_made_once_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "counted_here.py"
+    path.write_text(
+        "import numpy as np\nmade = []\ndef data():\n for i in range(7):\n  made.append(i)\n"
+        "  yield {'x': np.full(2, i, 'f4')}, {'y': i}\n"
+    )
+    dataset = open_dataset(
+        "python:counted_here:data", [X.model_copy(update={"shape": ("n", 2)})], root=tmp_path
+    )
+    for size in (3, 7):
+        values = np.concatenate([batch.feeds["x"] for batch in dataset.batches(size)])
+        np.testing.assert_array_equal(values, np.repeat(np.arange(7), 2).reshape(7, 2))
+    (last,) = dataset.select(np.array([2, 6])).batches(8)
+    assert last.targets["y"].tolist() == [2, 6]
+    assert sys.modules["counted_here"].made == list(range(7))
+
+
+def test_samples_that_change_from_pass_to_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many to be kept: they are made anew."""
+    monkeypatch.setattr("deploy.data.python_ref._KEPT_LIMIT", 30)
     shuffled = (
         "r = np.random.default_rng()\ndef data():\n for _ in range(5): yield r.normal(size=2).astype('f4')"
     )
