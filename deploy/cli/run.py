@@ -68,7 +68,7 @@ def run(
         _refuse_unwritable(output)
     names = manifest.classes if classes is None else read_classes(classes)
     dataset = _opened(data, image or [], inputs, labels)
-    if dataset.labelled:
+    if dataset.labelled and not (data is not None and data.is_dir()):
         show_note(f"label arrays ('{labels}') are not fed to the model")
     if manifest.deferred:
         show_note("the artifact is finished on the device: here a stand-in computes, as in `deploy verify`")

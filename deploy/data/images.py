@@ -143,7 +143,7 @@ def frames(path: Path) -> int:
     from PIL import Image
 
     try:
-        with Image.open(path) as opened:
+        with _opened(path) as opened:
             return int(getattr(opened, "n_frames", 1))
     except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError):
         return 1
@@ -247,15 +247,21 @@ def _image_shape(origin: str, spec: TensorSpec) -> tuple[tuple[int, int], int, b
     return (height, width), int(channels), channels_last
 
 
+def _opened(path: Path) -> Image:
+    """Only the header is read."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+        return Image.open(path)
+
+
 def _decode(path: Path, mode: str) -> Image:
     """The image, upright. Raises DataError where it is too large or cannot be read."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            opened = Image.open(path)
-        with opened:
+        with _opened(path) as opened:
             if opened.width * opened.height > _PIXEL_LIMIT:
                 raise _too_large(path, f"{opened.width} x {opened.height} pixels")
             if opened.mode.startswith(("I", "F")):

@@ -185,6 +185,7 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path, side: i
     start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
     (tmp_path / "1.png").write_bytes(start + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b""))
     assert "at most 64000000 are read" in problem(tmp_path).message
+    assert frames(tmp_path / "1.png") == 1
 
 
 def test_deep_images_would_lose_their_scale(tmp_path: Path) -> None:
