@@ -28,11 +28,16 @@ class BlockRow:
 
     @property
     def time(self) -> str:
-        return "" if self.ms is None else figures.digits(self.ms)
+        return _fixed(self.ms)
 
     @property
     def float_time(self) -> str:
-        return "" if self.float_ms is None else figures.digits(self.float_ms)
+        return _fixed(self.float_ms)
+
+
+def _fixed(ms: float | None) -> str:
+    """With the decimals that a profiler tells apart, so that a column of them can be compared."""
+    return "" if ms is None else f"{ms:.3f}" if ms < 100 else f"{ms:.1f}"
 
 
 @dataclass(frozen=True)

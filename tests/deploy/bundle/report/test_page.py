@@ -14,7 +14,7 @@ from deploy.bundle.read import Bundle, load_bundle
 from deploy.bundle.report.content import Report, report
 from deploy.bundle.report.page import PAGE, html, strips, write_page
 
-VOID = {"meta", "br", "link", "img"}
+VOID = {"meta", "br", "wbr", "link", "img"}
 
 
 class Page(HTMLParser):
@@ -115,7 +115,7 @@ def test_nothing_is_shown_of_what_is_not_there(built: Bundle):
 def test_a_name_cannot_become_markup(hostile: Bundle, page: Page):
     found = Page(html(report(hostile)))
     assert "script" not in found.tags
-    assert found.tags - Counter({"li": 9}) == page.tags - Counter({"li": 9})
+    assert {**found.tags, "wbr": 0} == {**page.tags, "wbr": 0}
     assert {(tag, name) for tag, name, _ in found.attributes} == {(t, n) for t, n, _ in page.attributes}
 
 
