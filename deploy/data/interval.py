@@ -13,6 +13,9 @@ import numpy as np
 
 from deploy.data.scores import MeanMetric, Metric
 
+_ROUNDING = 1e-9
+"""By how much the difference of two shares may be off."""
+
 _BLOCK = 1 << 20
 """Indices drawn at a time, so that memory does not grow with the number of resamples."""
 
@@ -24,6 +27,10 @@ class Drop:
     drop: float
     low: float
     high: float
+
+    def within(self, budget: float) -> bool:
+        """Whether no more than ``budget`` is lost; 0.89 - 0.88 is 0.01, and NaN is never within."""
+        return self.drop <= budget + _ROUNDING
 
 
 def paired_drop(

@@ -46,12 +46,12 @@ def hold_budget(
     def holds(count: int) -> bool:
         if count not in tried:
             tried[count] = score(frozenset(worst_first[:count]))
-            if not tried[count].drop <= max_drop:
+            if not tried[count].within(max_drop):
                 float_blocks = f"{count} of {len(worst_first)} blocks float" if count else "all blocks INT8"
                 progress.note(
                     f"{float_blocks}: drop {tried[count].drop:+.4f}, over the budget of {max_drop:.4f}"
                 )
-        return tried[count].drop <= max_drop
+        return tried[count].within(max_drop)
 
     total = len(worst_first)
     count, step, failed = start, 1, start - 1
@@ -72,6 +72,6 @@ def hold_budget(
     return Decision(
         frozenset(worst_first[:count]),
         drop,
-        drop.drop <= max_drop,
+        drop.within(max_drop),
         (Choice(what="INT8 blocks", chosen=f"{total - count} of {total}", reason=reason),),
     )

@@ -39,7 +39,8 @@ class Trial:
 class Decided:
     """The chosen candidate, its measured drop (None where nothing could be scored) and how it came about.
 
-    ``trials`` are the candidates on the way, in order, the chosen one among them."""
+    ``trials`` are the candidates on the way, in order, the chosen one last.
+    """
 
     candidate: Candidate
     float_blocks: frozenset[str]
@@ -120,7 +121,7 @@ def decide(
         if accept is not None:
             final = accept(chosen)
         count = len(decision.float_blocks)
-        refused = guarded and accept is not None and final is not None and not final.drop <= max_drop
+        refused = guarded and accept is not None and final is not None and not final.within(max_drop)
         if not refused or count == len(worst_first):
             break
         assert final is not None
@@ -133,9 +134,8 @@ def decide(
             )
         )
         progress.note(f"eval data: drop {final.drop:+.4f}, over budget; trying {start} float blocks")
-    within = final is None or final.drop <= max_drop
-    if decision.float_blocks not in trials:
-        trials[decision.float_blocks] = _trial(chosen, final)
+    within = final is None or final.within(max_drop)
+    trials[decision.float_blocks] = trials.pop(decision.float_blocks, _trial(chosen, final))
     return Decided(chosen, decision.float_blocks, final, within, tuple(choices), sqnr, tuple(trials.values()))
 
 
@@ -167,7 +167,7 @@ def _decide_fixed(
     chosen = build_candidate(subject, float_blocks, workdir / "fixed", sqnr=sqnr)
     scorer = accept or judge
     drop = scorer(chosen) if scorer is not None else None
-    within = drop is None or drop.drop <= max_drop
+    within = drop is None or drop.within(max_drop)
     return Decided(chosen, float_blocks, drop, within, (), sqnr, (_trial(chosen, drop),))
 
 
@@ -185,5 +185,5 @@ def decide_float(
     plain = build_candidate(subject, everything, workdir / "float", sqnr=sqnr)
     scorer = accept or judge
     drop = scorer(plain) if scorer is not None else None
-    within = drop is None or drop.drop <= max_drop
+    within = drop is None or drop.within(max_drop)
     return Decided(plain, able, drop, within, (), sqnr, (_trial(plain, drop),))

@@ -39,7 +39,7 @@ def attempts(job: Job, held: Race, winner: Entrant) -> tuple[Attempt, ...]:
             listed.append(_timed(_attempt(job, entrant, trial, "chosen" if won else ""), held, entrant.name))
     for entrant in held.entrants:
         *before, last = entrant.decided.trials
-        listed += [_attempt(job, entrant, trial, "over the budget") for trial in before]
+        listed += [_attempt(job, entrant, trial, _missed(job, trial)) for trial in before]
         listed.append(_timed(_attempt(job, entrant, last, _outcome(entrant, winner)), held, entrant.name))
     return tuple(listed)
 
@@ -95,6 +95,11 @@ def _outcome(entrant: Entrant, winner: Entrant) -> str:
     if not entrant.decided.within_budget:
         return "over the budget"
     return f"slower than {winner.name}"
+
+
+def _missed(job: Job, trial: Trial) -> str:
+    over = trial.drop is not None and not trial.drop.within(job.request.budget.max_drop)
+    return "over the budget" if over else ""
 
 
 def _timed(attempt: Attempt, held: Race, name: str) -> Attempt:

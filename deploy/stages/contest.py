@@ -162,9 +162,13 @@ def _fastest_in_budget(held: Race) -> Entrant:
     able = [e for e in held.entrants if e.decided.within_budget]
     if not able:
         return min(held.entrants, key=lambda e: e.decided.drop.drop if e.decided.drop else 0.0)
-    able = [e for e in able if e.integer] or able
-    best = able[0]
-    for other in able[1:]:
+    return _fastest(held, [e for e in able if e.integer] or able)
+
+
+def _fastest(held: Race, among: Sequence[Entrant]) -> Entrant:
+    """The first, unless another is faster by more than noise."""
+    best = among[0]
+    for other in among[1:]:
         if held.times is not None and _faster(held.times[other.name], held.times[best.name]):
             best = other
     return best
@@ -198,7 +202,10 @@ def _median(held: Race, name: str) -> float:
 def _best_float(job: Job, held: Race) -> Entrant:
     """The fastest of our float builds that holds the budget, which a build in bfloat16 may not."""
     tried: list[Entrant] = []
-    for entrant in sorted(held.floats, key=lambda e: _median(held, e.name)):
+    left = list(held.floats)
+    while left:
+        entrant = _fastest(held, left)
+        left.remove(entrant)
         subject = entrant.subject
         decided = decide_float(
             subject,

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import bootstrap, norm
 
 from deploy.data.dataset import Batch
-from deploy.data.interval import paired_drop
+from deploy.data.interval import Drop, paired_drop
 from deploy.data.metrics import make_metric
 from deploy.data.scores import Judged, MeanMetric, Metric
 
@@ -145,3 +145,10 @@ def test_different_data_are_refused() -> None:
     good, _, labels = classifier(20, 0)
     with pytest.raises(ValueError, match="20 samples against 10"):
         paired_drop(judged("top1", good, labels), judged("top1", good[:10], labels[:10]))
+
+
+def test_a_drop_of_exactly_the_budget_is_within_it() -> None:
+    assert 0.89 - 0.88 > 0.01, "which is why it is not compared as it is"
+    assert Drop(0.89 - 0.88, 0.0, 0.0).within(0.01)
+    assert not Drop(0.0101, 0.0, 0.0).within(0.01)
+    assert not Drop(float("nan"), 0.0, 0.0).within(float("inf"))
