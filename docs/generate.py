@@ -10,6 +10,7 @@ import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -48,7 +49,14 @@ def main() -> None:
 
 
 def joined(*parts: str) -> str:
-    return "\n\n".join(part for part in parts if part) + "\n"
+    """The parts that say something, with long paragraphs of one line wrapped."""
+    return "\n\n".join(wrapped(part) for part in parts if part) + "\n"
+
+
+def wrapped(part: str) -> str:
+    if "\n" in part or part.startswith(("|", "#")):
+        return part
+    return textwrap.fill(part, 110, break_long_words=False, break_on_hyphens=False)
 
 
 # deploy.toml
@@ -138,9 +146,9 @@ def bundle_page() -> str:
     return joined(
         "# Bundle",
         "What `deploy build` leaves in `<out>/<target>`, file by file, with every key of its documents. "
-        "All but `measurements.json` and `build.log` depend only on model, data, recipe, profile, seed, "
-        "versions and recorded choices: `manifest.json` holds their hashes, and its own hash is the "
-        "bundle's digest.",
+        "All but `report.html`, `measurements.json` and `build.log` depend only on model, data, recipe, "
+        "profile, seed, versions and recorded choices: `manifest.json` holds their hashes, and its own "
+        "hash is the bundle's digest.",
         "All documents are JSON with a schema number. A reader refuses keys that it does not know.",
         *(fields(heading, kind) for heading, kind in DOCUMENTS.items()),
         "## selftest.npz",
@@ -159,6 +167,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "manifest: evaluation": manifest.Evaluation,
     "manifest: verification": manifest.Verification,
     "manifest: verdict": manifest.Outcome,
+    "manifest: hazards": manifest.KnownHazard,
     "plan.json": plan.Plan,
     "plan: tensors": plan.TensorPlan,
     "plan: blocks": plan.BlockPlan,

@@ -25,6 +25,7 @@ INCLUDED = {
 
 _LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 _IMAGE = re.compile(r"\((?:\.\./)+images/")
+_ROOT_LINK = re.compile(rf"\((?:\.\./)+({'|'.join(map(re.escape, INCLUDED))})([#)])")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -37,9 +38,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """A page names a picture by where it lies in the repository, the site keeps it elsewhere."""
+    """A page names pictures and the root's documents by where they lie in the repository; not so the site."""
     del config, files
     up = "../" * page.file.src_uri.count("/")
+    markdown = _ROOT_LINK.sub(lambda link: f"({up}{INCLUDED[link[1]]}{link[2]}", markdown)
     return _IMAGE.sub(f"({up}images/", markdown)
 
 

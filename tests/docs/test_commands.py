@@ -72,6 +72,18 @@ def test_readme_does_what_it_shows(tmp_path: Path, cache: Path) -> None:
     docs.execute(readme, 0, [sys.executable, "-c", batch + program], tmp_path, cache)
 
 
+def test_run_in_readme_is_real(tmp_path: Path, cache: Path) -> None:
+    readme = ROOT / "README.md"
+    shutil.copytree(
+        ROOT / "examples" / "digits", tmp_path / "examples" / "digits", ignore=shutil.ignore_patterns("dist")
+    )
+    here = tmp_path
+    (block,) = [b for b in docs.blocks(readme.read_text(encoding="utf-8")) if b.lang == "console"]
+    for command in docs.commands(block):
+        output, here = docs.run_command(readme, command, here, tmp_path, cache)
+        docs.compare(readme, command, output)
+
+
 def test_what_is_not_run_says_why() -> None:
     marked = [
         (name(page), block.title)
@@ -85,6 +97,7 @@ def test_what_is_not_run_says_why() -> None:
         "Installs a package",
         "Installs into a new environment",
         "Installs the package",
+        "Needs the networks, and NNCF in an environment of its own",
     }
 
 
