@@ -60,6 +60,7 @@ def decide(
     judge: Judge | None,
     accept: Judge | None,
     locked: frozenset[str] | None,
+    why_float: str = "",
     workdir: Path,
     threads: int,
     progress: Progress,
@@ -70,7 +71,7 @@ def decide(
     eval data refuse what validation data allowed, twice as many blocks go back to float and they are looked
     at again. ``precision`` "int8" keeps every block INT8 whatever it costs; "float", "fp16" and "bf16" none.
     ``locked`` names the float blocks of an earlier build, which are then taken as they are; the plan is the
-    same as that build's.
+    same as that build's, given ``why_float`` where all of them ended so for another reason than accuracy.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in ("float", "fp16", "bf16"):
@@ -87,7 +88,7 @@ def decide(
     )
     if locked is not None:
         _require_known(locked, subject)
-        return _decide_fixed(subject, locked, judge, accept, max_drop, workdir, sqnr)
+        return _decide_fixed(subject, locked, judge, accept, max_drop, workdir, sqnr, why_float)
     worst_first = sorted(able, key=lambda block: sqnr.get(block, float("inf")))
 
     # The last candidate only: each holds its own copy of the weights. The search asks for one again at most.
@@ -160,10 +161,11 @@ def _decide_fixed(
     max_drop: float,
     workdir: Path,
     sqnr: Mapping[str, float] = _NOT_MEASURED,
+    why_float: str = "",
 ) -> Decided:
     """The artifact for float blocks decided elsewhere: by a lock, or by who quantized the source."""
     if float_blocks >= set(subject.int8_blocks()):
-        return decide_float(subject, judge, accept, max_drop, workdir, sqnr)
+        return decide_float(subject, judge, accept, max_drop, workdir, sqnr, why_float)
     chosen = build_candidate(subject, float_blocks, workdir / "fixed", sqnr=sqnr)
     scorer = accept or judge
     drop = scorer(chosen) if scorer is not None else None
@@ -178,11 +180,14 @@ def decide_float(
     max_drop: float,
     workdir: Path,
     sqnr: Mapping[str, float] = _NOT_MEASURED,
+    why: str = "",
 ) -> Decided:
-    """The artifact without any INT8. ``sqnr`` is what its blocks would have had, for the plan."""
+    """The artifact without any INT8. For the plan: ``sqnr`` is what its blocks would have had, ``why`` the
+    reason for those that might have been INT8, accuracy if empty."""
     able = frozenset(subject.int8_blocks())
     everything = frozenset(b.id for b in subject.blocks)
-    plain = build_candidate(subject, everything, workdir / "float", sqnr=sqnr)
+    reasons = dict.fromkeys(able, why)
+    plain = build_candidate(subject, everything, workdir / "float", sqnr=sqnr, reasons=reasons)
     scorer = accept or judge
     drop = scorer(plain) if scorer is not None else None
     within = drop is None or drop.within(max_drop)

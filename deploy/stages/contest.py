@@ -14,7 +14,7 @@ from deploy.errors import BackendError, UnsupportedError
 from deploy.measure.latency import Timing, speedup
 from deploy.quantize.candidate import Subject, build_candidate
 from deploy.quantize.decide import Decided, decide, decide_float
-from deploy.spec.manifest import Choice
+from deploy.spec.manifest import Choice, Lock
 from deploy.spec.measurement import Comparison
 from deploy.spec.tensors import Precision
 from deploy.stages.baseline import Contender, compare, race
@@ -23,6 +23,7 @@ from deploy.stages.job import Job
 GIVEN = "as given"
 """The name of the baseline among the contenders."""
 
+_SLOWER = "INT8 is slower here"
 _NOISE = 0.97
 """A ratio of medians that could be noise, where its interval does not tell."""
 
@@ -99,11 +100,18 @@ def _decided(job: Job, subject: Subject) -> Decided:
         judge=job.scores(subject, job.judge),
         accept=job.scores(subject, job.accept),
         locked=None if job.lock is None else frozenset(job.lock.float_blocks),
+        why_float=_why_float(job.lock),
         workdir=job.work / subject.runtime.name,
         threads=job.request.threads,
         progress=job.progress,
     )
     return decided if job.lock is None else replace(decided, choices=job.lock.choices)
+
+
+def _why_float(lock: Lock | None) -> str:
+    """Why a locked build ended as float, where the clock said so."""
+    said = [] if lock is None else [c.reason for c in lock.choices if c.reason == _SLOWER]
+    return said[0] if said else ""
 
 
 def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
@@ -147,7 +155,7 @@ def pick(job: Job, held: Race) -> Entrant:
         if _loses(held):
             plain = _best_float(job, held)
             if _median(held, plain.name) < _median(held, winner.name):
-                winner, reason = plain, "INT8 is slower here"
+                winner, reason = plain, _SLOWER
             else:
                 reason = "slower than the file as given, but faster than any float build of it"
         reasons.append(Choice(what="precision", chosen=winner.precision, reason=reason))
@@ -214,6 +222,7 @@ def _best_float(job: Job, held: Race) -> Entrant:
             job.request.budget.max_drop,
             job.work / subject.runtime.name,
             entrant.decided.sqnr,
+            _SLOWER,
         )
         tried.append(Entrant(subject, decided))
         if decided.within_budget:

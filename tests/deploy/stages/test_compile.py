@@ -84,6 +84,7 @@ def test_integers_that_do_not_pay_become_float(
     assert bundle.manifest.verdict.status == "float"
     assert set(bundle.manifest.precision) == {"float"}
     assert any("INT8 is slower" in reason for reason in bundle.manifest.verdict.reasons)
+    assert "INT8 is slower here" in {block.reason for block in ir_plan(bundle).blocks}
     comparison = bundle.measurements.comparison
     assert comparison is not None
     assert speeds(bundle)["int8"] == clock["as given"] / clock["ort int8"]
