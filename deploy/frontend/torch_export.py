@@ -75,15 +75,9 @@ def _forbid(event: str, arguments: tuple[object, ...]) -> None:
 
 def check(name: str, program: ExportedProgram) -> list[tuple[str, str]]:
     """What to warn of. Raises ModelError or UnsupportedError for what no artifact can do justice to."""
-    mutated = sorted(program.graph_signature.buffers_to_mutate.values())
-    if mutated:
-        raise ModelError(
-            f"{name}: running the model changes its own buffer '{mutated[0]}'"
-            + (f" and {len(mutated) - 1} more" if len(mutated) > 1 else ""),
-            hint="export it in evaluation mode, model.eval(); what it remembers must be inputs and outputs",
-        )
     import torch
 
+    _refuse_changes(sorted(program.graph_signature.buffers_to_mutate.values()))
     for parameter, tensor in program.state_dict.items():
         if tensor.device.type == "meta":
             raise ModelError(
@@ -130,25 +124,25 @@ def write_onnx(name: str, program: ExportedProgram, path: Path) -> list[str]:
     """
     import torch
 
-    outputs = _output_names(program)
     try:
         with _Quiet():
-            made = torch.onnx.export(
-                program, dynamo=True, optimize=False, verbose=False, output_names=outputs
-            )
+            made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
     except Exception as e:  # the exporter raises its own errors, and those of all that it calls
         unknown = sorted(set(re.findall(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", _chain(e))))
         raise UnsupportedError(
             f"{name}: PyTorch cannot export {', '.join(unknown)} to ONNX"
             if unknown
             else f"{name}: PyTorch cannot export it to ONNX: {brief(_cause(e))}",
-            hint="write that part with other operations",
+            hint="write that part with other operations"
+            if unknown
+            else "name a function that makes the model, package.module:function, or hand in an ONNX file",
         ) from e
     assert made is not None
     model = made.model
     if model.functions:
         passes.InlinePass()(model)
     _strip(model)
+    _name_outputs(model, _output_names(program))
     _name_dimensions(model)
     write(model, path)
     return [value.name or "" for value in model.graph.inputs]
@@ -165,6 +159,7 @@ def trials(program: ExportedProgram, inputs: Sequence[str], seed: int) -> Iterat
 
     generator = torch.Generator().manual_seed(seed)
     run = program.module(check_guards=False)
+    before = {name: buffer.clone() for name, buffer in run.named_buffers()}
     for more in (0, 1):
         leaves = _leaves(program, more, generator)
         if more and all(
@@ -183,6 +178,7 @@ def trials(program: ExportedProgram, inputs: Sequence[str], seed: int) -> Iterat
             raise ModelError(
                 f"the model does not run on random inputs: {brief(e)}", hint="try it in PyTorch itself"
             ) from e
+        _refuse_changes([name for name, buffer in run.named_buffers() if not _equal(before[name], buffer)])
         if not all(_equal(a, b) for a, b in zip(first, again, strict=True)):
             raise ModelError(
                 "run twice on the same inputs, the model gives different outputs",
@@ -191,6 +187,15 @@ def trials(program: ExportedProgram, inputs: Sequence[str], seed: int) -> Iterat
         names = _input_names(program)
         trial = {f"input/{n}": _array(v) for n, v in zip(names, leaves, strict=True) if n in inputs}
         yield trial | {f"output/{i}": _array(v) for i, v in enumerate(first)}
+
+
+def _refuse_changes(buffers: Sequence[str]) -> None:
+    if buffers:
+        raise ModelError(
+            f"running the model changes its own buffer '{buffers[0]}'"
+            + (f" and {len(buffers) - 1} more" if len(buffers) > 1 else ""),
+            hint="export it in evaluation mode, model.eval(); what it remembers must be inputs and outputs",
+        )
 
 
 def brief(error: BaseException) -> str:
@@ -368,6 +373,23 @@ def _strip(model: ir.Model) -> None:
 def _strip_value(value: ir.Value) -> None:
     value.doc_string = None
     value.metadata_props.clear()
+
+
+def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
+    """Give the outputs these names; what is put out twice, or is an input or a constant, is so by a copy."""
+    outputs = model.graph.outputs
+    others = {v.name: v for node in model.graph for v in node.outputs} | dict(model.graph.initializers)
+    for position, name in enumerate(names):
+        value = outputs[position]
+        if value.producer() is None or value in outputs[:position]:
+            node = ir.node("Identity", [value], name=f"{name}_copy")
+            node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+            model.graph.append(node)
+            outputs[position] = value = node.outputs[0]
+        taken = others.get(name)
+        if taken is not None and taken is not value:
+            taken.name = f"{name}_inner"
+        value.name = name
 
 
 def _name_dimensions(model: ir.Model) -> None:

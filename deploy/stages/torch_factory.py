@@ -78,6 +78,12 @@ def make_program(
     if module.training:
         module.eval()
         notes.append(("note", f"{reference}: the model was put into evaluation mode, as model.eval() does"))
+    empty = [n for n, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    if empty:
+        raise ModelError(
+            f"{reference}: '{empty[0]}' has no values (device meta)",
+            hint="load the weights before returning it",
+        )
     module.to("cpu")
     args, kwargs = _examples(reference, module, parts[1] if len(parts) > 1 else None, shapes)
     with torch.no_grad():
@@ -133,7 +139,7 @@ def _examples(
         return (given.cpu(),), {}
     if isinstance(given, Mapping):
         return (), {str(name): _on_cpu(value) for name, value in given.items()}
-    if isinstance(given, Sequence) and not isinstance(given, str) and given:
+    if isinstance(given, Sequence) and not isinstance(given, str):
         return tuple(_on_cpu(value) for value in given), {}
     raise ModelError(
         f"{reference} returned {_told(given)} as example inputs",
