@@ -34,7 +34,11 @@ Table = Mapping[str, object]
 
 
 def load_profile(name: str) -> Profile:
-    """The profile of that name or alias. Raises UsageError naming the nearest where there is none."""
+    """The profile of that name or alias. Raises UsageError naming the nearest where there is none.
+
+    >>> load_profile("rpi").name
+    'rpi5'
+    """
     profiles = _installed()
     for profile in profiles.values():
         if name == profile.name or name in profile.aliases:

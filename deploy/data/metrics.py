@@ -75,6 +75,13 @@ def make_metric(
 
     ``reference`` is the metric that judged the float model on the same samples; only agreement looks at it.
     ``root`` is where the user's modules are found. Raises UsageError for an unknown name.
+
+    >>> labels = {"": np.array([1, 0])}
+    >>> metric = make_metric("top1")
+    >>> batch = Batch(feeds={}, targets=labels, groups=None, ids=np.arange(2))
+    >>> metric.update({"logits": np.array([[0.1, 0.9], [0.2, 0.8]])}, batch)
+    >>> metric.result().value
+    0.5
     """
     if name.startswith(PREFIX):
         return _user_metric(name, root)

@@ -54,6 +54,9 @@ class TensorSpec(Frozen):
     """An input or output. ``shape`` holds sizes, or the name of a dimension that is free.
 
     ``table_rows``: the integers fed are ids that look up a table of so many rows.
+
+    >>> str(TensorSpec(name="x", dtype="float32", shape=("n", 3, 224, 224), layout="NCHW"))
+    'x: float32[n, 3, 224, 224]'
     """
 
     name: str
