@@ -150,7 +150,7 @@ def _classes(scores: Evaluation | None, names: Sequence[str]) -> tuple[ClassRow,
     gains = {name: sign * (after - before) for name, (before, after) in scores.per_class.items()}
     return tuple(
         ClassRow(
-            name=f"{name} {names[int(name)]}" if name.isdecimal() and int(name) < len(names) else name,
+            name=_class_name(name, names),
             before=figures.score(scores.per_class[name][0], scores.unit),
             after=figures.score(scores.per_class[name][1], scores.unit),
             change=figures.signed(gain, scores.unit),
@@ -158,6 +158,12 @@ def _classes(scores: Evaluation | None, names: Sequence[str]) -> tuple[ClassRow,
         )
         for name, gain in sorted(gains.items(), key=lambda item: item[1])
     )
+
+
+def _class_name(key: str, names: Sequence[str]) -> str:
+    """Classes are counted by number; nine digits number more of them than there are."""
+    number = int(key) if key.isdecimal() and len(key) <= 9 else len(names)
+    return f"{key} {names[number]}" if number < len(names) else key
 
 
 def _hazard(hazard: KnownHazard) -> HazardRow:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -140,9 +142,21 @@ def snippets(bundle: Bundle) -> tuple[Snippet, ...]:
     for ending, language in _KINDS:
         template = f"{artifact.backend}.{ending}.j2"
         if template in present:
-            code = environment.get_template(template).render(given)
-            found.append(Snippet(language, f"run_{artifact.backend}.{ending}", code))
+            found.append(
+                Snippet(language, f"run_{artifact.backend}.{ending}", _render(environment, template, given))
+            )
     return tuple(found)
+
+
+def _render(environment: jinja2.Environment, template: str, given: Mapping[str, object]) -> str:
+    import jinja2
+
+    try:
+        return environment.get_template(template).render(given)
+    except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as e:
+        raise UsageError(
+            f"the manifest's options are not those of its runtime: {e}", hint="build the bundle again"
+        ) from e
 
 
 def _environment() -> jinja2.Environment:
@@ -254,11 +268,15 @@ def _sample_shapes(bundle: Bundle) -> dict[str, tuple[int, ...]]:
                 if kind == "input":
                     with archive.open(member) as file:
                         shapes[name] = _shape(io.BytesIO(file.read(_HEAD)))
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as e:
+    except _DAMAGES as e:
         raise UsageError(f"{path}: not a self-test that a build wrote: {e}", hint="build again") from e
     return shapes
 
 
+_DAMAGES = (
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError, EOFError, ValueError, NotImplementedError,
+    RuntimeError,
+)  # fmt: skip
 _HEAD = 16_384
 """Bytes that hold the head of an array file."""
 

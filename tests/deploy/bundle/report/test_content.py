@@ -51,6 +51,15 @@ def test_classes_that_lost_most_come_first_by_name_where_known(full: Bundle):
     assert classes[-1].change == "0"
 
 
+def test_a_class_of_any_name_stays_itself(full: Bundle):
+    assert full.manifest.evaluation is not None
+    scores = {"0" + "9" * 5000: (0.9, 0.8), "²": (0.9, 0.9)}
+    evaluation = full.manifest.evaluation.model_copy(update={"per_class": scores})
+    manifest = full.manifest.model_copy(update={"evaluation": evaluation})
+    classes = report(Bundle(full.folder, manifest, full.measurements, full.digest)).classes
+    assert {row.name for row in classes} == set(scores)
+
+
 def test_attempts_stages_and_hazards(full: Bundle):
     found = report(full)
     assert [(a.name, a.speed, a.drop, a.chosen) for a in found.attempts] == [

@@ -13,6 +13,8 @@ import pytest
 from deploy.bundle.read import Bundle, load_bundle
 from deploy.bundle.report.content import Report, report
 from deploy.bundle.report.page import PAGE, html, strips, write_page
+from deploy.errors import UsageError
+from deploy.pipeline import build
 
 VOID = {"meta", "br", "wbr", "link", "img"}
 
@@ -136,3 +138,18 @@ def test_a_build_leaves_its_page(built: Bundle, bundle_copy: Path):
     (bundle_copy / PAGE).unlink()
     write_page(load_bundle(bundle_copy))
     assert (bundle_copy / PAGE).read_text() == text
+
+
+def test_a_build_without_its_page_is_a_build_and_says_so(
+    tmp_path: Path, network: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(bundle: Bundle) -> None:
+        raise UsageError("the disk is full")
+
+    monkeypatch.setattr("deploy.stages.assemble.write_page", fail)
+    bundle = build(
+        network, target="x86-avx2", precision="float", measure=False, out=tmp_path / "dist",
+        cache=tmp_path / "cache",
+    )  # fmt: skip
+    assert not (bundle.folder / PAGE).exists()
+    assert "no report.html: the disk is full" in caplog.text

@@ -239,6 +239,12 @@ def test_an_unusual_type_or_backend_has_no_program(built: Bundle):
         assert snippets(Bundle(built.folder, manifest, built.measurements, built.digest)) == ()
 
 
+def test_options_of_another_kind_are_told(built: Bundle):
+    manifest = built.manifest.model_copy(update={"options": {"threads": 1, "session": [1, 2]}})
+    with pytest.raises(UsageError, match="options"):
+        snippets(Bundle(built.folder, manifest, built.measurements, built.digest))
+
+
 def test_a_damaged_selftest_is_told(bundle_copy: Path):
     (bundle_copy / "selftest.npz").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(UsageError, match="not a self-test"):
