@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from backends.openvino.convert import save, to_openvino
 from backends.openvino.profile import operation_times
 from backends.openvino.readback import read_tensors
-from backends.openvino.runner import OpenVinoOptions, OpenVinoRunner, read_file, settings
-from backends.openvino.sdk import core, reason
+from backends.openvino.runner import DTYPES, OpenVinoOptions, OpenVinoRunner, read_file
+from backends.openvino.support import verdicts
 from deploy.adapter.protocol import Arrays, Availability
-from deploy.errors import BackendError, UnsupportedError
+from deploy.errors import UnsupportedError
 from deploy.frontend.opset import retarget
-from deploy.graph.blocks import reads
-from deploy.graph.edit import is_constant
+from deploy.graph.shapes import batch_axis, free_dimensions, pin
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Options, Verdict
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 
-Support = Literal["supported", "unsupported", "unknown"]
+if TYPE_CHECKING:
+    import openvino
 
 _XML, _BIN = "model.xml", "model.bin"
 
@@ -48,16 +48,22 @@ class OpenVino:
         return OpenVinoOptions.model_validate(given)
 
     def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
-        """OpenVINO says itself what it cannot run: the whole graph is tried first, then node by node."""
-        del runtime
-        if not _refusal(graph):
-            return [_verdict(node, "supported") for node in graph.graph]
-        return [_alone(graph, node) for node in graph.graph]
+        """OpenVINO's own word for each node, and ours where it is known to be wrong.
+
+        What the compiler in the NPU's driver takes is not known here: what OpenVINO reads is ``unknown``.
+        """
+        found = verdicts(graph)
+        if _device(runtime) == "CPU":
+            return found
+        unsure = {"support": "unknown", "reason": "only the compiler in the NPU's driver can tell"}
+        return [v if v.support == "unsupported" else v.model_copy(update=unsure) for v in found]
 
     def lower(
         self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
     ) -> Artifact:
-        del plan, progress  # the Q/DQ graph carries the plan
+        del plan  # the Q/DQ graph carries it
+        if runtime.static_shapes:
+            graph = _fixed(graph, progress)
         refused = [v for v in self.check(graph, runtime) if v.support == "unsupported"]
         if refused:
             listed = "; ".join(f"{v.op} '{v.node}': {v.reason}" for v in refused)
@@ -65,12 +71,22 @@ class OpenVino:
                 f"OpenVINO cannot run {len(refused)} nodes: {listed}",
                 hint="replace these operations in the model",
             )
-        save(to_openvino(retarget(graph, runtime.onnx_opset)), workdir / _XML, workdir / _BIN)
+        inputs, outputs = tensor_specs(graph.graph.inputs), tensor_specs(graph.graph.outputs)
+        for spec in (*inputs, *outputs):
+            if spec.dtype not in DTYPES.values():
+                raise UnsupportedError(
+                    f"OpenVINO takes and gives no arrays of {spec.dtype}: {spec}",
+                    hint="cast it to another type inside the model",
+                )
+        model = to_openvino(retarget(graph, runtime.onnx_opset))
+        if runtime.static_shapes:
+            _require_static(model)
+        save(model, workdir / _XML, workdir / _BIN)
         return Artifact(
             backend=self.name,
             files=(_XML, _BIN),
-            inputs=tensor_specs(graph.graph.inputs),
-            outputs=tensor_specs(graph.graph.outputs),
+            inputs=inputs,
+            outputs=outputs,
             weight_bytes=(workdir / _BIN).stat().st_size,
             toolchain={"openvino": version("openvino")},
             folder=workdir,
@@ -89,30 +105,48 @@ class OpenVino:
         return {} if own.device != "CPU" else operation_times(artifact.main, feeds, own)
 
 
-def _refusal(graph: ir.Model) -> str:
-    """Why OpenVINO does not take a graph; empty where it does."""
-    try:
-        model = to_openvino(graph)
-    except BackendError as e:
-        return e.message.partition(": ")[2]
-    try:
-        core().compile_model(model, "CPU", settings(OpenVinoOptions(), "CPU"))
-    except Exception as e:  # noqa: BLE001 (whatever it is, it is OpenVINO's answer)
-        return reason(e)
-    return ""
+def _device(runtime: Runtime) -> str:
+    return str(runtime.options.get("device", "CPU"))
 
 
-def _verdict(node: ir.Node, support: Support, reason: str = "") -> Verdict:
-    return Verdict(node=node.name or "", op=node.op_type, support=support, reason=reason)
+def _fixed(graph: ir.Model, progress: Progress) -> ir.Model:
+    """The graph for a device that takes no free sizes: batch 1. Raises UnsupportedError for others."""
+    free = free_dimensions(graph)
+    batch = batch_axis(graph)
+    others = [f"'{name}' of {places[0][0]}" for name, places in free.items() if name != batch]
+    if others:
+        raise UnsupportedError(
+            f"this device takes fixed sizes only, and these are free: {', '.join(others)}",
+            hint=f"fix them, for example --shape {_example(graph)}",
+        )
+    if batch is None:
+        return graph
+    progress.note("this device takes fixed sizes only: the batch is fixed at 1")
+    return pin(graph, {name: _ones(graph, name, axis) for name, axis in free[batch]})
 
 
-def _alone(model: ir.Model, node: ir.Node) -> Verdict:
-    """What OpenVINO says of one node by itself, fed with all that it reads, in bodies too."""
-    inputs = [value for value in reads(node) if not is_constant(value)]
-    if any(value.type is None for value in inputs):
-        return _verdict(node, "unknown", "the type of its input is unknown")
-    outputs = [value for value in node.outputs if value.name]
-    part = ir.convenience.extract(model.graph, inputs, outputs or node.outputs)
-    alone = ir.Model(part, ir_version=model.ir_version)
-    said = _refusal(alone)
-    return _verdict(node, "unsupported" if said else "supported", said)
+def _ones(graph: ir.Model, name: str, axis: int) -> list[int | None]:
+    shape = next(v.shape for v in graph.graph.inputs if v.name == name)
+    return [1 if i == axis else None for i in range(len(shape or ()))]
+
+
+def _example(graph: ir.Model) -> str:
+    """How the sizes of the first input with free ones could be given."""
+    name = next(places[0][0] for places in free_dimensions(graph).values())
+    shape = next(v.shape for v in graph.graph.inputs if v.name == name)
+    return f"{name}=" + ",".join(
+        str(d) if isinstance(d, int) else "1" if i == 0 else "N" for i, d in enumerate(shape or ())
+    )
+
+
+def _require_static(model: openvino.Model) -> None:
+    """Raise UnsupportedError listing every operation whose result has a size that depends on the data."""
+    free = [
+        op for op in model.get_ordered_ops() if any(o.get_partial_shape().is_dynamic for o in op.outputs())
+    ]
+    if free:
+        listed = ", ".join(f"{op.get_type_name()} '{op.get_friendly_name()}'" for op in free)
+        raise UnsupportedError(
+            f"this device takes fixed sizes only; those of {len(free)} results depend on data: {listed}",
+            hint="cut these operations off the model and run them elsewhere",
+        )

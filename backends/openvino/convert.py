@@ -20,6 +20,7 @@ from backends.openvino.simplify import simplify
 from deploy.errors import BackendError
 from deploy.frontend.onnx_file import EXTERNAL_BEYOND, to_bytes, write
 from deploy.graph.edit import weight_bytes
+from deploy.graph.shapes import model_inputs
 
 if TYPE_CHECKING:
     import openvino
@@ -34,6 +35,8 @@ def to_openvino(graph: ir.Model) -> openvino.Model:
             path = Path(folder) / "graph.onnx"
             write(graph, path, embed=0)
             model = _read(path)
+    for value, port in zip(model_inputs(graph), model.inputs, strict=True):
+        port.get_tensor().add_names({value.name or ""})  # it may bear the name of an output only
     simplify(model)
     name_operations(model, graph.graph)
     return model

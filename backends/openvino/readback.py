@@ -147,14 +147,15 @@ def _axis(scale: np.ndarray, end: openvino.Node, shape: openvino.PartialShape | 
     """Where the scales lie. For a single channel the file does not say it: it follows from the reader."""
     if scale.ndim == 0:
         return None
-    long = [axis for axis, size in enumerate(scale.shape) if size > 1]
+    rank = scale.ndim if shape is None else len(shape)
+    long = [axis + rank - scale.ndim for axis, size in enumerate(scale.shape) if size > 1]
     if long:
         return long[0]
     for reader in _past_reshapes(end.output(0)):
         if reader.get_type_name() == "ConvolutionBackpropData":
             return 1
         if reader.get_type_name() == "MatMul":
-            return 0 if reader.get_attributes()["transpose_b"] else scale.ndim - 1
+            return 0 if reader.get_attributes()["transpose_b"] else rank - 1
     ones = [] if shape is None else [axis for axis, size in enumerate(shape) if size == 1]
     return ones[0] if ones else 0
 

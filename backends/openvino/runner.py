@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     import openvino
 
 
+DTYPES = {
+    "f32": "float32",
+    "f64": "float64",
+    "f16": "float16",
+    "boolean": "bool",
+    **{f"{kind[0]}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+}
+"""OpenVINO's types of which there are arrays, with NumPy's names."""
+
 _Shapes = tuple[tuple[int, ...], ...]
 _SHAPES_KEPT = 4
 """For so many combinations of shapes a model is compiled; further ones share one that takes any."""
@@ -191,4 +200,5 @@ def _require_ports(
 
 
 def _dtype(port: openvino.Output) -> str:
-    return str(np.dtype(port.get_element_type().to_dtype()).name)
+    name = str(port.get_element_type().get_type_name())
+    return DTYPES.get(name, name)
