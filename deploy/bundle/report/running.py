@@ -84,7 +84,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Fed:
-    """An input as the programs see it: ``shape`` is that of one inference, in numbers.
+    """An input as the programs see it: ``shape`` is that of one inference, in numbers, ``free`` in the file.
 
     Raw numbers become ``(x * scale - mean) / std`` where ``mean`` is not empty, with as many channels, one
     ``stride`` elements after the other; ``broadcast`` is the shape in which they meet the input.
@@ -95,7 +95,7 @@ class Fed:
     type: ElementType
     shape: tuple[int, ...]
     count: int
-    free_batch: bool
+    free: bool
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -222,7 +222,7 @@ def _fed(spec: TensorSpec, sample: tuple[int, ...]) -> Fed | None:
         type=kind,
         shape=shape,
         count=prod(shape),
-        free_batch=bool(spec.shape) and isinstance(spec.shape[0], str),
+        free=any(isinstance(size, str) for size in spec.shape),
         scale=1.0 if scaling is None else scaling.scale,
         mean=mean,
         std=std,

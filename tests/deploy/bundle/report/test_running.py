@@ -29,7 +29,58 @@ program, samples, results = sys.argv[1:]
 sys.argv = [program, samples]
 np.savez(results, **runpy.run_path(program)["outputs"])
 """
+Flags = Callable[[Path], list[str | Path]]
 ODD = 'x"\\ü\n??/'
+
+
+def program(bundle: Bundle, language: str, folder: Path) -> Path:
+    snippet = next(s for s in snippets(bundle) if s.language == language)
+    path = folder / snippet.file
+    path.write_text(snippet.code)
+    return path
+
+
+def run(*words: str | Path, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def ort_flags(folder: Path) -> list[str | Path]:
+    """The headers of ONNX Runtime (Debian: libonnxruntime-dev) and the library of the Python package."""
+    import onnxruntime
+
+    given = os.environ.get("ONNXRUNTIME_INCLUDE")
+    places = [
+        Path(p)
+        for p in ([given] if given else []) + ["/usr/include/onnxruntime", "/usr/local/include/onnxruntime"]
+    ]
+    headers = next((p for p in places if (p / "onnxruntime_cxx_api.h").is_file()), None)
+    if headers is None:
+        pytest.skip(
+            "ONNX Runtime's C++ headers are not installed (libonnxruntime-dev, or ONNXRUNTIME_INCLUDE)"
+        )
+    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"), None)
+    if library is None:
+        pytest.skip("the Python package of ONNX Runtime has no library to link with here")
+    soname = folder / "libonnxruntime.so.1"
+    soname.symlink_to(library)
+    return ["-I", headers, library, f"-Wl,-rpath,{folder}"]
+
+
+def openvino_flags(folder: Path) -> list[str | Path]:
+    del folder
+    spec = find_spec("openvino")
+    if spec is None or spec.origin is None:
+        pytest.skip("OpenVINO is not installed")
+    home = Path(spec.origin).parent
+    libraries = sorted((home / "libs").glob("libopenvino.so.*"))
+    if not (home / "include" / "openvino" / "openvino.hpp").is_file() or not libraries:
+        pytest.skip("the Python package of OpenVINO has no headers or libraries here")
+    return ["-I", home / "include", libraries[0], f"-Wl,-rpath,{home / 'libs'}"]
 
 
 @pytest.fixture(scope="module")
@@ -77,22 +128,6 @@ def expected(tmp_path: Path, pixels: np.ndarray) -> Callable[[Bundle], np.ndarra
     return run
 
 
-def program(bundle: Bundle, language: str, folder: Path) -> Path:
-    snippet = next(s for s in snippets(bundle) if s.language == language)
-    path = folder / snippet.file
-    path.write_text(snippet.code)
-    return path
-
-
-def run(*words: str | Path, cwd: Path, **environment: str) -> str:
-    done = subprocess.run(
-        [str(word) for word in words],
-        cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
 @pytest.mark.parametrize("runtime", ["ort", "openvino"])
 def test_the_python_program_computes_what_deploy_run_computes(
     make: Callable[[str], Bundle],
@@ -112,40 +147,6 @@ def test_the_python_program_computes_what_deploy_run_computes(
         np.testing.assert_allclose(archive["y"], expected(bundle), rtol=0, atol=1e-6)
 
 
-def ort_flags(folder: Path) -> list[str | Path]:
-    """The headers of ONNX Runtime (Debian: libonnxruntime-dev) and the library of the Python package."""
-    import onnxruntime
-
-    given = os.environ.get("ONNXRUNTIME_INCLUDE")
-    places = [
-        Path(p)
-        for p in ([given] if given else []) + ["/usr/include/onnxruntime", "/usr/local/include/onnxruntime"]
-    ]
-    headers = next((p for p in places if (p / "onnxruntime_cxx_api.h").is_file()), None)
-    if headers is None:
-        pytest.skip(
-            "ONNX Runtime's C++ headers are not installed (libonnxruntime-dev, or ONNXRUNTIME_INCLUDE)"
-        )
-    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"), None)
-    if library is None:
-        pytest.skip("the Python package of ONNX Runtime has no library to link with here")
-    soname = folder / "libonnxruntime.so.1"
-    soname.symlink_to(library)
-    return ["-I", headers, library, f"-Wl,-rpath,{folder}"]
-
-
-def openvino_flags(folder: Path) -> list[str | Path]:
-    del folder
-    spec = find_spec("openvino")
-    if spec is None or spec.origin is None:
-        pytest.skip("OpenVINO is not installed")
-    home = Path(spec.origin).parent
-    libraries = sorted((home / "libs").glob("libopenvino.so.*"))
-    if not (home / "include" / "openvino" / "openvino.hpp").is_file() or not libraries:
-        pytest.skip("the Python package of OpenVINO has no headers or libraries here")
-    return ["-I", home / "include", libraries[0], f"-Wl,-rpath,{home / 'libs'}"]
-
-
 @pytest.mark.parametrize(("runtime", "flags"), [("ort", ort_flags), ("openvino", openvino_flags)])
 def test_the_cpp_program_computes_what_deploy_run_computes(
     make: Callable[[str], Bundle],
@@ -153,7 +154,7 @@ def test_the_cpp_program_computes_what_deploy_run_computes(
     tmp_path: Path,
     pixels: np.ndarray,
     runtime: str,
-    flags: Callable[[Path], list[str | Path]],
+    flags: Flags,
 ):
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
@@ -166,6 +167,38 @@ def test_the_cpp_program_computes_what_deploy_run_computes(
     name, *numbers = run(compiled, tmp_path / "x.bin", cwd=bundle.folder).split()
     assert name == "y"
     np.testing.assert_allclose(np.array(numbers, np.float32)[None], expected(bundle), rtol=0, atol=1e-6)
+
+
+TWO = """g (int64[n,4] ids, float[n,4] x) => (float[n,4] y, int64[n,4] z) {
+    f = Cast <to = 1> (ids)
+    y = Mul (x, f)
+    z = Add (ids, ids)
+}"""
+
+
+@pytest.mark.parametrize(("runtime", "flags"), [("ort", ort_flags), ("openvino", openvino_flags)])
+def test_several_inputs_and_integers(save: Callable[..., Path], tmp_path: Path, runtime: str, flags: Flags):
+    words = flags(tmp_path)
+    bundle = build(
+        save(tmp_path / "two.onnx", TWO, {}), target="x86-avx2", runtime=runtime, precision="float",
+        measure=False, out=tmp_path / "dist", cache=tmp_path / "cache",
+    )  # fmt: skip
+    ids, x = np.array([[1, -2, 3, 400]]), np.array([[0.5, 1.5, -2.5, 0.25]], np.float32)
+    np.savez(tmp_path / "samples.npz", ids=ids, x=x)
+    results = tmp_path / "results.npz"
+    path = program(bundle, "Python", tmp_path)
+    run(sys.executable, "-c", DRIVER, path, tmp_path / "samples.npz", results, cwd=bundle.folder)
+    with np.load(results) as archive:
+        np.testing.assert_allclose(archive["y"], ids * x)
+        np.testing.assert_array_equal(archive["z"], 2 * ids)
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    path, compiled = program(bundle, "C++", tmp_path), tmp_path / "program"
+    run("g++", "-std=c++17", "-O0", path, *words, "-o", compiled, cwd=tmp_path)
+    ids.tofile(tmp_path / "ids.bin")
+    x.tofile(tmp_path / "x.bin")
+    said = run(compiled, tmp_path / "ids.bin", tmp_path / "x.bin", cwd=bundle.folder)
+    assert said == "y 0.5 -3 -7.5 100\nz 2 -4 6 800\n"
 
 
 def test_the_programs_for_tensorrt_fit_the_script_that_they_stand_on(make: Callable[[str], Bundle]):
