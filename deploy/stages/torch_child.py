@@ -31,20 +31,20 @@ def main(request: dict[str, object], answers: TextIO) -> None:
     import numpy as np
     import torch
 
-    from deploy.frontend import torch_export
+    from deploy.frontend import torch_export, torch_program
 
     torch.set_num_threads(1)
     notes: list[tuple[str, str]] = []
     if request["path"] is not None:
         _limit_memory(int(str(request["memory"])))
-        program = torch_export.load(Path(str(request["path"])))
+        program = torch_program.load(Path(str(request["path"])))
         digest = ""
     else:
         shapes = request["shapes"]
         assert function is not None and isinstance(shapes, dict)
         program = make_program(name, function, shapes, seed, notes)
-        digest = torch_export.digest(program)
-    notes += torch_export.check(name, program)
+        digest = torch_program.digest(program)
+    notes += torch_program.check(name, program)
     _answer(answers, digest=digest, notes=notes)
     line = sys.stdin.readline().removesuffix("\n")
     if not line:

@@ -18,7 +18,7 @@ import numpy as np
 from deploy.data.python_ref import load_function
 from deploy.data.source import nearest
 from deploy.errors import DeployError, ModelError, UsageError
-from deploy.frontend.torch_export import brief
+from deploy.frontend.torch_program import brief
 
 if TYPE_CHECKING:
     import torch

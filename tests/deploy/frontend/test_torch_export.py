@@ -9,7 +9,8 @@ import onnxruntime as ort
 import pytest
 
 from deploy.errors import DeployError, ModelError, UnsupportedError
-from deploy.frontend.torch_export import check, digest, trials, write_onnx
+from deploy.frontend.torch_export import trials, write_onnx
+from deploy.frontend.torch_program import check, digest
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore")
