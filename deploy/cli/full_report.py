@@ -92,7 +92,7 @@ def _blocks(blocks: Blocks) -> None:
         [(row.id, "name"), row.precision, row.noise, row.float_time, row.time, bar(row, blocks.longest)]
         for row in blocks.rows[:IN_SIGHT]
     ]
-    header = ("block", "precision", "noise", "float ms", "ms", "")
+    header = ("block", "precision", "signal/noise", "float ms", "ms", "")
     kept = [i for i in range(len(header)) if i < 3 or (blocks.timed and (i != 3 or blocks.compared))]
     write_table(
         [header[i] for i in kept],

@@ -72,7 +72,7 @@ def _blocks(blocks: Blocks) -> Iterator[str]:
 
 
 def _block_table(blocks: Blocks, rows: Sequence[BlockRow]) -> Iterator[str]:
-    header = ["block", "precision", "noise", "float ms", "ms", "", "why"]
+    header = ["block", "precision", "signal/noise", "float ms", "ms", "", "why"]
     cells = [
         [row.id, row.precision, row.noise, row.float_time, row.time, bar(row, blocks.longest), row.reason]
         for row in rows
