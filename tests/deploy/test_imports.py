@@ -21,6 +21,8 @@ VENDORS = (
     "onnxsim", "pandas", "tensorflow", "jax", "ray",
 )  # fmt: skip
 LONGEST = 400
+MADE_OF_TORCH = ("deploy.execute.module", "deploy.execute.ops", "deploy.train")
+"""Modules, with what lies in them, that import PyTorch while loading; nothing else imports them so."""
 
 
 def modules() -> list[str]:
@@ -60,7 +62,8 @@ for name in names:
 print(json.dumps(failed))
 """
     assert len(modules()) > 60
-    assert json.loads(in_a_new_process(program, json.dumps(VENDORS), json.dumps(modules()))) == {}
+    names = [name for name in modules() if not name.startswith(MADE_OF_TORCH)]
+    assert json.loads(in_a_new_process(program, json.dumps(VENDORS), json.dumps(names))) == {}
 
 
 LOADED = "import sys, json\n{}\nprint(json.dumps(sorted(sys.modules)))"
