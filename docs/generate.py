@@ -251,16 +251,21 @@ def facts(profile: Profile) -> str:
 def figure(fact: Fact) -> str:
     if isinstance(fact, str):
         return "unknown | | "
-    value = (
-        {True: "yes", False: "no"}.get(fact.value, fact.value) if isinstance(fact.value, bool) else fact.value
-    )
-    return f"{value} {fact.unit}".strip().replace("|", "\\|") + f" | {linked(fact.source)} | {fact.date}"
+    flag = isinstance(fact.value, bool)
+    stated = {True: "yes", False: "no"}[bool(fact.value)] if flag else str(fact.value)
+    value = f"{stated}{', ' if flag else ' '}{fact.unit}" if fact.unit else stated
+    return f"{escaped(value)} | {linked(fact.source)} | {fact.date}"
+
+
+def escaped(text: str) -> str:
+    """Text for a cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def linked(source: str) -> str:
     """Addresses become links that show the site's name only; the rest stays text."""
     short = re.sub(r"https?://[^\s;,)]+", lambda m: f"[{urlsplit(m[0]).netloc}]({m[0]})", source)
-    return short.replace("|", "\\|")
+    return escaped(short)
 
 
 def rules(profile: Profile, runtime: Runtime) -> str:

@@ -337,11 +337,14 @@ def main() -> None:
             folder = Path(scratch) / page.relative_to(PAGES).with_suffix("")
             folder.mkdir(parents=True)
             prepare(page, folder)
-            written = run_page(page, folder, Path(scratch) / "cache", check=not chosen.write)
+            cache = Path(scratch) / "cache"
+            if chosen.write:  # a reader's first build finds nothing in the cache
+                shutil.rmtree(cache, ignore_errors=True)
+            written = run_page(page, folder, cache, check=not chosen.write)
             sys.stdout.write(f"{page.relative_to(PAGES)}: {len(written)} commands\n")
             if chosen.write:
                 text = page.read_text(encoding="utf-8")
-                places = {f"{scratch}/cache": "~/.cache/deploy-compiler", str(folder): "~/digits"}
+                places = {str(cache): "~/.cache/deploy-compiler", str(folder): "~/digits"}
                 page.write_text(with_output(text, written, places), encoding="utf-8")
 
 

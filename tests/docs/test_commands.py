@@ -29,7 +29,7 @@ def load(path: Path) -> ModuleType:
 
 
 docs = load(ROOT / "docs" / "run.py")
-SLOW = {"how-to/pytorch.md", "how-to/x86.md", "how-to/jetson.md"}
+SLOW = {f"how-to/{page}.md" for page in ("pytorch", "x86", "jetson", "budget", "report")}
 """Start PyTorch, or build much; `make test-all` runs them."""
 
 
