@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from backends.tensorrt import TensorRT
-from deploy.bundle.read import Bundle, file_digest, load_bundle
+from deploy.bundle.read import Bundle, file_digest, load_bundle, load_plan
 from deploy.bundle.verify import first_divergence, read_selftest, verify_bundle, write_selftest
 from deploy.errors import UsageError, VerificationError
 from deploy.execute.reference import Session
@@ -353,3 +354,35 @@ def test_float16_noise_leaves_alone_what_decides_about_shapes_and_domains(
         )  # fmt: skip
         assert bundle.manifest.verification.passed
         assert bundle.manifest.verification.tolerance < 0.2
+
+
+def test_bfloat16_is_verified_within_its_own_rounding(
+    network: Path, images: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    bundle = build(
+        network, target="x86-bf16", runtime="openvino", precision="bf16", data=images, measure=False,
+        out=tmp_path / "dist", cache=tmp_path / "cache",
+    )  # fmt: skip
+    verification = bundle.manifest.verification
+    assert 2.0**-8 <= verification.noise_floor < 0.1
+    assert verification.error <= verification.tolerance
+    assert {block.precision for block in load_plan(bundle).blocks} == {"bf16"}
+
+
+def test_inputs_half_way_between_two_codes_are_noise(tmp_path: Path) -> None:
+    """Pixels from -1 to 1 in steps of 2 / 255, quantized over just that range: all lie half-way."""
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[N,1,4,4] x) => (float[N,1,4,4] y) { [c] y = Conv(x, w) }""",
+        initializers=[ir.tensor(np.ones((1, 1, 1, 1), np.float32), name="w")],
+    )
+    ir.save(model, tmp_path / "model.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 1, 4, 4))
+    pixels[0, 0, 0, :2] = 0, 255
+    images = (pixels / 255 * 2 - 1).astype(np.float32)
+    bundle = build(
+        tmp_path / "model.onnx", target="x86-vnni", data={"x": images}, precision="int8", measure=False,
+        out=tmp_path / "dist", cache=tmp_path / "cache",
+    )  # fmt: skip
+    assert bundle.manifest.verification.noise_floor >= 1 / 255

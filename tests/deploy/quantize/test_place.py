@@ -304,6 +304,50 @@ def optimised_operations(model, tmp_path) -> Counter[str]:
     return Counter(n.op_type for n in onnx.load(tmp_path / "optimised.onnx").graph.node)
 
 
+OPENVINO = load_profile("x86-vnni").runtime_named("openvino")
+
+
+def test_where_pairs_go_through_movers_the_moved_values_get_none(placed):
+    p = placed(
+        image(f"c = Conv{PAD}(x, w)  r = Relu(c)  m = MaxPool<kernel_shape=[1,1]>(r)  y = Conv{PAD}(m, v)"),
+        OPENVINO, w=W, v=W,
+    )  # fmt: skip
+    assert p.chains == ["Conv+Relu", "Conv"]
+    assert p.groups == [{"r"}, {"x"}]
+    assert p.readers == {}
+
+
+def test_joined_values_still_share_one_set_where_the_joined_one_gets_none(placed):
+    p = placed(
+        image(f"a = Conv{PAD}(x, w)  b = Conv{PAD}(x, w)  d = Concat<axis=1>(a, b)  y = Conv(d, v)"),
+        OPENVINO, w=W, v=(4, 8, 1, 1),
+    )  # fmt: skip
+    assert p.groups == [{"a", "b"}, {"x"}]
+
+
+def test_a_product_of_two_activations_is_left_float_where_weights_are_asked_for(placed):
+    text = """g (float[N,4,4] x) => (float[N,4,4] y) {
+        a = MatMul(x, w)  b = MatMul(x, w)  s = MatMul(a, b)  y = MatMul(s, v) }"""
+    p = placed(text, OPENVINO, w=(4, 4), v=(4, 4))
+    assert p.chains == ["MatMul"] * 3
+    assert p.groups == [{"s"}, {"x"}]
+
+
+def test_a_chain_may_end_in_float(placed):
+    p = placed(image(f"c = Conv{PAD}(x, w)  r = Relu(c)  y = Neg(r)"), OPENVINO, w=W)
+    assert p.chains == ["Conv+Relu"]
+    assert p.values == {"x"}
+
+
+def test_a_bias_is_left_float_where_the_input_has_no_parameters_of_its_own(placed):
+    rules = OPENVINO.quant.model_copy(update={"bias": "int32"})
+    p = placed(
+        image(f"c = Conv{PAD}(x, w, b)  m = MaxPool<kernel_shape=[1,1]>(c)  y = Conv{PAD}(m, v, e)"),
+        OPENVINO.model_copy(update={"quant": rules}), w=W, v=W, b=(4,), e=(4,),
+    )  # fmt: skip
+    assert p.placement.biases == {"b": ("x", "w")}
+
+
 INTEGER = {
     "residual": (RESIDUAL, {"w": W, "b": (4,), "w2": W}, {"QLinearConv": 2, "QLinearAdd": 1}),
     "concat": (
