@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,16 @@ def save_model(path: Path, text: str, arrays: Mapping[str, np.ndarray], opset: i
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     onnx.save(proto, path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _loudness() -> Iterator[None]:
+    """A command sets how much is said; the next test hears everything again."""
+    logger = logging.getLogger("deploy")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
 
 
 @pytest.fixture
