@@ -50,7 +50,7 @@ def paired_drop(
     if baseline.samples != artifact.samples:
         raise ValueError(f"{baseline.samples} samples against {artifact.samples}: not the same data")
     sign = 1.0 if baseline.higher_is_better else -1.0
-    drop = sign * (baseline.result().value - artifact.result().value)
+    drop = sign * (baseline.result().value - artifact.result().value) + 0.0  # never minus zero
     rng = np.random.default_rng(seed)
     if isinstance(baseline, MeanMetric) and isinstance(artifact, MeanMetric):
         if groups is None:

@@ -130,9 +130,11 @@ def _speed_outcome(winner: Entrant, held: Race) -> str:
 def _precision_outcome(entrant: Entrant, held: Race) -> str:
     plan, drop = entrant.decided.candidate.plan, entrant.decided.drop
     integer = sum(block.precision == "int8" for block in plan.blocks)
-    scored = f", drop {drop.drop:+.4f} [{drop.low:+.4f}, {drop.high:+.4f}]" if drop is not None else ""
-    name = f"{entrant.runtime}: " if len(held.entrants) > 1 else ""
-    return f"{name}{integer} of {len(plan.blocks)} blocks INT8{scored}"
+    scored = "" if drop is None else f", drop {drop.drop:+.4f}"
+    if len(held.entrants) > 1:
+        return f"{entrant.runtime} {integer} of {len(plan.blocks)} blocks INT8{scored}"
+    interval = "" if drop is None else f" [{drop.low:+.4f}, {drop.high:+.4f}]"
+    return f"{integer} of {len(plan.blocks)} blocks INT8{scored}{interval}"
 
 
 def _verdict(job: Job, decided: Decided) -> Outcome:

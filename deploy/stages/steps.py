@@ -201,6 +201,7 @@ def compile(
     """Choose, measure and verify for the target."""
     target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
     lock = _read_lock(request, prepared)
+    _warn_of_changes(lock, made_of, record)
     key = cache.key(
         "compile",
         graph=prepared.facts.fused_sha256,
@@ -251,6 +252,16 @@ def _read_lock(request: Request, prepared: Prepared) -> Lock | None:
             hint="build without --lock, or give the model that it belongs to",
         )
     return lock
+
+
+def _warn_of_changes(lock: Lock | None, made_of: Ingredients, record: Record) -> None:
+    """A lock's choices hold for other data and another profile as well, but were not made for them."""
+    if lock is None:
+        return
+    if lock.calibration_sha256 != _digest(made_of.roles.calibration):
+        record.progress.warn("the lock was written with other calibration data: ranges will differ")
+    if lock.profile_sha256 != digest(made_of.target.profile):
+        record.progress.warn(f"the profile of {made_of.target.name} has changed since the lock was written")
 
 
 def _identity(route: Route) -> list[str]:

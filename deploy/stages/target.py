@@ -76,8 +76,11 @@ def find_target(name: str, only: str | None = None) -> Target:
         raise ToolchainError(
             f"nothing by which {name} runs a model is installed here", hint="; ".join(missing)
         )
-    find_backend(runtimes[0].name)  # says that no such backend is installed
-    raise AssertionError("unreachable: a backend that is not installed was found")
+    names = " and ".join(runtime.name for runtime in runtimes)
+    raise ToolchainError(
+        f"{name} runs models with {names}: no such backend is installed ({', '.join(installed)} are)",
+        hint="none comes with this version of deploy; a package may bring one (entry point deploy.backends)",
+    )
 
 
 def able_to(target: Target, precision: PrecisionRequest) -> Target:

@@ -145,6 +145,17 @@ def test_a_lock_is_replayed_against_the_clock(make: Build, clock: dict[str, floa
     assert comparison.speedup < 1  # the truth is told all the same
 
 
+def test_a_lock_made_with_other_data_warns(
+    make: Build, images: dict[str, np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = tmp_path / "deploy.lock"
+    lock.write_bytes((make().folder / "deploy.lock").read_bytes())
+    make(lock=lock)
+    assert "other calibration data" not in caplog.text
+    make(lock=lock, data={"x": images["x"] * 2})
+    assert "the lock was written with other calibration data" in caplog.text
+
+
 def test_what_was_slower_stays_float_when_replayed(
     make: Build, clock: dict[str, float], tmp_path: Path
 ) -> None:
