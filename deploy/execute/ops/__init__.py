@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from deploy.execute.ops import conv, elementwise
+from deploy.execute.ops import control, conv, elementwise, index, sequence, shape
 from deploy.execute.optable import join
 
-TABLE = join((conv.ops, elementwise.ops))
+TABLE = join((control.ops, conv.ops, elementwise.ops, index.ops, sequence.ops, shape.ops))
 """ONNX operation -> the function that makes its kernel."""
