@@ -120,7 +120,7 @@ def to_torch(value: object) -> object:
     if value.dtype in _TORCH:
         view, dtype = _TORCH[value.dtype]
         return torch.from_numpy(np.array(value).view(view)).view(dtype)
-    if value.dtype.kind in "fiubc" and value.dtype.isbuiltin:
+    if value.dtype.kind in "fiubc" and value.dtype.isbuiltin != 2:  # 2: a type of ml_dtypes
         return torch.from_numpy(np.array(value))
     return value
 
