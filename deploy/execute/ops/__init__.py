@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from deploy.execute.ops import control, conv, elementwise, index, sequence, shape
+from deploy.execute.ops import control, conv, elementwise, index, recurrent, sequence, shape, signal
 from deploy.execute.optable import join
 
-TABLE = join((control.ops, conv.ops, elementwise.ops, index.ops, sequence.ops, shape.ops))
+TABLE = join(
+    (control.ops, conv.ops, elementwise.ops, index.ops, recurrent.ops, sequence.ops, shape.ops, signal.ops)
+)
 """ONNX operation -> the function that makes its kernel."""

@@ -41,8 +41,8 @@ def gather(node: Node) -> Kernel:
         if at == 0 and x.ndim == 2 and x.is_floating_point():
             index = index.to(x.device) if ascending else places(index, x.shape[0], x)
             return functional.embedding(index, x)
-        window = (*[slice(None)] * at, index.to(x.device, torch.int64))
-        return x[window]
+        window: list[slice | Tensor] = [slice(None)] * at
+        return x[(*window, index.to(x.device, torch.int64))]
 
     return run
 
@@ -139,23 +139,23 @@ ops.row("NonZero", lambda x: plain(x).nonzero().T)
 
 @ops.kernel("Compress")
 def compress(node: Node) -> Kernel:
-    axis = node.ir.attributes.get_int("axis")
+    flat, axis = "axis" not in node.ir.attributes, node.integer("axis")
 
     def run(x: Tensor, condition: Tensor) -> Tensor:
         kept = condition.to(x.device).nonzero().reshape(-1)
-        return x.reshape(-1)[kept] if axis is None else x.index_select(axis, kept)
+        return x.reshape(-1)[kept] if flat else x.index_select(axis, kept)
 
     return run
 
 
 @ops.kernel("Unique")
 def unique(node: Node) -> Kernel:
-    axis, ascending = node.ir.attributes.get_int("axis"), bool(node.integer("sorted", 1))
+    flat, along = "axis" not in node.ir.attributes, node.integer("axis")
+    ascending = bool(node.integer("sorted", 1))
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
-        if axis is None:
+        if flat:
             x = x.reshape(-1)
-        along = axis or 0
         found, inverse, counts = torch.unique(x.detach(), return_inverse=True, return_counts=True, dim=along)
         size, count = x.shape[along], found.shape[along]
         first = torch.full((count,), size, device=x.device)

@@ -13,7 +13,7 @@ from deploy.execute.optable import Kernel, Node, OpTable
 ops = OpTable()
 
 ops.row("SequenceConstruct", lambda *parts: list(parts))
-ops.row("SequenceEmpty", lambda: [])
+ops.row("SequenceEmpty", list)
 ops.row("SequenceLength", lambda parts: torch.tensor(len(parts)))
 ops.row("OptionalHasElement", lambda value=None: torch.tensor(value is not None))
 ops.row("Optional", lambda value=None: value)
@@ -58,9 +58,9 @@ def split_to_sequence(node: Node) -> Kernel:
 
     def run(x: Tensor, split: Tensor | None = None) -> list[Tensor]:
         if split is None:
-            return list(x.split(1, axis) if keep else x.unbind(axis))
+            return list(torch.split(x, 1, axis) if keep else x.unbind(axis))
         sizes = read(split) or []
-        return list(x.split(sizes[0] if split.ndim == 0 else sizes, axis))
+        return list(torch.split(x, sizes[0] if split.ndim == 0 else sizes, axis))
 
     return run
 

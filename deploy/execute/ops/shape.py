@@ -122,7 +122,11 @@ def expand(node: Node) -> Kernel:
     target = integers(node, 1)
 
     def run(x: Tensor, shape: Tensor) -> Tensor:
-        return x.expand(torch.broadcast_shapes(x.shape, tuple(target(shape) or ())))
+        sizes = target(shape) or []
+        offset = x.ndim - len(sizes)
+        sizes = [*x.shape[: max(0, offset)], *sizes]
+        kept = [*[1] * max(0, -offset), *x.shape]
+        return x.expand([a if b == 1 else b for a, b in zip(kept, sizes, strict=True)])
 
     return run
 
