@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from deploy.errors import UsageError
 from deploy.spec.artifact import Artifact, Verdict
 from deploy.spec.document import digest, parse, parse_toml, render
+from deploy.spec.finetune import Augment, Distill, FeaturePair, Finetune
 from deploy.spec.manifest import (
     CalibrationInfo,
     Choice,
@@ -154,12 +155,25 @@ PROJECT = Project.model_validate({
     "model": {"path": "m.onnx", "shapes": {"x": [1, 3, 8, 8]}},
     "data": {"classes": "labels.txt"},
     "io": {"dtype": "uint8", "layout": "NHWC", "inputs": ["x"]},
+    "recipe": [{"type": "finetune", "epochs": 3, "distill": {"alpha": 0.3, "temperature_end": 1}}],
 })  # fmt: skip
+RECIPE = Recipe(
+    steps=(
+        Finetune(optimizer="adamw", lr=1e-3, schedule="onecycle", ema=0.99, trainable=("head.*", "stem.*")),
+        Finetune(
+            loss="python:losses:focal",
+            augment=Augment(crop=4, flip=True, mixup=0.2),
+            distill=Distill(
+                teachers=("big.onnx",), features=(FeaturePair(student="a", teacher="b"),), feature_weight=0.1
+            ),
+        ),
+    )
+)
 
 
 @pytest.mark.parametrize(
     "document",
-    [INPUT, ARTIFACT, PLAN, PROFILE, MANIFEST, MEASUREMENTS, LOCK, VERDICT, PROJECT],
+    [INPUT, ARTIFACT, PLAN, PROFILE, MANIFEST, MEASUREMENTS, LOCK, VERDICT, PROJECT, RECIPE],
     ids=lambda d: type(d).__name__,
 )
 def test_round_trip_is_exact(document: BaseModel) -> None:
@@ -182,6 +196,25 @@ def test_another_schema_and_unknown_keys_are_refused(document: BaseModel) -> Non
 def test_documents_are_frozen() -> None:
     with pytest.raises(ValidationError):
         PLAN.target = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"epochs": 0}, "greater than or equal to 1"),
+        ({"lr": 0}, "greater than 0"),
+        ({"loss": "focal"}, "no loss is called 'focal'"),
+        ({"momentum": 0}, "nesterov needs a momentum"),
+        ({"trainable": []}, "at least one pattern"),
+        ({"loss": "mse", "label_smoothing": 0.1}, "means nothing to loss 'mse'"),
+        ({"augment": {"flipp": True}}, "Extra inputs"),
+        ({"distill": {"temperature": 0}}, "greater than 0"),
+        ({"optimizer": "lion"}, "'sgd' or 'adamw'"),
+    ],
+)
+def test_unfit_settings_of_training_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Finetune.model_validate({"type": "finetune", **settings})
 
 
 float32 = st.floats(min_value=2.0**-40, max_value=2.0**20, width=32)
