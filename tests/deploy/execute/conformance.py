@@ -34,6 +34,15 @@ _TORCH = {
 """Types that numpy has from ml_dtypes: how to view them, and what torch calls them."""
 
 
+_BYTES = {
+    np.dtype(ml_dtypes.int4): np.int8,
+    np.dtype(ml_dtypes.uint4): np.uint8,
+    np.dtype(ml_dtypes.int2): np.int8,
+    np.dtype(ml_dtypes.uint2): np.uint8,
+}
+"""Codes that torch has no type for, and in what they lie there."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One model with its inputs and expected outputs. ``op`` is its only operation, else "expanded"."""
@@ -117,6 +126,8 @@ def to_torch(value: object) -> object:
         value = np.asarray(value)
     if not isinstance(value, np.ndarray):
         return value
+    if value.dtype in _BYTES:
+        value = value.astype(_BYTES[value.dtype])
     if value.dtype in _TORCH:
         view, dtype = _TORCH[value.dtype]
         return torch.from_numpy(np.array(value).view(view)).view(dtype)
@@ -145,6 +156,8 @@ def difference(want: object, found: object, case: Case) -> str | None:
     if isinstance(want, onnx.TensorProto):
         want = onnx.numpy_helper.to_array(want)
     want, got = np.asarray(want), np.asarray(to_numpy(found))
+    if want.dtype in _BYTES:
+        want = want.astype(_BYTES[want.dtype])
     if want.dtype != got.dtype:
         return f"type {got.dtype}, expected {want.dtype}"
     if want.shape != got.shape:
