@@ -34,16 +34,17 @@ def dft(node: Node) -> Kernel:
     def run(x: Tensor, length: Tensor | None = None, axis: Tensor | None = None) -> Tensor:
         (given,) = [attribute] if early else read_axis(axis) or [-2]
         along = given % x.ndim
-        count = (read_length(length) or [None])[0]
+        sizes = read_length(length)
+        count = sizes[0] if sizes else None
         signal = _complex(x)
         if half and inverse:
-            return torch.fft.irfft(signal, count, along).unsqueeze(-1).to(x.dtype)
-        if half:
-            if signal.is_complex():
-                raise ValueError("one side is the whole spectrum of real signals only")
-            return torch.view_as_real(torch.fft.rfft(signal, count, along)).to(x.dtype)
-        transform = torch.fft.ifft if inverse else torch.fft.fft
-        return torch.view_as_real(transform(signal, count, along)).to(x.dtype)
+            real: Tensor = torch.fft.irfft(signal, count, along)
+            return real.unsqueeze(-1).to(x.dtype)
+        if half and signal.is_complex():
+            raise ValueError("one side is the whole spectrum of real signals only")
+        transform = torch.fft.rfft if half else torch.fft.ifft if inverse else torch.fft.fft
+        spectrum: Tensor = torch.view_as_real(transform(signal, count, along))
+        return spectrum.to(x.dtype)
 
     return run
 
@@ -60,7 +61,8 @@ def stft(node: Node) -> Kernel:
         if window is not None:
             frames = frames * window
         transform = torch.fft.rfft if half and not frames.is_complex() else torch.fft.fft
-        return torch.view_as_real(transform(frames, dim=-1)).to(x.dtype)
+        spectrum: Tensor = torch.view_as_real(transform(frames, dim=-1))
+        return spectrum.to(x.dtype)
 
     return run
 
