@@ -17,6 +17,7 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
 from deploy.execute.ops import TABLE
+from deploy.execute.optable import Mode
 from deploy.execute.program import Program
 from deploy.graph.edit import constant
 
@@ -38,14 +39,16 @@ _STATISTICS = {"BatchNormalization": (3, 4)}
 class GraphModule(nn.Module):
     """``model`` as a module. The graph given is not touched: :attr:`model`, a copy, is the one that learns.
 
-    ``trainable`` says by name which weights become parameters, all of them if None. Raises UnsupportedError
-    listing every node that has no kernel.
+    ``trainable`` says by name which weights become parameters, all of them if None. It begins in ``eval()``,
+    where it computes what the graph says; after ``train()`` batch norm follows :attr:`mode`. Raises
+    UnsupportedError listing every node that has no kernel.
     """
 
     def __init__(self, model: ir.Model, *, trainable: Callable[[str], bool] | None = None) -> None:
         super().__init__()
         self.model = model.clone()
-        self.program = Program(self.model.graph, TABLE, self.model.opset_imports[""])
+        self.mode = Mode()
+        self.program = Program(self.model.graph, TABLE, self.model.opset_imports[""], self.mode)
         weights = weight_names(self.model)
         self._places: dict[str, str] = {}
         for index, (name, value) in enumerate(self.model.graph.initializers.items()):
@@ -59,6 +62,13 @@ class GraphModule(nn.Module):
                 self.register_buffer(place, tensor)
             self._places[name] = place
         self._bind()
+        self.eval()
+
+    def train(self, mode: bool = True) -> GraphModule:
+        """As nn.Module; kernels learn of it through :attr:`mode`."""
+        self.mode.training = mode
+        super().train(mode)
+        return self
 
     def _bind(self) -> None:
         """Let the program read, and the graph hold, the tensors that the module has now."""

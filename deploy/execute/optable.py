@@ -17,7 +17,7 @@ tuple where there are several. It must not change its inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +33,18 @@ Kernel = Callable[..., object]
 Build = Callable[["Node"], Kernel]
 
 
+@dataclass
+class Mode:
+    """What a module tells its kernels while it runs: they look here each time."""
+
+    training: bool = False
+    """As ``nn.Module.training``."""
+    batch_statistics: bool = True
+    """Whether, while training, batch norm uses the batch's statistics and moves the running ones in place."""
+    momentum: float | None = None
+    """torch's: the share of the new batch. None: what the node says (1 - ONNX's)."""
+
+
 @dataclass(frozen=True)
 class Node:
     """What a kernel may know of its node when it is made."""
@@ -42,6 +54,7 @@ class Node:
     """The operator set that the graph imports."""
     body: Callable[[str], Program]
     """The program of the graph attribute of that name."""
+    mode: Mode = field(default_factory=Mode)
 
     @property
     def op(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from deploy.errors import BackendError, DeployError, UnsupportedError
-from deploy.execute.optable import Build, Kernel, Node
+from deploy.execute.optable import Build, Kernel, Mode, Node
 
 _ABSENT = -1
 
@@ -36,7 +36,9 @@ class Program:
     name stands for is ``slots[name]``; constants are in ``template`` and stay there from run to run.
     """
 
-    def __init__(self, graph: ir.Graph, table: Mapping[str, Build], version: int) -> None:
+    def __init__(
+        self, graph: ir.Graph, table: Mapping[str, Build], version: int, mode: Mode | None = None
+    ) -> None:
         self.inputs = [v.name or "" for v in graph.inputs if v.name not in graph.initializers]
         self.outputs = [v.name or "" for v in graph.outputs]
         self.slots: dict[str, int] = {}
@@ -45,7 +47,7 @@ class Program:
         self.template: list[object] = []
         for name in (*self.inputs, *self.constants):
             self._slot(name)
-        self._table, self._version = table, version
+        self._table, self._version, self._mode = table, version, mode or Mode()
         nodes = list(graph)
         _require_known(nodes, table)
         made = [self._resolve(node) for node in nodes]
@@ -80,10 +82,10 @@ class Program:
 
         def body(name: str) -> Program:
             attribute = node.attributes[name]
-            bodies.append(Program(attribute.as_graph(), self._table, self._version))
+            bodies.append(Program(attribute.as_graph(), self._table, self._version, self._mode))
             return bodies[-1]
 
-        kernel = self._table[node.op_type](Node(node, self._version, body))
+        kernel = self._table[node.op_type](Node(node, self._version, body, self._mode))
         reads = [_ABSENT if v is None else self.slot_of(v.name or "") for v in node.inputs]
         # What bodies read from around them is handed to the kernel behind the node's own inputs, in order.
         reads += [self.slot_of(name) for inner in bodies for name in inner.captured]
