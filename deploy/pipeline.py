@@ -67,6 +67,7 @@ def build(
     target: str,
     data: Data | None = None,
     validation: Data | None = None,
+    train: Data | None = None,
     eval: Data | None = None,
     recipe: Recipe = Recipe(),
     budget: Budget = Budget(),
@@ -94,11 +95,11 @@ def build(
     """Compile ``source`` for ``target`` and write the bundle ``<out>/<target>``.
 
     ``source`` is an ONNX file, a ``.pt2`` program or ``package.module:function``, which makes a PyTorch model
-    by running the user's code. ``data``, ``validation`` and ``eval`` are paths of npz or npy files or image
-    folders, ``python:`` references, or arrays by name with samples along the first axis, labels under
-    ``labels`` and the numbers of groups (one patient, one recording) under ``groups``. ``budget`` is in the
-    metric's unit. ``shapes`` pins free dimensions. ``io`` lets the artifact take raw pixels. ``classes`` are
-    the names of the classes, or a file of them. Without ``data`` nothing is quantized. Where a device has
+    by running the user's code. ``data``, ``validation``, ``train`` and ``eval`` are paths of npz or npy files
+    or image folders, ``python:`` references, or arrays by name with samples along the first axis, labels
+    under ``labels`` and the numbers of groups (one patient, one recording) under ``groups``. ``budget`` is in
+    the metric's unit. ``shapes`` pins free dimensions. ``io`` lets the artifact take raw pixels. ``classes``
+    are the names of the classes, or a file of them. Without ``data`` nothing is quantized. Where a device has
     several runtimes the fastest within the budget is taken, unless ``runtime`` names one.
 
         bundle = deploy.build("model.onnx", target="x86-cpu", data="calib.npz")
@@ -113,6 +114,7 @@ def build(
             target=target,
             data=data,
             validation=validation,
+            train=train,
             eval=eval,
             recipe=recipe,
             budget=budget,

@@ -54,6 +54,14 @@ def build(
             metavar="PATH", rich_help_panel=_DATA, help="Calibration samples: they find the ranges."
         ),
     ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            rich_help_panel=_DATA,
+            help="Samples that the recipe's steps train on.",
+        ),
+    ] = None,
     validation: Annotated[
         str | None,
         typer.Option(
@@ -205,6 +213,7 @@ def build(
         targets=tuple(target or ()),
         data=data,
         validation=validation,
+        train=train,
         eval=eval_,
         classes=classes,
         io_dtype=io_dtype,

@@ -27,6 +27,7 @@ class Flags:
     targets: tuple[str, ...] = ()
     data: str | None = None
     validation: str | None = None
+    train: str | None = None
     eval: str | None = None
     classes: str | None = None
     io_dtype: IoType | None = None
@@ -115,6 +116,7 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
             target=target,
             data=_flag_path(flags.data, root) or data.calibration,
             validation=_flag_path(flags.validation, root) or data.validation,
+            train=_flag_path(flags.train, root) or data.train,
             eval=_flag_path(flags.eval, root) or data.eval,
             recipe=Recipe(steps=project.recipe),
             budget=project.budget if flags.max_drop is None else Budget(max_drop=flags.max_drop),

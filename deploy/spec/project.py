@@ -29,6 +29,7 @@ class DataSection(Frozen):
 
     calibration: str | None = None
     validation: str | None = None
+    train: str | None = None
     eval: str | None = None
     labels: str = "y"
     groups: str = "group"

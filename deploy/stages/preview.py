@@ -86,7 +86,11 @@ def _notes(request: Request, roles: Roles, imported: bool) -> tuple[str, ...]:
     else:
         kind = "random noise" if roles.random else roles.calibration.origin
         notes.append(f"ranges from {min(request.samples, len(roles.calibration))} samples of {kind}")
-    for name, dataset in (("chosen on", roles.validation), ("accepted on", roles.eval)):
+    for name, dataset in (
+        ("trained on", roles.train),
+        ("chosen on", roles.validation),
+        ("accepted on", roles.eval),
+    ):
         if dataset is not None:
             labels = "labelled" if dataset.labelled else "without labels: agreement with the float model"
             notes.append(f"{name} {len(dataset)} samples of {dataset.origin}, {labels}")

@@ -38,6 +38,7 @@ class Request:
     target: str
     data: Data | None = None
     validation: Data | None = None
+    train: Data | None = None
     eval: Data | None = None
     recipe: Recipe = field(default_factory=Recipe)
     budget: Budget = field(default_factory=Budget)
@@ -95,7 +96,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Roles:
-    """Calibration finds ranges, validation chooses, eval accepts. ``random``: calibration is noise.
+    """Calibration finds ranges, validation chooses, eval accepts, train teaches. ``random``: calibration is
+    noise.
 
     ``trial`` is one batch of random inputs that the model takes, for where there are no data. ``classes`` are
     the names of the classes, where somebody gave them.
@@ -104,6 +106,7 @@ class Roles:
     calibration: Dataset | None
     validation: Dataset | None
     eval: Dataset | None
+    train: Dataset | None = None
     random: bool = False
     trial: Mapping[str, np.ndarray] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
@@ -211,4 +214,12 @@ def open_roles(
     validation = opened(request.validation)
     if validation is None:
         validation = calibration
-    return Roles(calibration, validation, opened(request.eval), random, trial or {}, classes)
+    return Roles(
+        calibration=calibration,
+        validation=validation,
+        eval=opened(request.eval),
+        train=opened(request.train),
+        random=random,
+        trial=trial or {},
+        classes=classes,
+    )

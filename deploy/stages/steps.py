@@ -108,7 +108,11 @@ def open_data(prepared: Prepared, request: Request, record: Record) -> Roles:
         )
         counts = [
             f"{len(dataset)} {name}"
-            for name, dataset in (("calibration", roles.calibration), ("eval", roles.eval))
+            for name, dataset in (
+                ("training", roles.train),
+                ("calibration", roles.calibration),
+                ("eval", roles.eval),
+            )
             if dataset is not None
         ]
         stage.outcome = ", ".join(counts) or "none"
