@@ -8,14 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from deploy.adapter.batching import fixed_batch, run_samples
 from deploy.data.dataset import Dataset
 from deploy.errors import DataError
-from deploy.execute.reference import open_graph
+from deploy.execute.observe import observe
 from deploy.progress import SILENT, Progress
 from deploy.quantize.ranges import Histogram
 
-_BATCH_BYTES = 16 * 2**20
 _MOST_PER_SAMPLE = 8192
 """Values counted per sample and tensor. Extremes are always taken over all of them."""
 
@@ -39,18 +37,11 @@ def calibrate(
     if not values:
         return histograms
     total = min(samples, len(dataset))
-    with open_graph(model, threads=threads, expose=list(values)) as runner:
-        probe = next(dataset.batches(1))
-        one = run_samples(runner, probe.feeds, 1, values)
-        bytes_each = max(1, sum(one[name].nbytes for name in values))
-        size = fixed_batch(runner.inputs) or max(1, min(64, _BATCH_BYTES // bytes_each))
-        done = 0
-        for batch in dataset.batches(size, limit=total):
-            results = run_samples(runner, batch.feeds, size, values)
-            for name in values:
-                _count(histograms[name], name, results.pop(name), len(batch.ids), done)
-            done += len(batch.ids)
-            progress.advance(done, total)
+    for seen in observe(model, dataset, values, samples=total, threads=threads):
+        count = len(seen.batch.ids)
+        for name in values:
+            _count(histograms[name], name, seen.values.pop(name), count, seen.first)
+        progress.advance(seen.first + count, total)
     return histograms
 
 
