@@ -1,7 +1,7 @@
 """Types: Cast, CastLike, BitCast, Identity; and what ONNX's element types are in torch.
 
-Types that torch has not (text, and integers and floats of four bits or fewer) stay numpy arrays: they can be
-cast from and to, and handed on, nothing else.
+Integers of four and two bits are int8 and uint8 that keep to their range. What torch cannot hold at all, text
+and floats of four bits, stays a numpy array: it can be cast from and to, and handed on, little else.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ TORCH_TYPES: dict[ir.DataType, torch.dtype] = {
     ir.DataType.FLOAT8E8M0: torch.float8_e8m0fnu,
 }
 
+_NARROW = {
+    ir.DataType.INT4: (torch.int8, 16, -8),
+    ir.DataType.UINT4: (torch.uint8, 16, 0),
+    ir.DataType.INT2: (torch.int8, 4, -2),
+    ir.DataType.UINT2: (torch.uint8, 4, 0),
+}
+"""Integers of less than a byte: what holds them, how many there are, the lowest."""
+
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _ROUNDS_AWAY = {
@@ -60,6 +68,11 @@ def torch_type(node: Node, name: str, default: ir.DataType | None = None) -> tor
     if kind not in TORCH_TYPES:
         raise node.unsupported(f"torch has no type {kind.name}")
     return TORCH_TYPES[kind]
+
+
+def _to_narrow(x: Tensor, kind: ir.DataType) -> Tensor:
+    dtype, count, lowest = _NARROW[kind]
+    return (torch.remainder(to_type(x, torch.int64) - lowest, count) + lowest).to(dtype)
 
 
 def to_type(x: Tensor, dtype: torch.dtype, *, saturate: bool = True, round_mode: str = "up") -> Tensor:
@@ -103,70 +116,75 @@ def _to_power(x: Tensor, *, saturate: bool, round_mode: str) -> Tensor:
     return torch.where(bad, 255, code).to(torch.uint8).view(torch.float8_e8m0fnu)
 
 
-def _from_array(x: np.ndarray, kind: ir.DataType) -> Tensor | np.ndarray:
-    """From what torch has no type for, in numpy."""
-    if kind not in TORCH_TYPES:
-        return x.astype(kind.numpy())
-    if x.dtype == object:
-        wide = np.array([_number(text) for text in x.ravel()], np.float64).reshape(x.shape)
-    else:
-        wide = x.astype(np.float64)
-    return to_type(torch.from_numpy(wide), TORCH_TYPES[kind])
-
-
-def _number(text: object) -> float:
-    return float(text.decode() if isinstance(text, bytes) else str(text))
+def _from_array(x: np.ndarray) -> Tensor:
+    """Numbers, in float64, of what torch has no type for."""
+    if x.dtype != object:
+        return torch.from_numpy(x.astype(np.float64))
+    numbers = [float(word.decode() if isinstance(word, bytes) else str(word)) for word in x.ravel()]
+    return torch.tensor(numbers, dtype=torch.float64).reshape(x.shape)
 
 
 def _to_array(x: Tensor, kind: ir.DataType) -> np.ndarray:
     """To what torch has no type for, in numpy."""
-    array = x.detach().cpu()
-    if kind == ir.DataType.STRING:
-        said = (array.to(torch.float32) if array.dtype == torch.bfloat16 else array).numpy()
-        return np.array([str(number) for number in said.ravel()], object).reshape(said.shape)
-    codes: np.ndarray = (array.to(torch.float32) if array.is_floating_point() else array).numpy()
-    return codes.astype(kind.numpy())
+    tensor = x.detach().cpu()
+    numbers: np.ndarray = (
+        tensor.to(torch.float32) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+    ).numpy()
+    if kind != ir.DataType.STRING:
+        return numbers.astype(kind.numpy())
+    return np.array([str(number) for number in numbers.ravel()], object).reshape(numbers.shape)
 
 
-@ops.kernel("Cast")
-def cast(node: Node) -> Kernel:
-    kind = ir.DataType(node.integer("to"))
-    dtype, saturate = TORCH_TYPES.get(kind), node.integer("saturate", 1) != 0
-    round_mode = node.string("round_mode", "up")
-    if kind not in TORCH_TYPES and not _has_array(kind):
-        raise node.unsupported(f"neither torch nor numpy has a type {kind.name}")
+def _conversion(kind: ir.DataType, saturate: bool, round_mode: str) -> Kernel:
+    dtype = TORCH_TYPES.get(kind)
+    if dtype in _FLOATS:
+
+        def to_float(x: Tensor | np.ndarray) -> Tensor:
+            return (x if isinstance(x, Tensor) else _from_array(x)).to(dtype)
+
+        return to_float
 
     def run(x: Tensor | np.ndarray) -> Tensor | np.ndarray:
         if isinstance(x, np.ndarray):
-            return _from_array(x, kind)
+            if kind in _ARRAYS:
+                return x if x.dtype == kind.numpy() else _to_array(_from_array(x), kind)
+            x = _from_array(x)
+        if kind in _NARROW:
+            return _to_narrow(x, kind)
         if dtype is None:
             return _to_array(x, kind)
-        if dtype in _FLOATS:
-            return x.to(dtype)
         return to_type(x, dtype, saturate=saturate, round_mode=round_mode)
 
     return run
 
 
-def _has_array(kind: ir.DataType) -> bool:
-    try:
-        kind.numpy()
-    except TypeError:
-        return False
-    return True
+_ARRAYS = (ir.DataType.STRING, ir.DataType.FLOAT4E2M1)
+"""Types that torch has not, and numpy arrays hold."""
+
+
+@ops.kernel("Cast")
+def cast(node: Node) -> Kernel:
+    kind = ir.DataType(node.integer("to"))
+    if kind not in TORCH_TYPES and kind not in _NARROW and kind not in _ARRAYS:
+        raise node.unsupported(f"neither torch nor numpy has a type {kind.name}")
+    return _conversion(kind, node.integer("saturate", 1) != 0, node.string("round_mode", "up"))
 
 
 @ops.kernel("CastLike")
 def cast_like(node: Node) -> Kernel:
     saturate, round_mode = node.integer("saturate", 1) != 0, node.string("round_mode", "up")
+    like = node.ir.inputs[1]
+    known = None if like is None else like.dtype
+    if known is not None:
+        kernel = _conversion(known, saturate, round_mode)
+        return lambda x, _: kernel(x)
 
-    def run(x: Tensor | np.ndarray, like: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        if isinstance(like, np.ndarray):
+    def run(x: Tensor | np.ndarray, like: Tensor | np.ndarray) -> object:
+        if isinstance(like, Tensor):
+            kind = _ONNX_TYPES[like.dtype]
+        else:
             kind = ir.DataType.STRING if like.dtype == object else ir.DataType.from_numpy(like.dtype)
-            return _from_array(x, kind) if isinstance(x, np.ndarray) else _to_array(x, kind)
-        if isinstance(x, np.ndarray):
-            return _from_array(x, _ONNX_TYPES[like.dtype])
-        return to_type(x, like.dtype, saturate=saturate, round_mode=round_mode)
+        return _conversion(kind, saturate, round_mode)(x)
 
     return run
 
