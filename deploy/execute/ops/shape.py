@@ -208,6 +208,10 @@ def pad(node: Node) -> Kernel:
             number = fixed if fixed is not None or value is None else value.reshape(()).item()
             both = [side for axis in reversed(range(x.ndim)) for side in sides[axis]]
             return functional.pad(x, both, value=number or 0) if any(both) else x
+        for axis, (begin, end) in sides.items():
+            if min(begin, end) < 0:  # which crops, and does so first
+                kept = x.shape[axis] + min(begin, 0) + min(end, 0)
+                x, sides[axis] = x.narrow(axis, max(-begin, 0), kept), (max(begin, 0), max(end, 0))
         if _in_torch(x, list(sides.values()), mode):
             both = [side for axis in reversed(range(2, x.ndim)) for side in sides[axis]]
             return functional.pad(x, both, "reflect" if mode == "reflect" else "replicate")
@@ -222,13 +226,12 @@ def pad(node: Node) -> Kernel:
 def _in_torch(x: Tensor, sides: Sequence[tuple[int, int]], mode: str) -> bool:
     """Whether it is spatial padding of a picture, for which torch has kernels."""
     usual = x.ndim in (3, 4, 5) and x.is_floating_point() and x.numel() > 0 and not any(map(any, sides[:2]))
-    least = all(min(side) >= 0 for side in sides)
     inside = all(max(side) < size for side, size in zip(sides, x.shape, strict=True))
-    return usual and least and (mode == "edge" or (mode == "reflect" and inside))
+    return usual and (mode == "edge" or (mode == "reflect" and inside))
 
 
 def _mirrored(size: int, begin: int, end: int, mode: str) -> Tensor:
-    """Which element of an axis of ``size`` stands at each place of the padded one; negative pads crop."""
+    """Which element of an axis of ``size`` stands at each place of the padded one."""
     places = torch.arange(-begin, size + end)
     if mode == "edge":
         return places.clamp(0, size - 1)
