@@ -35,11 +35,28 @@ def to_openvino(graph: ir.Model) -> openvino.Model:
             path = Path(folder) / "graph.onnx"
             write(graph, path, embed=0)
             model = _read(path)
-    for value, port in zip(model_inputs(graph), model.inputs, strict=True):
+    inputs = model_inputs(graph)
+    for value, port in zip([v for v in inputs if _is_read(v)], model.inputs, strict=True):
         port.get_tensor().add_names({value.name or ""})  # it may bear the name of an output only
+    model.add_parameters([_parameter(v) for v in inputs if not _is_read(v)])  # the reader leaves them out
     simplify(model)
     name_operations(model, graph.graph)
     return model
+
+
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def _parameter(value: ir.Value) -> openvino.op.Parameter:
+    """An input that nothing reads."""
+    openvino = sdk()
+    assert value.dtype is not None
+    sizes = [size if isinstance(size, int) else -1 for size in value.shape or ()]
+    made = openvino.op.Parameter(openvino.Type(value.dtype.numpy()), openvino.PartialShape(sizes))
+    made.set_friendly_name(value.name or "")
+    made.output(0).get_tensor().set_names({value.name or ""})
+    return made
 
 
 def save(model: openvino.Model, xml: Path, weights: Path) -> None:

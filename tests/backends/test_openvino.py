@@ -276,6 +276,17 @@ def test_times_stand_under_the_nodes_of_the_graph(lowered):
 FIXED = RUNTIME.model_copy(update={"static_shapes": True, "options": {"device": "NPU"}})
 
 
+def test_an_input_that_nothing_reads_stays_an_input(tmp_path):
+    model = graph("g (float[N,8] unread, float[N,8] x) => (float[N,8] y) { [r] y = Relu(x) }")
+    artifact = OpenVino().lower(model, PLAIN, RUNTIME, tmp_path, SILENT)
+    x = weight(3, 8)
+    with OpenVino().open(artifact, OPTIONS) as runner:
+        assert [spec.name for spec in runner.inputs] == ["unread", "x"]
+        np.testing.assert_array_equal(runner.run({"unread": x, "x": x})["y"], np.maximum(x, 0))
+        with pytest.raises(DataError, match="unread"):
+            runner.run({"x": x})
+
+
 def test_a_device_of_fixed_sizes_gets_batch_1(tmp_path):
     plan, qdq = quantized()
     artifact = OpenVino().lower(qdq, plan, FIXED, tmp_path, SILENT)

@@ -118,6 +118,8 @@ _VISIBLE = 1.005
 
 
 def _faster(ratio: float) -> str:
+    if 1 / _VISIBLE < ratio < _VISIBLE:
+        return "as fast"
     return f"{figures.times(ratio)} faster" if ratio >= 1 else f"{figures.times(1 / ratio)} slower"
 
 
