@@ -73,11 +73,13 @@ class Finetune(Frozen):
     tends to diverge. ``warmup`` is the share of all batches in which it rises: 0.05, and 0.3 for
     ``onecycle``, unless said. ``clip`` is the largest norm of all gradients together, 0 for none; ``ema`` the
     decay of a moving average of the weights, 0 for none, and where there is one it is the result.
+
     ``loss``: by the labels' type, a name, or ``python:package.module:function``, called with (outputs,
-    targets), both name -> tensor. ``precision = "bf16"`` computes in bfloat16 where torch holds that
-    safe. ``batch_norm = "keep"`` leaves running statistics as they are. ``early_stop`` is the number of
-    epochs without a better validation score after which training ends, 0 for never. ``trainable`` are
-    patterns of weight names (``layer4.*``); all others stay as they are, bit for bit.
+    targets), both name -> tensor. Labels equal to ``ignore_label`` do not count. ``precision = "bf16"``
+    computes in bfloat16 where torch holds that safe. ``batch_norm = "keep"`` leaves running statistics as
+    they are. ``early_stop`` is the number of epochs without a better validation score after which training
+    ends, 0 for never. ``trainable`` are patterns of weight names (``layer4.*``); all others stay as they
+    are, bit for bit.
     """
 
     type: Literal["finetune"] = "finetune"
@@ -95,6 +97,7 @@ class Finetune(Frozen):
     precision: TrainingPrecision = "float"
     loss: str = "auto"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    ignore_label: int | None = None
     batch_norm: Literal["train", "keep"] = "train"
     early_stop: int = Field(default=0, ge=0)
     trainable: tuple[str, ...] = ("*",)
