@@ -153,7 +153,7 @@ spec.loader.exec_module(t)
 model = t.network()
 module = t.GraphModule(model)
 def run(count):
-    stream = t.observe_gradients(module, t.endless(model, count), ["x", "a"], t.squares, samples=count, size=64)
+    stream = t.observe_gradients(module, t.endless(model, count), ["x", "a"], t.squares, samples=count)
     for _ in stream:
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
