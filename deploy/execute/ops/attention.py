@@ -74,7 +74,7 @@ def attention(node: Node) -> Kernel:
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """(batch, length, heads * size) as (batch, heads, length, size)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _bias(
@@ -122,7 +122,7 @@ def rotary_embedding(node: Node) -> Kernel:
 
     def run(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
         packed = x.ndim == 3
-        y = x.unflatten(2, (heads, -1)) if packed else x.transpose(1, 2)  # batch, length, heads, size
+        y = x.reshape(*x.shape[:2], heads, -1) if packed else x.transpose(1, 2)  # batch, length, heads, size
         turned = size or y.shape[3]
         if positions is not None:
             cos, sin = cos[positions], sin[positions]

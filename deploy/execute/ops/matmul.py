@@ -88,6 +88,7 @@ def einsum(node: Node) -> Kernel:
 def det(_: Node) -> Kernel:
     def run(x: Tensor) -> Tensor:
         narrow = x.dtype in (torch.float16, torch.bfloat16)
-        return torch.linalg.det(x.float()).to(x.dtype) if narrow else torch.linalg.det(x)
+        found: Tensor = torch.linalg.det(x.float() if narrow else x)
+        return found.to(x.dtype)
 
     return run

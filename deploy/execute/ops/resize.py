@@ -140,12 +140,13 @@ def _limits(dtype: torch.dtype) -> tuple[int, int]:
 
 
 def _origins(mode: str, before: int, scale: float, after: int, region: tuple[float, float]) -> np.ndarray:
-    """Where each of ``after`` elements lies among the ``before`` ones."""
-    x = np.arange(after, dtype=np.float64)
+    """Where each of ``after`` elements lies among the ``before``; float32, so that ties fall as elsewhere."""
+    x, step = np.arange(after, dtype=np.float32), np.float32(scale)
     if mode == "align_corners":
+        # The whole size, as the specification's text and ONNX Runtime have it; two node cases take scale * before.
         return x * (before - 1) / (after - 1) if after > 1 else x * 0
     if mode == "asymmetric":
-        return x / scale
+        return x / step
     if mode == "tf_crop_and_resize":
         start, end = region
         if after > 1:
@@ -153,8 +154,8 @@ def _origins(mode: str, before: int, scale: float, after: int, region: tuple[flo
         return x + 0.5 * (start + end) * (before - 1)
     if mode == "pytorch_half_pixel" and after == 1:
         return x * 0
-    offset = before / 2 * (1 - after / (scale * before)) if mode == "half_pixel_symmetric" else 0.0
-    return offset + (x + 0.5) / scale - 0.5
+    offset = before / 2 * (1 - after / (step * before)) if mode == "half_pixel_symmetric" else 0.0
+    return offset + (x + 0.5) / step - 0.5
 
 
 def _nearest(at: np.ndarray, rounding: str) -> np.ndarray:
