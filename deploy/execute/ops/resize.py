@@ -143,7 +143,7 @@ def _origins(mode: str, before: int, scale: float, after: int, region: tuple[flo
     """Where each of ``after`` elements lies among the ``before``; float32, so that ties fall as elsewhere."""
     x, step = np.arange(after, dtype=np.float32), np.float32(scale)
     if mode == "align_corners":
-        # The whole size, as the specification's text and ONNX Runtime have it; two node cases take scale * before.
+        # The whole size, as the specification and ONNX Runtime have it; two node cases take scale * before.
         return x * (before - 1) / (after - 1) if after > 1 else x * 0
     if mode == "asymmetric":
         return x / step

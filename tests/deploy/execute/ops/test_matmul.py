@@ -72,7 +72,8 @@ def test_a_zero_point_for_each_row(one_node):
 @pytest.mark.parametrize(
     ("equation", "shapes"),
     [("ij,jk->ik", [(2, 3), (3, 4)]), ("bij, bjk -> bik", [(2, 3, 4), (2, 4, 2)]),
-     ("...ii->...i", [(2, 3, 3)]), ("ij,ij", [(2, 3), (2, 3)]), ("i,j,k->kji", [(2,), (3,), (2,)]), ("ij->ji", [(2, 3)])],
+     ("...ii->...i", [(2, 3, 3)]), ("ij,ij", [(2, 3), (2, 3)]),
+     ("i,j,k->kji", [(2,), (3,), (2,)]), ("ij->ji", [(2, 3)])],
 )  # fmt: skip
 def test_einsum(one_node, equation, shapes):
     node = one_node("Einsum", *(real(*shape) for shape in shapes), equation=equation)
