@@ -113,11 +113,11 @@ def run(case: Case) -> list[object]:
 
 def _graph(case: Case) -> ir.Model:
     proto = case.model
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "case.onnx"
-        path.write_bytes(proto.SerializeToString())
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        file.write(proto.SerializeToString())
+        file.flush()
         with suppress(DeployError):
-            model = read(path).model
+            model = read(Path(file.name)).model
             if case.op == "expanded" or any(node.op_type == case.op for node in model.graph):
                 return model
     model = ir.serde.deserialize_model(proto)
