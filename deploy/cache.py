@@ -28,6 +28,7 @@ from deploy.errors import UsageError
 
 _TRACKED = ("numpy", "onnx", "onnx_ir", "onnxruntime")
 _NEW = ".new-"
+_UNFINISHED = "unfinished"
 _ABANDONED_S = 24 * 3600
 _IN_USE_S = 24 * 3600
 LIMIT = 10 * 2**30
@@ -71,6 +72,10 @@ class Cache:
     def folder(self, key: str) -> Path:
         return self.root / key[:2] / key
 
+    def unfinished(self, key: str) -> Path:
+        """Where a stage that takes hours keeps what it has, for the build that goes on after a kill."""
+        return self.root / _UNFINISHED / key
+
     def fetch(self, key: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
         """The entry's folder, and whether it was there already. ``write`` fills a new one.
 
@@ -112,6 +117,7 @@ class Cache:
         """Remove every entry; returns how many there were. Whatever else lies in the folder stays."""
         entries = self._entries()
         leftovers = [p for p in self.root.glob(f"??/{_NEW}*") if _PREFIX.fullmatch(p.parent.name)]
+        shutil.rmtree(self.root / _UNFINISHED, ignore_errors=True)
         for path in (*entries, *leftovers):
             shutil.rmtree(path)
         for folder in {path.parent for path in (*entries, *leftovers)}:

@@ -28,6 +28,7 @@ from deploy.spec.manifest import CalibrationInfo, Lock, Manifest, Measurements, 
 from deploy.spec.plan import Plan
 from deploy.spec.tensors import TensorSpec
 from deploy.stages.compile import Compiled
+from deploy.stages.compress import TRAINING
 from deploy.stages.interface import fed_specs
 from deploy.stages.job import Ingredients
 from deploy.stages.record import Record
@@ -58,11 +59,13 @@ def assemble(made_of: Ingredients, compiled: Compiled, plan: Plan, folder: Path,
     measurements = Measurements(
         comparison=compiled.comparison,
         why_not=compiled.why_not_measured,
-        attempts=compiled.attempts,
+        attempts=(*compiled.attempts[:1], *prepared.facts.steps, *compiled.attempts[1:]),
         blocks=compiled.blocks,
         stages=tuple(record.times),
     )
     (folder / MEASUREMENTS).write_text(render(measurements))
+    if (prepared.folder / TRAINING).is_dir():
+        shutil.copytree(prepared.folder / TRAINING, folder / TRAINING)
     (folder / LOG).write_text(record.log())
     try:
         write_page(load_bundle(folder))

@@ -8,6 +8,7 @@ Two graphs come out: ``clean`` with batch norm as nodes, which compression and t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from deploy.graph.summary import tensor_specs
 from deploy.graph.weight_hazards import Severity
 from deploy.spec.document import Frozen, parse, render
 from deploy.spec.manifest import KnownHazard, SourceInfo
+from deploy.spec.measurement import Attempt
 from deploy.spec.plan import TensorPlan
 from deploy.spec.project import InputSection, IoSection
 from deploy.spec.tensors import TensorSpec
@@ -67,6 +69,8 @@ class Facts(Frozen):
     imported: dict[str, TensorPlan] = {}
     notes: tuple[str, ...]
     hazards: tuple[KnownHazard, ...] = ()
+    steps: tuple[Attempt, ...] = ()
+    """What the recipe's steps made of the graph, in order."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,28 @@ def prepare(
         imported=imported,
         notes=tuple(notes),
         hazards=_hazards(clean_model),
+    )
+    (folder / _FACTS).write_text(render(facts))
+
+
+def advance(before: Prepared, model: ir.Model, attempt: Attempt, folder: Path, threads: int) -> None:
+    """Write what a step of the recipe made of the clean graph, fused anew, into ``folder``."""
+    feeds = before.trial
+    other = _other_feeds(model, before.facts.inputs, feeds, len(before.facts.steps) + 1, threads)
+    model = infer(model)
+    fused = fuse(model, prover([feeds, other], threads))
+    fused_model = infer(fused.model)
+    write(model, folder / _CLEAN, embed=_EMBEDDED)
+    write(fused_model, folder / _FUSED, embed=_EMBEDDED)
+    shutil.copyfile(before.folder / _TRIAL, folder / _TRIAL)
+    facts = before.facts.model_copy(
+        update={
+            "clean_sha256": digest(model),
+            "fused_sha256": digest(fused_model),
+            "notes": (*before.facts.notes, *_rolled_back(fused)),
+            "hazards": _hazards(model),
+            "steps": (*before.facts.steps, attempt),
+        }
     )
     (folder / _FACTS).write_text(render(facts))
 

@@ -1,0 +1,195 @@
+"""Compression: the recipe's steps, one after the other, graph in and graph out, for all targets alike.
+
+What a step trained on is part of its key; a build that was killed while it trained goes on from the last
+checkpoint when it is started again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from deploy.cache import Cache
+from deploy.data.dataset import Dataset
+from deploy.data.python_ref import code_digest
+from deploy.errors import UsageError, missing_extra
+from deploy.frontend.onnx_file import Source
+from deploy.frontend.onnx_file import digest as graph_digest
+from deploy.graph.edit import weight_bytes
+from deploy.progress import Progress
+from deploy.spec.document import digest
+from deploy.spec.finetune import Finetune
+from deploy.spec.measurement import Attempt
+from deploy.spec.recipe import Step
+from deploy.stages.capture import open_source
+from deploy.stages.prepare import Prepared, advance, load
+from deploy.stages.record import Record
+from deploy.stages.request import Request, Roles
+
+if TYPE_CHECKING:
+    from deploy.train.curve import History
+    from deploy.train.finetune import Trained
+
+TRAINING = "training"
+"""The folder of curves, in the cache entry and in the bundle."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step with all that it works on; ``given`` is the graph as it was before the recipe."""
+
+    step: Step
+    prepared: Prepared
+    given: ir.Model
+    train: Dataset
+    validation: Dataset | None
+    request: Request
+    cache: Cache
+    record: Record
+    work: Path
+    """Keeps checkpoints; it outlives a build that is killed."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step made, and what is to be said of it as a row of what was tried."""
+
+    model: ir.Model
+    attempt: Attempt
+
+
+def compress(prepared: Prepared, roles: Roles, request: Request, cache: Cache, record: Record) -> Prepared:
+    """The graph after all steps; the one given where there are none.
+
+    Raises UsageError where a step lacks what it needs, and what the steps raise.
+    """
+    given = prepared.clean
+    if request.recipe.steps and not find_spec("torch"):
+        raise missing_extra("torch", "torch")
+    for number, step in enumerate(request.recipe.steps, 1):
+        with record.stage(step.type) as stage:
+            train = _require(prepared, roles, step)
+            validation = (
+                roles.validation if roles.validation is not None and roles.validation.labelled else None
+            )
+            key = cache.key(
+                "compress",
+                graph=prepared.facts.clean_sha256,
+                given=_teaching(given, step),
+                step=digest(step),
+                code=code_digest(step.loss, request.root),
+                train=train.digest,
+                validation=None if validation is None else validation.digest,
+                metric=digest(request.metric),
+                seed=request.seed,
+                threads=request.threads,
+                torch=version("torch"),
+            )
+            task = Task(
+                step, prepared, given, train, validation, request, cache, record, cache.unfinished(key)
+            )
+
+            def write(folder: Path, task: Task = task, number: int = number) -> None:
+                if (task.prepared.folder / TRAINING).is_dir():
+                    shutil.copytree(task.prepared.folder / TRAINING, folder / TRAINING)
+                done = _RUN[type(task.step)](task, folder / TRAINING / f"{number}-{task.step.type}")
+                advance(task.prepared, done.model, done.attempt, folder, request.threads)
+
+            folder, stage.cached = cache.fetch(key, write)
+            shutil.rmtree(cache.unfinished(key), ignore_errors=True)
+            prepared = load(folder)
+            stage.outcome = prepared.facts.steps[-1].outcome
+    return prepared
+
+
+def _require(prepared: Prepared, roles: Roles, step: Step) -> Dataset:
+    if prepared.facts.imported:
+        raise UsageError(
+            f"[[recipe]] {step.type}: the model came quantized, and its integers are final",
+            hint="hand in the float model that it was made from",
+        )
+    if roles.train is None:
+        raise UsageError(
+            f"[[recipe]] {step.type}: there are no training data",
+            hint='give --train samples.npz, or [data] train = "samples.npz" in deploy.toml',
+        )
+    return roles.train
+
+
+def _teaching(given: ir.Model, step: Step) -> str:
+    """What a step takes of the graph before the recipe: it teaches where nobody else does."""
+    return graph_digest(given) if step.distill is not None else ""
+
+
+def _finetune(task: Task, curves: Path) -> Stepped:
+    from deploy.train.batchnorm import normalise
+    from deploy.train.finetune import finetune
+
+    step, request = task.step, task.request
+    model, told = task.prepared.clean, ""
+    if step.batch_norm == "insert":
+        normalised = normalise(model, task.train, threads=request.threads)
+        model = normalised.model
+        told = f"{normalised.count} batch norms put back, outputs moved by {normalised.change:.1g}; "
+    trained = finetune(
+        model,
+        step,
+        train=task.train,
+        validation=task.validation,
+        teachers=[_teacher(name, task) for name in (step.distill.teachers if step.distill else ())]
+        or ([task.given] if step.distill else []),
+        metric=None,
+        root=request.root,
+        workdir=task.work,
+        seed=request.seed,
+        threads=request.threads,
+        progress=task.record.progress,
+    )
+    _save_curves(trained.history, curves, task.record.progress)
+    attempt = Attempt(
+        name=f"trained for {len(trained.history.epochs) - (trained.before is not None)} epochs",
+        runtime="torch",
+        bytes=weight_bytes(trained.model),
+        score=trained.score,
+        drop=None,
+        outcome=told + _scores(trained),
+    )
+    return Stepped(trained.model, attempt)
+
+
+def _save_curves(history: History, path: Path, progress: Progress) -> None:
+    from deploy.train.curve import save_csv, save_picture
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_csv(history, path.with_suffix(".csv"))
+    if find_spec("matplotlib"):
+        save_picture(history, path.with_suffix(".svg"))
+    else:
+        progress.note("no picture of the training: pip install 'deploy-compiler[plots]'")
+
+
+def _scores(trained: Trained) -> str:
+    stopped = f"; {trained.stopped}" if trained.stopped else ""
+    if trained.score is None or trained.before is None:
+        return f"the last weights, not validated{stopped}"
+    return f"{trained.before:.4g} became {trained.score:.4g} (epoch {trained.best}){stopped}"
+
+
+def _teacher(name: str, task: Task) -> ir.Model:
+    """Another source, read like the one that is built."""
+    request = task.request
+    opened: Source = open_source(
+        name, root=request.root, shapes={}, seed=request.seed, cache=task.cache, progress=task.record.progress
+    ).source
+    return opened.model
+
+
+_RUN: Mapping[type[Step], Callable[[Task, Path], Stepped]] = {Finetune: _finetune}
+"""Step -> what runs it."""

@@ -1,0 +1,110 @@
+"""Recipe steps inside a build: what they need, what they change, and that nothing is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+pytest.importorskip("torch")
+from deploy.bundle.read import Bundle
+from deploy.bundle.verify import verify_bundle
+from deploy.errors import UsageError
+from deploy.pipeline import build
+from deploy.spec.finetune import Distill, Finetune
+from deploy.spec.recipe import Recipe
+
+Build = Callable[..., Bundle]
+ONCE = Finetune(epochs=1, batch=8, lr=0.05)
+
+
+@pytest.fixture
+def labelled(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {**images, "y": np.arange(len(images["x"])) % 4}
+
+
+@pytest.fixture
+def make(
+    network: Path, images: dict[str, np.ndarray], labelled: dict[str, np.ndarray], tmp_path: Path
+) -> Build:
+    def run(*steps: Finetune, **settings: object) -> Bundle:
+        given = {
+            "target": "x86-avx2", "data": images, "train": labelled, "measure": False,
+            "out": tmp_path / "dist", "cache": tmp_path / "cache", "runtime": "ort",
+            "recipe": Recipe(steps=steps),
+        }  # fmt: skip
+        return build(network, **{**given, **settings})  # type: ignore[arg-type]
+
+    return run
+
+
+def weights(bundle: Bundle) -> dict[str, np.ndarray]:
+    graph = ir.load(bundle.folder / "graph.onnx").graph
+    return {name: value.const_value.numpy() for name, value in graph.initializers.items()}
+
+
+def test_a_trained_graph_ships_with_its_history(make: Build) -> None:
+    bundle = make(ONCE)
+    before, after = weights(make()), weights(make(ONCE))
+    assert before.keys() == after.keys()
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+    assert bundle.manifest.recipe.steps == (ONCE,)
+    assert (bundle.folder / "training" / "1-finetune.csv").read_text().startswith("batch,epoch,loss")
+    assert not any(name.startswith("training") for name in bundle.manifest.files), "one run, not the digest"
+    row = bundle.measurements.attempts[1]
+    assert (row.name, row.runtime) == ("trained for 1 epochs", "torch")
+    assert row.outcome == "the last weights, not validated"
+    verify_bundle(bundle.folder)
+
+
+def test_labelled_data_that_choose_validate(make: Build, labelled: dict[str, np.ndarray]) -> None:
+    """Never worse than the graph as it came, whatever the training did."""
+    row = make(Finetune(epochs=2, batch=8, lr=5.0, clip=0.5), data=labelled).measurements.attempts[1]
+    assert row.score is not None
+    before, _, after = row.outcome.partition(" became ")
+    assert float(after.split()[0]) >= float(before)
+
+
+def test_a_second_build_does_not_train_again(make: Build, tmp_path: Path) -> None:
+    first, again = make(ONCE), make(ONCE)
+    assert again.digest == first.digest
+    assert {s.name: s.cached for s in again.measurements.stages}["finetune"]
+    assert not {s.name: s.cached for s in first.measurements.stages}["finetune"]
+    assert not any((tmp_path / "cache" / "unfinished").iterdir())
+
+
+def test_steps_follow_each_other(make: Build) -> None:
+    bundle = make(ONCE, Finetune(epochs=1, batch=8, lr=0.01))
+    names = [stage.name for stage in bundle.measurements.stages]
+    assert names.count("finetune") == 2
+    assert len([a for a in bundle.measurements.attempts if a.runtime == "torch"]) == 2
+    curves = sorted(p.name for p in (bundle.folder / "training").glob("*.csv"))
+    assert curves == ["1-finetune.csv", "2-finetune.csv"]
+
+
+def test_batch_norm_is_put_back_and_folded_again(make: Build) -> None:
+    bundle = make(Finetune(epochs=1, batch=8, lr=0.05, batch_norm="insert"))
+    assert "2 batch norms put back" in bundle.measurements.attempts[1].outcome
+    kinds = [node.op_type for node in ir.load(bundle.folder / "graph.onnx").graph]
+    assert kinds == [node.op_type for node in ir.load(make().folder / "graph.onnx").graph]
+
+
+def test_another_model_teaches(make: Build, random_network: Callable[[int], Path]) -> None:
+    alone = make(Finetune(epochs=1, batch=8, distill=Distill(alpha=0.0)))
+    other = make(Finetune(epochs=1, batch=8, distill=Distill(alpha=0.0, teachers=(str(random_network(5)),))))
+    assert alone.digest != other.digest
+
+
+def test_without_training_data_the_step_is_named(make: Build) -> None:
+    with pytest.raises(UsageError, match=r"\[\[recipe\]\] finetune: there are no training data") as caught:
+        make(ONCE, train=None)
+    assert "--train" in caught.value.hint
+
+
+def test_other_data_and_other_settings_train_anew(make: Build, labelled: dict[str, np.ndarray]) -> None:
+    first = make(ONCE)
+    assert make(ONCE, train={**labelled, "x": labelled["x"] + 1}).digest != first.digest
+    assert make(ONCE, seed=1).digest != first.digest
