@@ -83,8 +83,9 @@ def finetune(
     """Train a copy of ``model`` as ``step`` says; what is given stays as it is.
 
     ``teachers`` of a step that distills; without any the graph as it came teaches. ``metric`` makes a fresh
-    metric for validation, by default what labels and outputs suggest. Checkpoints lie in ``workdir``: a run
-    that ended there goes on, and one that had finished is read back.
+    metric for validation, by default what labels and outputs suggest. Checkpoints lie in ``workdir``, one
+    every ``checkpoint_s`` seconds (0: after every batch): a run that ended there goes on, and one that had
+    finished is read back.
 
     Raises DivergedError where the loss becomes NaN or infinite; UnsupportedError listing the nodes that
     cannot be trained; ModelError for a teacher that does not fit and a graph that takes one sample only;
@@ -247,7 +248,7 @@ class _Training:
                 if trouble := run.batch(samples):
                     raise self._diverged(trouble)
                 progress.advance(run.done, run.total)
-                if time.monotonic() - saved >= max(checkpoint_s, 20 * cost):
+                if time.monotonic() - saved >= (max(checkpoint_s, 20 * cost) if checkpoint_s else 0):
                     start = time.monotonic()
                     checkpoint.save(run.checkpoint(self.key), self.workdir)
                     saved = time.monotonic()

@@ -60,7 +60,7 @@ class ModuleRunner:
 def tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
     """Copies in memory of torch's own: what matrix products round depends on how their operands are aligned,
     and numpy's arrays are aligned otherwise in every process."""
-    return {name: torch.from_numpy(array).clone().to(device) for name, array in arrays.items()}
+    return {name: torch.tensor(array).to(device) for name, array in arrays.items()}
 
 
 def _free(spec: TensorSpec) -> TensorSpec:
