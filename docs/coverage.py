@@ -60,7 +60,7 @@ def page(conformance: ModuleType, known: Mapping[str, str], failed: Mapping[str,
     parts = [
         GENERATED,
         "# Operations in PyTorch",
-        "What the graph executor runs, differentiably where the operation is: graphs of these can be trained.\n"
+        "What the graph executor runs, differentiably where the operation is: graphs of these train.\n"
         "One with others is refused, and all of them are listed. Checked with the node cases of the ONNX\n"
         f"standard (onnx {importlib.metadata.version('onnx')}): {len(table)} operations, "
         f"{len(listed) - len(failed):,} of all {len(cases):,} cases pass.",

@@ -199,6 +199,7 @@ def dropout(node: Node) -> Kernel:
             return x, torch.ones_like(x, dtype=torch.bool)
         chance = torch.rand(x.shape, device=x.device, generator=source.on(x.device))
         mask = chance >= share
-        return torch.where(mask, x / (1.0 - share), 0.0).to(x.dtype), mask
+        scale = 1.0 / (1.0 - share) if share < 1.0 else 0.0
+        return torch.where(mask, x * scale, 0.0).to(x.dtype), mask
 
     return run
