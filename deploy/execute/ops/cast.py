@@ -221,11 +221,11 @@ def widened(function: Callable[..., Tensor]) -> Callable[[Node], Kernel]:
     Where the graph says that the inputs are of another type, it is the function itself.
     """
 
-    def run(*inputs: Tensor) -> Tensor:
-        kind = inputs[0].dtype
-        if kind not in UNSIGNED:
-            return function(*inputs)
-        return function(*[x.to(torch.int64) if x.dtype in UNSIGNED else x for x in inputs]).to(kind)
+    def run(x: Tensor, *others: Tensor | None) -> Tensor:
+        if x.dtype not in UNSIGNED:
+            return function(x, *others)
+        wide = [y if y is None else y.to(torch.int64) for y in others]
+        return function(x.to(torch.int64), *wide).to(x.dtype)
 
     def build(node: Node) -> Kernel:
         kinds = [None if value is None else value.dtype for value in node.ir.inputs]

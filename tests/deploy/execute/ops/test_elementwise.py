@@ -111,6 +111,13 @@ def test_clip(one_node, limits, constants):
         node.gradients()
 
 
+@pytest.mark.parametrize("constants", [(), (2,)], ids=["computed", "constant"])
+def test_clip_of_unsigned_integers(one_node, constants):
+    x = np.array([1, 70_000, 4_000_000_000], np.uint32)
+    node = one_node("Clip", x, None, np.uint32(80_000), constants=constants)
+    assert node.torch()[0].tolist() == [1, 70_000, 80_000]
+
+
 def test_clip_without_limits(one_node):
     one_node("Clip", real(2, 3)).agrees()
 
