@@ -63,7 +63,7 @@ def test_as_onnx_runtime_does_it(name, like_ort, gradcheck):
 def test_pictures_are_padded(mode, pads, like_ort, gradcheck):
     text = f'g (float[a,b,c,d] x) => (float[e,f,g,h] y) {{ y = Pad<mode="{mode}">(x, s) }}'
     like_ort(text, IMAGE, s=i64(*pads))
-    gradcheck(text, IMAGE, s=i64(*pads))
+    gradcheck(text, IMAGE, fast=True, s=i64(*pads))
 
 
 @pytest.mark.parametrize("mode", ["edge", "reflect"])
