@@ -24,10 +24,20 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Blend:
-    """The same batch in another order whose labels count too: loss = (1 - share) * own + share * partner."""
+    """The same batch in another order whose labels count too: loss = (1 - share) * own + share * partner.
+
+    ``pasted`` are targets that hold both samples' labels already, each in its place."""
 
     partner: Tensor
     share: float
+    pasted: frozenset[str] = frozenset()
+
+    def partners(self, targets: Mapping[str, Tensor]) -> Tensors:
+        """The partners' targets."""
+        return {
+            name: value if name in self.pasted else value[self.partner.to(value.device)]
+            for name, value in targets.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -179,8 +189,12 @@ def _mixed(
         if planes.shape[2:] == (height, width):
             planes[:, :, top:bottom, left:right] = planes[partner, :, top:bottom, left:right]
             feeds[name] = _back(planes, layout)
+    pictures = {n for n, t in targets.items() if t.ndim in (3, 4) and t.shape[-2:] == (height, width)}
+    for name in pictures:
+        targets[name] = targets[name].clone()
+        targets[name][..., top:bottom, left:right] = targets[name][partner][..., top:bottom, left:right]
     area = (bottom - top) * (right - left) / (height * width)
-    return Augmented(feeds, targets, Blend(partner, area))
+    return Augmented(feeds, targets, Blend(partner, area, frozenset(pictures)))
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:

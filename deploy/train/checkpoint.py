@@ -8,7 +8,6 @@ one, brought to the disk and renamed over it, so that a run that is killed at an
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from deploy.errors import UsageError
+from deploy.train.loader import FULL
 
 FILE = "checkpoint.bin"
 _MAGIC = b"deploy\x00\x01"
@@ -33,7 +33,6 @@ _TYPES = {
         torch.int8, torch.uint8, torch.bool,
     )
 }  # fmt: skip
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Facts = dict[str, object]
 """Plain JSON values; floats come back bit for bit."""
@@ -62,7 +61,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
                 scratch.unlink(missing_ok=True)
             raise
     except OSError as e:
-        if e.errno not in _FULL:
+        if e.errno not in FULL:
             raise
         old = "the last one is kept" if path.exists() else "there is none yet"
         raise UsageError(

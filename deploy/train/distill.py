@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,13 @@ from deploy.cache import flush
 from deploy.data.dataset import Dataset
 from deploy.errors import DeployError, ModelError, UsageError
 from deploy.execute.module import GraphModule
+from deploy.progress import SILENT, Progress
 from deploy.spec.finetune import Distill
+from deploy.train.loader import FULL, new_file
 from deploy.train.loss import Head, Tensors, scores_before
 from deploy.train.score import tensors
 
 _SHARE_OF_DISK = 0.5
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -201,14 +201,22 @@ def remember(
     folder: Path,
     digests: Sequence[str],
     device: torch.device,
+    progress: Progress = SILENT,
 ) -> Answers | None:
-    """All teachers' answers on ``dataset``, kept in ``folder`` for a run that goes on later; None where they
-    would take more than half of the free disk."""
+    """All teachers' answers on ``dataset``, kept in ``folder`` for a run that goes on later; None, with a
+    warning, where they would take more than half of the free disk."""
     arrays = []
     for teacher, digest in zip(teachers, digests, strict=True):
         name = hashlib.sha256(f"{digest} {dataset.digest} {teacher.heads} {batch}".encode()).hexdigest()[:32]
         place = folder / f"teacher-{name}"
-        if not place.is_dir() and not _record(teacher, dataset, batch, place, device):
+        try:
+            fits = place.is_dir() or _record(teacher, dataset, batch, place, device)
+        except OSError as e:
+            if e.errno not in FULL:
+                raise
+            fits = False
+        if not fits:
+            progress.warn(f"{folder}: no room for what the teacher says; it runs anew for every batch")
             return None
         arrays.append(
             tuple(
@@ -233,12 +241,9 @@ def _record(teacher: Teacher, dataset: Dataset, batch: int, place: Path, device:
             if not arrays:
                 size = sum(a[0].nbytes for a in found) * len(dataset)
                 if size > shutil.disk_usage(scratch).free * _SHARE_OF_DISK:
-                    _LOG.warning("the teacher's outputs (%.1f GB) are not kept: too little space", size / 1e9)
                     return False
                 arrays = [
-                    np.lib.format.open_memmap(
-                        scratch / f"{i}.npy", "w+", a.dtype, (len(dataset), *a.shape[1:])
-                    )
+                    new_file(scratch / f"{i}.npy", a.dtype, (len(dataset), *a.shape[1:]))
                     for i, a in enumerate(found)
                 ]
             for array, values in zip(arrays, found, strict=True):

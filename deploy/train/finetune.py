@@ -94,8 +94,10 @@ def finetune(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with reproducible(threads):
-        training = _Training(model, step, train, validation, teachers, metric, root, workdir, seed, threads)
-        return training.run(progress, checkpoint_s)
+        training = _Training(
+            model, step, train, validation, teachers, metric, root, workdir, seed, threads, progress
+        )
+        return training.run(checkpoint_s)
 
 
 @contextmanager
@@ -131,16 +133,18 @@ class _Training:
         workdir: Path,
         seed: int,
         threads: int,
+        progress: Progress,
     ) -> None:
         self.source, self.step, self.validation, self.workdir = model, step, validation, workdir
+        self.progress = progress
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = _module(model, step, self.device)
         inputs = tensor_specs(model.graph.inputs)
         images = image_inputs(inputs, step.augment)
-        loader = open_loader(train, step.batch, seed, workdir)
+        loader = open_loader(train, step.batch, seed, workdir, progress=progress)
         lesson, digests = self._lesson(train, teachers, root, seed)
         self.loader: Loader = loader
-        self.run_ = Run(
+        self.state = Run(
             self.module,
             step,
             Lesson(lesson.heads, lesson.task, images, lesson.teachers, lesson.answers, lesson.features),
@@ -208,7 +212,7 @@ class _Training:
             return Lesson(found, task, {}, opened, None, matched), digests
         answers = None
         if step.augment.identity and settings.alpha < 1:
-            answers = remember(opened, train, step.batch, self.workdir, digests, self.device)
+            answers = remember(opened, train, step.batch, self.workdir, digests, self.device, self.progress)
         return Lesson(found, task, {}, opened, answers), digests
 
     def _tried(self, feeds: dict[str, Tensor], want: Sequence[str]) -> dict[str, Tensor]:
@@ -233,13 +237,13 @@ class _Training:
                     )
         return both
 
-    def run(self, progress: Progress, checkpoint_s: float) -> Trained:
-        run, place = self.run_, self.run_.position
+    def run(self, checkpoint_s: float) -> Trained:
+        run, place = self.state, self.state.position
         kept = checkpoint.load(self.workdir, self.key)
         if kept is not None:
             run.restore(kept)
             place = run.position
-            progress.note(f"training goes on at epoch {min(place.epoch + 1, self.step.epochs)}")
+            self.progress.note(f"training goes on at epoch {min(place.epoch + 1, self.step.epochs)}")
         else:
             self._score_first()
         begun, first, saved, cost = time.monotonic(), run.done, time.monotonic(), 0.0
@@ -247,7 +251,7 @@ class _Training:
             for samples in self.loader.epoch(place.epoch, place.batch):
                 if trouble := run.batch(samples):
                     raise self._diverged(trouble)
-                progress.advance(run.done, run.total)
+                self.progress.advance(run.done, run.total)
                 if time.monotonic() - saved >= (max(checkpoint_s, 20 * cost) if checkpoint_s else 0):
                     start = time.monotonic()
                     checkpoint.save(run.checkpoint(self.key), self.workdir)
@@ -255,28 +259,28 @@ class _Training:
                     cost = saved - start
             self._end_epoch()
             left = (run.total - run.done) * (time.monotonic() - begun) / max(1, run.done - first)
-            progress.note(self._told(left))
+            self.progress.note(self._told(left))
         checkpoint.save(run.checkpoint(self.key), self.workdir)
         return self._trained()
 
     def _score_first(self) -> None:
-        place = self.run_.position
+        place = self.state.position
         if self.validation is not None:
             place.best_score = self._score()
             place.epochs.append(Epoch(0, 0, None, place.best_score))
 
     def _score(self) -> float:
         assert self.validation is not None and self.make_metric is not None
-        with self.run_.averaged():
+        with self.state.averaged():
             metric = evaluate(self.runner, self.validation, self.make_metric())
         return metric.result().value
 
     def _end_epoch(self) -> None:
         """Validate, note, keep the best."""
-        run, place = self.run_, self.run_.position
+        run, place = self.state, self.state.position
         if not run.finite():
             raise self._diverged("a weight is no longer a number")
-        loss, score = place.epoch_loss / self.run_.per_epoch, None
+        loss, score = place.epoch_loss / self.state.per_epoch, None
         if self.validation is not None:
             try:
                 score = self._score()
@@ -300,17 +304,17 @@ class _Training:
         return score < best if self.make_metric().higher_is_better else score > best
 
     def _told(self, left: float) -> str:
-        last = self.run_.position.epochs[-1]
+        last = self.state.position.epochs[-1]
         text = f"epoch {last.epoch}/{self.step.epochs}: loss {last.loss:.4g}"
         if last.score is not None and self.make_metric is not None:
             text += f", {self.make_metric().name} {last.score:.4g}"
-        if self.run_.position.stopped:
-            return f"{text}; {self.run_.position.stopped}"
+        if self.state.position.stopped:
+            return f"{text}; {self.state.position.stopped}"
         minutes, seconds = divmod(round(left), 60)
         return text if last.epoch == self.step.epochs else f"{text}, {minutes}:{seconds:02d} left"
 
     def _diverged(self, what: str) -> DivergedError:
-        run, place = self.run_, self.run_.position
+        run, place = self.state, self.state.position
         kept = f"of epoch {place.best_epoch}" if place.best_epoch else "that the graph came with"
         batch = min(place.batch + 1, run.per_epoch)
         return DivergedError(
@@ -322,12 +326,12 @@ class _Training:
         )
 
     def _trained(self) -> Trained:
-        place = self.run_.position
+        place = self.state.position
         before = place.epochs[0].score if place.epochs and place.epochs[0].epoch == 0 else None
         name = "" if self.make_metric is None else self.make_metric().name
-        model = with_weights(self.source, self.run_.best)
+        model = with_weights(self.source, self.state.best)
         return Trained(
-            model, self.run_.history(name), place.best_epoch, place.best_score, before, place.stopped
+            model, self.state.history(name), place.best_epoch, place.best_score, before, place.stopped
         )
 
 
@@ -342,7 +346,7 @@ def _module(model: ir.Model, step: Finetune, device: torch.device) -> GraphModul
             hint=f"weights that can be trained: {some}{' ...' if len(known) > 5 else ''}",
         )
     module = GraphModule(model, trainable=meant)
-    module.mode.batch_statistics = step.batch_norm == "train" and all(map(meant, statistics_names(model)))
+    module.mode.batch_statistics = step.batch_norm != "keep" and all(map(meant, statistics_names(model)))
     module = module.to(device)
     return module._apply(torch.clone)  # into memory of torch's own; see score.tensors
 

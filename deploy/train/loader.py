@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,13 +22,14 @@ import numpy as np
 from deploy.cache import flush
 from deploy.data.dataset import Batch, Dataset
 from deploy.errors import DataError, UsageError
+from deploy.progress import SILENT, Progress
 
 IN_MEMORY = 256 << 20
 """Bytes of samples that are held in memory."""
 _SHARE_OF_DISK = 0.5
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write to a full disk fails with."""
 _UNPACK = 256
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def open_loader(
     *,
     in_memory: int = IN_MEMORY,
     on_disk: int | None = None,
+    progress: Progress = SILENT,
 ) -> Loader:
     """A loader of ``dataset``, whose unpacked samples lie in ``folder`` if they are more than ``in_memory``
     bytes, and stream if they are more than ``on_disk`` (half of what is free).
@@ -84,14 +86,13 @@ def open_loader(
         try:
             return Shuffled(*_unpacked(dataset, first, unpacked), batch, seed)
         except OSError as e:
-            if e.errno not in _FULL:
+            if e.errno not in FULL:
                 raise
-    _LOG.warning(
-        "%s: %.1f GB unpacked are too much for this disk; samples are shuffled within windows",
-        dataset.origin,
-        total / 1e9,
-    )
     window = max(1, in_memory // _bytes(first) // batch) * batch
+    progress.warn(
+        f"{dataset.origin}: {total / 1e9:.1f} GB of samples do not fit {folder}; they are shuffled only "
+        f"among {window} that follow each other"
+    )
     return Windows(dataset, batch, window, seed)
 
 
@@ -173,7 +174,7 @@ def _arrays(
         shape = (len(dataset), *like.shape[1:])
         if folder is None:
             return np.empty(shape, like.dtype)
-        return np.lib.format.open_memmap(folder / _file(role, name), "w+", like.dtype, shape)
+        return new_file(folder / _file(role, name), like.dtype, shape)
 
     feeds = {name: empty("x", name, array) for name, array in first.feeds.items()}
     targets = {name: empty("y", name, array) for name, array in first.targets.items()}
@@ -197,7 +198,6 @@ def _unpacked(
             shutil.rmtree(leftover, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.new-", dir=folder.parent))
         try:
-            _reserve(scratch, _bytes(first) * len(dataset))
             _arrays(dataset, first, scratch)
             flush(scratch)
             scratch.rename(folder)
@@ -209,11 +209,16 @@ def _unpacked(
     )
 
 
-def _reserve(folder: Path, size: int) -> None:
-    """A mapped file that meets a full disk ends the process (SIGBUS), so room is asked for first."""
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise OSError(errno.ENOSPC, "no space left on device", str(folder))
+def new_file(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """A new ``.npy`` file, mapped. Its room is reserved first, since a mapped file that meets a full disk
+    ends the process (SIGBUS). Raises OSError where there is too little."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    elif shutil.disk_usage(path.parent).free < path.stat().st_size:
+        raise OSError(errno.ENOSPC, "no space left on device", str(path))
+    return array
 
 
 def _mapped(path: Path) -> np.ndarray:

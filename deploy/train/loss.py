@@ -186,7 +186,7 @@ def label_loss(head: Head, results: Tensors, target: Tensor, step: Finetune) -> 
         return functional.mse_loss(scores, target.to(scores.dtype).reshape(scores.shape))
     if head.kind == "each":
         if target.numel() != scores.numel():
-            target = functional.one_hot(target.long().reshape(len(scores), -1)[:, 0], scores.shape[head.axis])
+            target = functional.one_hot(target.long(), scores.shape[head.axis]).movedim(-1, head.axis)
         return functional.binary_cross_entropy_with_logits(
             scores, target.to(scores.dtype).reshape(scores.shape)
         )
@@ -208,12 +208,13 @@ def check_labels(
 ) -> None:
     """Every class number is one of the model's. Raises DataError naming the first sample that is not."""
     for head in found:
-        if head.target is None or head.kind != "classes" or step.loss.startswith(PREFIX):
+        if head.target is None or head.kind == "values" or step.loss.startswith(PREFIX):
             continue
         classes = shapes[head.output][head.axis]
+        values = int(np.prod(shapes[head.output][1:]))
         for batch in dataset.batches(1024, feeds=False):
             target = batch.targets[head.target]
-            if target.dtype.kind == "f":
+            if target.dtype.kind == "f" or (head.kind == "each" and target[0].size == values):
                 break
             bad = (target < 0) | (target >= classes)
             if step.ignore_label is not None:

@@ -271,8 +271,9 @@ def blended(task: Task, results: Tensors, batch: Augmented) -> Tensor:
     own = task(results, batch.targets)
     if batch.blend is None:
         return own
-    partner = {name: value[batch.blend.partner.to(value.device)] for name, value in batch.targets.items()}
-    return (1 - batch.blend.share) * own + batch.blend.share * task(results, partner)
+    return (1 - batch.blend.share) * own + batch.blend.share * task(
+        results, batch.blend.partners(batch.targets)
+    )
 
 
 def statistics_names(model: ir.Model) -> set[str]:

@@ -118,6 +118,18 @@ def test_cutmix_puts_in_a_rectangle_of_the_share_that_it_says(seed: int) -> None
             assert inside.float().mean().item() == pytest.approx(done.blend.share)
 
 
+def test_cutmix_of_masks_pastes_them_too() -> None:
+    x = torch.randn(5, 1, 9, 8)
+    mask, label = (x[:, 0] > 0).long(), torch.arange(5)
+    given = {"mask": mask, "label": label}
+    done = augment({"x": x}, given, Augment(cutmix=1), {"x": "NCHW"}, torch.Generator().manual_seed(1))
+    assert done.blend is not None
+    assert torch.equal(done.targets["mask"], (done.feeds["x"][:, 0] > 0).long())
+    partners = done.blend.partners(done.targets)
+    assert torch.equal(partners["mask"], done.targets["mask"])
+    assert torch.equal(partners["label"], done.blend.partner)
+
+
 def test_beta_draws_have_its_mean_and_variance() -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.tensor([_beta(0.5, generator) for _ in range(3000)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,6 +162,32 @@ def test_a_teacher_helps_where_labels_are_missing(
     assert trained.score is not None
     assert trained.before < 0.4
     assert trained.score > 0.8
+
+
+def test_without_any_labels_the_teacher_is_agreed_with(
+    tiny: ir.Model, digits: ir.Model, train: Dataset, validation: Dataset, tmp_path: Path
+) -> None:
+    bare = [
+        open_dataset({"x": next(d.batches(300)).feeds["x"]}, tensor_specs(tiny.graph.inputs))
+        for d in (train, validation)
+    ]
+    step = Finetune(epochs=6, batch=32, lr=0.05, distill=Distill(alpha=0))
+    trained = finetune(tiny, step, train=bare[0], validation=bare[1], teachers=(digits,), workdir=tmp_path)
+    assert trained.history.metric == "agreement"
+    assert trained.before is not None
+    assert trained.score is not None
+    assert trained.before < 0.4 < 0.75 < trained.score
+
+
+def test_a_full_disk_lets_the_teacher_run(
+    tiny: ir.Model, digits: ir.Model, train: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert distilled(tiny, train, tmp_path, Distill(), digits).best == 1
+    assert not list(tmp_path.glob("teacher-*"))
 
 
 def test_the_graph_teaches_itself_unless_others_do(tiny: ir.Model, train: Dataset, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_damaged_network_is_healed_and_its_file_scores_what_was_said(
     heard = Heard()
     trained = finetune(
         broken, Finetune(epochs=2, batch=32, lr=0.02), train=train, validation=validation, workdir=tmp_path,
-        threads=2, progress=heard,
+        progress=heard,
     )  # fmt: skip
     assert trained.before is not None
     assert trained.score is not None
@@ -100,7 +100,7 @@ def test_equal_seeds_give_equal_weights(
     tiny: ir.Model, train: Dataset, tmp_path: Path, equal: Equal, threads: int
 ) -> None:
     step = Finetune(epochs=2, batch=32, lr=0.02, ema=0.9, augment=Augment(crop=2, mixup=0.3))
-    runs = []
+    train, runs = train.select(np.arange(64)), []
     for index, seed in enumerate((3, 3, 4)):
         torch.manual_seed(index)  # what was drawn before does not matter
         runs.append(

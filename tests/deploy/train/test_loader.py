@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,20 @@ def test_windows_are_shuffled_inside(dataset: Dataset, tmp_path: Path) -> None:
         part = flat[start : start + size]
         assert sorted(part) == list(range(start, min(COUNT, start + size)))
         assert part != sorted(part)
+
+
+def test_a_full_disk_lets_samples_stream(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    loader = open_as("mapped", dataset, tmp_path)
+    assert isinstance(loader, Windows)
+    assert "shuffled only among 10 that follow each other" in caplog.text
+    assert sorted(row for batch in rows(loader, 0) for row in batch) == list(range(COUNT))
+    assert not list(tmp_path.glob("samples-*"))
 
 
 def test_unfit_samples_are_told(tmp_path: Path) -> None:

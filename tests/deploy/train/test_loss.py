@@ -105,6 +105,13 @@ def test_each_class_for_itself() -> None:
     assert loss(model, x, LABELS) == pytest.approx(loss(model, x, one_hot))
 
 
+def test_each_class_of_each_pixel() -> None:
+    x, pixels = scores(5, 3, 4), np.random.default_rng(1).integers(0, 5, (COUNT, 3, 4))
+    model = ended("y = Sigmoid (z)", "n, 5, 3, 4", 4)
+    one_hot = np.moveaxis(np.eye(5, dtype=np.float32)[pixels], -1, 1).copy()
+    assert loss(model, x, pixels) == pytest.approx(loss(model, x, one_hot))
+
+
 def test_numbers_are_compared_squared() -> None:
     x, target = scores(5), scores(5)[::-1].copy()
     wanted = ((np.tanh(x.astype(np.float64)) - target) ** 2).mean()
