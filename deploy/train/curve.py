@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deploy.errors import ToolchainError, UsageError, missing_extra
+from deploy.errors import UsageError, missing_extra
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,6 @@ class History:
     points: tuple[Point, ...] = ()
     epochs: tuple[Epoch, ...] = ()
     metric: str = ""
-
-
-def save(history: History, folder: Path) -> tuple[Path, ...]:
-    """Write ``training.json``, ``training.csv`` and, where matplotlib is installed, ``training.svg``."""
-    paths = (folder / "training.json", folder / "training.csv", folder / "training.svg")
-    save_json(history, paths[0])
-    save_csv(history, paths[1])
-    try:
-        save_picture(history, paths[2])
-    except ToolchainError:
-        return paths[:2]
-    return paths
 
 
 def save_json(history: History, path: Path) -> None:
