@@ -17,15 +17,18 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
 from deploy.execute.ops import TABLE
+from deploy.execute.ops.cast import TORCH_TYPES
+from deploy.execute.ops.generate import from_tensor
 from deploy.execute.optable import Mode
 from deploy.execute.program import Program
-from deploy.graph.edit import constant
+from deploy.graph.edit import constant, constant_tensor
 
 _WEIGHTS = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "DeformConv": (1, 3), "Gemm": (0, 1, 2), "MatMul": (0, 1),
     "Einsum": (0, 1), "BatchNormalization": (1, 2), "LayerNormalization": (1, 2),
     "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2), "RMSNormalization": (1,), "PRelu": (1,),
-    "Gather": (0,), "LSTM": (1, 2, 3, 7), "GRU": (1, 2, 3), "RNN": (1, 2, 3), "QuantizeLinear": (0,),
+    "Gather": (0,), "LSTM": (1, 2, 3, 7), "GRU": (1, 2, 3), "RNN": (1, 2, 3),
+    "QuantizeLinear": (0, 1), "DequantizeLinear": (1,),
 }  # fmt: skip
 """Where an operation reads what training changes."""
 
@@ -52,10 +55,13 @@ class GraphModule(nn.Module):
         weights = weight_names(self.model)
         self._places: dict[str, str] = {}
         for index, (name, value) in enumerate(self.model.graph.initializers.items()):
-            array, place = constant(value), f"t{index}"
-            if array is None:
+            place, stored = f"t{index}", constant_tensor(value)
+            if stored is None:
                 raise ValueError(f"initializer '{name}' has no value")
-            tensor = torch.from_numpy(np.array(array))  # a copy: the graph given keeps its own
+            tensor = _in_torch(stored)
+            if not isinstance(tensor, Tensor):  # text: what torch has no type for is nothing to train or move
+                self.program.template[self.program.slots[name]] = tensor
+                continue
             if name in weights and tensor.is_floating_point() and (trainable is None or trainable(name)):
                 self.register_parameter(place, nn.Parameter(tensor))
             else:
@@ -75,7 +81,9 @@ class GraphModule(nn.Module):
         for name, place in self._places.items():
             tensor: Tensor = getattr(self, place)
             self.program.template[self.program.slots[name]] = tensor
-            self.model.graph.initializers[name].const_value = TorchTensor(tensor.data, name=name)
+            value = self.model.graph.initializers[name]
+            if value.dtype in TORCH_TYPES:  # codes of less than eight bits stay as they were stored
+                value.const_value = TorchTensor(tensor.data, name=name)
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> GraphModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # moving to a device makes new buffers
@@ -98,6 +106,14 @@ class GraphModule(nn.Module):
         """The parameters by the graph's names."""
         tensors = {name: getattr(self, place) for name, place in self._places.items()}
         return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+
+
+def _in_torch(stored: ir.TensorProtocol) -> Tensor | np.ndarray:
+    """A copy: the graph given keeps its own. Codes of less than eight bits become bytes."""
+    found = from_tensor(stored)
+    if isinstance(found, Tensor) or found.dtype.kind in "OUS":
+        return found
+    return torch.from_numpy(found.astype(np.uint8 if stored.dtype.name.startswith("U") else np.int8))
 
 
 def weight_names(model: ir.Model) -> set[str]:
