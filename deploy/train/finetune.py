@@ -190,6 +190,7 @@ class _Training:
         results = self._tried(feeds, [pair.student for pair in features])
         shapes = {name: list(results[name].shape) for name in self.module.program.outputs}
         found = heads(self.source, shapes, sample.targets, step)
+        require_one_answer({head.output: results[head.output] for head in found}, len(sample))
         check_labels(train, found, shapes, step)
         outputs = self.module.program.outputs
         task = make_task(found, step, outputs, root) if train.labelled else None
@@ -227,9 +228,9 @@ class _Training:
                 )
             except DeployError as e:
                 raise ModelError(f"the graph cannot run on {count} samples: {e.message}", hint=fixed) from e
-        require_one_answer(both, count)
         for name in self.module.program.outputs:
-            if both[name].is_floating_point():
+            by_sample = both[name].ndim > 0 and len(both[name]) == count and len(alone[name]) == 1
+            if by_sample and both[name].is_floating_point():
                 far = (both[name][:1] - alone[name]).abs().max().item()
                 if far > _SAME * (1 + alone[name].abs().max().item()):
                     raise ModelError(

@@ -242,6 +242,25 @@ def test_a_loss_that_diverges_later_gives_the_last_good_epoch(
     )
 
 
+def test_an_output_that_is_not_trained_may_have_any_shape(
+    train: Dataset, tmp_path: Path, fill: Callable[..., ir.Model], constants: Constants
+) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[n, 1, 16, 16] x) => (float total, float[1, n, 10] state, float[n, 10] y) {
+        f = Flatten (x)
+        y = MatMul (f, w)
+        first = Constant <value_ints = [0]> ()
+        state = Unsqueeze (y, first)
+        total = ReduceSum <keepdims = 0> (y)
+    }"""
+    model = fill(text, {"w": np.zeros((256, 10), np.float32)})
+    batch = next(train.batches(64))
+    data = open_dataset({"x": batch.feeds["x"], "y.y": batch.targets[""]}, tensor_specs(model.graph.inputs))
+    trained = finetune(model, QUICK, train=data, workdir=tmp_path)
+    assert trained.history.points[-1].loss < np.log(10)
+    assert np.any(constants(trained.model)["w"])
+
+
 def test_a_finished_training_is_read_back(
     tiny: ir.Model, train: Dataset, tmp_path: Path, equal: Equal
 ) -> None:
