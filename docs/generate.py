@@ -28,6 +28,8 @@ from deploy.spec import artifact, manifest, measurement, plan
 from deploy.spec import profile as profile_spec
 from deploy.spec import project as project_spec
 from deploy.spec.profile import Fact, Profile, Runtime
+from deploy.spec.finetune import Augment, Distill, FeaturePair
+from deploy.spec.recipe import STEPS
 from deploy.spec.tensors import Normalisation, TensorSpec
 
 FOLDER = Path(__file__).parent / "pages" / "reference"
@@ -78,6 +80,11 @@ def project_page() -> str:
 
 def project_sections() -> Iterator[tuple[str, type[BaseModel]]]:
     for name, field in project_spec.Project.model_fields.items():
+        if name == "recipe":
+            yield from (("recipe", kind) for kind in STEPS.values())
+            yield "recipe.augment", Augment
+            yield "recipe.distill", Distill
+            yield "recipe.distill.features", FeaturePair
         if name == "input":
             yield "input.<name>", project_spec.InputSection
             yield "input.<name>.normalisation", Normalisation

@@ -18,7 +18,9 @@ import onnx_ir as ir
 
 from deploy.cache import Cache
 from deploy.data.dataset import Dataset
+from deploy.data.metrics import make_metric
 from deploy.data.python_ref import code_digest
+from deploy.data.scores import Metric
 from deploy.errors import UsageError, missing_extra
 from deploy.frontend.onnx_file import Source
 from deploy.frontend.onnx_file import digest as graph_digest
@@ -145,7 +147,7 @@ def _finetune(task: Task, curves: Path) -> Stepped:
         validation=task.validation,
         teachers=[_teacher(name, task) for name in (step.distill.teachers if step.distill else ())]
         or ([task.given] if step.distill else []),
-        metric=None,
+        metric=_validated_by(request),
         root=request.root,
         workdir=task.work,
         seed=request.seed,
@@ -162,6 +164,20 @@ def _finetune(task: Task, curves: Path) -> Stepped:
         outcome=told + _scores(trained),
     )
     return Stepped(trained.model, attempt)
+
+
+def _validated_by(request: Request) -> Callable[[], Metric] | None:
+    """What the project judges by, where that can be said without another model to compare with."""
+    section = request.metric
+    if section.name in ("auto", "agreement"):
+        return None
+
+    def make() -> Metric:
+        return make_metric(
+            section.name, output=section.output, ignore_label=section.ignore_label, root=request.root
+        )
+
+    return make
 
 
 def _save_curves(history: History, path: Path, progress: Progress) -> None:
