@@ -27,8 +27,8 @@ from deploy.data.metrics import METRICS
 from deploy.spec import artifact, manifest, measurement, plan
 from deploy.spec import profile as profile_spec
 from deploy.spec import project as project_spec
-from deploy.spec.profile import Fact, Profile, Runtime
 from deploy.spec.finetune import Augment, Distill, FeaturePair
+from deploy.spec.profile import Fact, Profile, Runtime
 from deploy.spec.recipe import STEPS
 from deploy.spec.tensors import Normalisation, TensorSpec
 
