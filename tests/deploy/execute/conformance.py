@@ -174,6 +174,8 @@ def difference(want: object, found: object, case: Case) -> str | None:
         return f"shape {got.shape}, expected {want.shape}"
     if want.dtype.kind in "OUS":
         return None if want.tolist() == got.tolist() else "text differs"
+    if want.dtype.kind in "iub":
+        return None if np.array_equal(want, got) else f"{int((want != got).sum())} whole numbers differ"
     rtol, atol = max(case.rtol, 1e-3), max(case.atol, 1e-7)
     if want.dtype == np.float16:
         atol = max(atol, 1e-3)
