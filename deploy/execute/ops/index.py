@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deploy.execute.ops.shape import integers, plain
+from deploy.execute.ops.shape import as_before, integers, plain
 from deploy.execute.optable import Kernel, Node, OpTable
 
 ops = OpTable()
@@ -52,7 +52,7 @@ def gather_elements(node: Node) -> Kernel:
     axis = node.integer("axis")
 
     def run(x: Tensor, index: Tensor) -> Tensor:
-        return plain(x).gather(axis, places(index, x.shape[axis], x)).view(x.dtype)
+        return as_before(plain(x).gather(axis, places(index, x.shape[axis], x)), x)
 
     return run
 
@@ -83,7 +83,7 @@ def scatter_elements(node: Node) -> Kernel:
 
 def _scatter(x: Tensor, axis: int, index: Tensor, updates: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
-        return plain(x).scatter(axis, index, plain(updates)).view(x.dtype)
+        return as_before(plain(x).scatter(axis, index, plain(updates)), x)
     wide = _NARROW.get(x.dtype, x.dtype)
     result = x.to(wide).scatter_reduce(axis, index, updates.to(wide), _REDUCTIONS[reduction])
     return result.to(x.dtype)

@@ -34,6 +34,12 @@ def plain(x: Tensor) -> Tensor:
     return x.view(_SIGNED[x.dtype]) if x.dtype in _SIGNED else x
 
 
+def as_before(moved: Tensor, x: Tensor) -> Tensor:
+    """What was made of ``plain(x)`` in the type of ``x``. Others are not touched: ``view(dtype)`` would cut
+    the gradient even where the type stays."""
+    return moved.view(x.dtype) if x.dtype in _SIGNED else moved
+
+
 def integers(node: Node, index: int) -> Callable[[Tensor | None], list[int] | None]:
     """How to read an input of integers: while the kernel is made if it is constant, else from its tensor."""
     found = node.constant(index)
@@ -248,7 +254,7 @@ def trilu(node: Node) -> Kernel:
     read = integers(node, 1)
 
     def run(x: Tensor, k: Tensor | None = None) -> Tensor:
-        return keep(plain(x), (read(k) or [0])[0]).view(x.dtype)
+        return as_before(keep(plain(x), (read(k) or [0])[0]), x)
 
     return run
 
