@@ -22,7 +22,6 @@ from deploy.data.metrics import make_metric
 from deploy.data.python_ref import code_digest
 from deploy.data.scores import Metric
 from deploy.errors import UsageError, missing_extra
-from deploy.frontend.onnx_file import Source
 from deploy.frontend.onnx_file import digest as graph_digest
 from deploy.graph.edit import weight_bytes
 from deploy.progress import Progress
@@ -45,15 +44,14 @@ TRAINING = "training"
 
 @dataclass(frozen=True)
 class Task:
-    """One step with all that it works on; ``given`` is the graph as it was before the recipe."""
+    """One step with all that it works on."""
 
     step: Step
     prepared: Prepared
-    given: ir.Model
+    teachers: tuple[ir.Model, ...]
     train: Dataset
     validation: Dataset | None
     request: Request
-    cache: Cache
     record: Record
     work: Path
     """Keeps checkpoints; it outlives a build that is killed."""
@@ -81,22 +79,22 @@ def compress(prepared: Prepared, roles: Roles, request: Request, cache: Cache, r
             validation = (
                 roles.validation if roles.validation is not None and roles.validation.labelled else None
             )
+            teachers = _teachers(given, step, request, cache, record.progress)
             key = cache.key(
                 "compress",
                 graph=prepared.facts.clean_sha256,
-                given=_teaching(given, step),
+                teachers=[graph_digest(teacher) for teacher in teachers],
                 step=digest(step),
                 code=code_digest(step.loss, request.root),
                 train=train.digest,
                 validation=None if validation is None else validation.digest,
                 metric=digest(request.metric),
+                metric_code=code_digest(request.metric.name, request.root),
                 seed=request.seed,
                 threads=request.threads,
                 torch=version("torch"),
             )
-            task = Task(
-                step, prepared, given, train, validation, request, cache, record, cache.unfinished(key)
-            )
+            task = Task(step, prepared, teachers, train, validation, request, record, cache.unfinished(key))
 
             def write(folder: Path, task: Task = task, number: int = number) -> None:
                 if (task.prepared.folder / TRAINING).is_dir():
@@ -125,9 +123,18 @@ def _require(prepared: Prepared, roles: Roles, step: Step) -> Dataset:
     return roles.train
 
 
-def _teaching(given: ir.Model, step: Step) -> str:
-    """What a step takes of the graph before the recipe: it teaches where nobody else does."""
-    return graph_digest(given) if step.distill is not None else ""
+def _teachers(
+    given: ir.Model, step: Step, request: Request, cache: Cache, progress: Progress
+) -> tuple[ir.Model, ...]:
+    """Who teaches: other sources, read like the one that is built, else ``given``, the graph before the
+    recipe. They are part of the step's key, since a file may change and keep its name."""
+    if step.distill is None:
+        return ()
+    opened = (
+        open_source(name, root=request.root, shapes={}, seed=request.seed, cache=cache, progress=progress)
+        for name in step.distill.teachers
+    )
+    return tuple(one.source.model for one in opened) or (given,)
 
 
 def _finetune(task: Task, curves: Path) -> Stepped:
@@ -145,8 +152,7 @@ def _finetune(task: Task, curves: Path) -> Stepped:
         step,
         train=task.train,
         validation=task.validation,
-        teachers=[_teacher(name, task) for name in (step.distill.teachers if step.distill else ())]
-        or ([task.given] if step.distill else []),
+        teachers=task.teachers,
         metric=_validated_by(request),
         root=request.root,
         workdir=task.work,
@@ -198,15 +204,6 @@ def _scores(trained: Trained) -> str:
     if trained.best == 0:
         return f"no epoch was better than the graph as it came, {trained.before:.4g}{stopped}"
     return f"{trained.before:.4g} became {trained.score:.4g} (epoch {trained.best}){stopped}"
-
-
-def _teacher(name: str, task: Task) -> ir.Model:
-    """Another source, read like the one that is built."""
-    request = task.request
-    opened: Source = open_source(
-        name, root=request.root, shapes={}, seed=request.seed, cache=task.cache, progress=task.record.progress
-    ).source
-    return opened.model
 
 
 _RUN: Mapping[type[Step], Callable[[Task, Path], Stepped]] = {Finetune: _finetune}

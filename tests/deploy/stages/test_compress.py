@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from deploy.bundle.verify import verify_bundle
 from deploy.errors import UsageError
 from deploy.pipeline import build
 from deploy.spec.finetune import Distill, Finetune
+from deploy.spec.project import MetricSection
 from deploy.spec.recipe import Recipe
 
 Build = Callable[..., Bundle]
@@ -99,6 +101,30 @@ def test_another_model_teaches(make: Build, random_network: Callable[[int], Path
     alone = make(Finetune(epochs=1, batch=8, distill=Distill(alpha=0.0)))
     other = make(Finetune(epochs=1, batch=8, distill=Distill(alpha=0.0, teachers=(str(random_network(5)),))))
     assert alone.digest != other.digest
+
+
+def test_a_teacher_that_changed_teaches_anew(make: Build, random_network: Callable[[int], Path]) -> None:
+    """Its file keeps the name that the step knows it by."""
+    step = Finetune(epochs=1, batch=8, distill=Distill(alpha=0.0, teachers=(str(random_network(5)),)))
+    first = make(step)
+    random_network(6)
+    assert make(step).digest != first.digest
+    random_network(5)
+    assert make(step).digest == first.digest
+
+
+def test_a_metric_whose_code_changed_validates_anew(
+    make: Build, labelled: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scores = []
+    for answer in ("0.25", "0.875"):
+        code = f"def judge(outputs, targets):\n    return {answer}\n"
+        (tmp_path / "own_metric.py").write_text(code)
+        monkeypatch.delitem(sys.modules, "own_metric", raising=False)  # as in a new process
+        bundle = make(ONCE, data=labelled, metric=MetricSection(name="python:own_metric:judge"))
+        scores.append(bundle.measurements.attempts[1].score)
+    assert scores == [0.25, 0.875]
 
 
 def test_without_training_data_the_step_is_named(make: Build) -> None:
