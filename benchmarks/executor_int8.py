@@ -63,9 +63,7 @@ def main() -> None:
     parser.add_argument("--cases", type=Path, required=True)
     parser.add_argument("--only")
     asked = parser.parse_args()
-    print(
-        "| case | samples | in another class | share | largest difference |\n|---|---|---|---|---|"
-    )
+    print("| case | samples | in another class | share | largest difference |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="deploy-int8-") as scratch:
         for case in sorted(p.parent for p in asked.cases.glob("*/model.onnx")):
             if asked.only in (None, case.name):
