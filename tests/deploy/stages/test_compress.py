@@ -32,13 +32,13 @@ def labelled(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def make(
     network: Path, images: dict[str, np.ndarray], labelled: dict[str, np.ndarray], tmp_path: Path
 ) -> Build:
-    def run(*steps: Finetune, **settings: object) -> Bundle:
+    def run(*steps: Finetune, model: Path = network, **settings: object) -> Bundle:
         given = {
             "target": "x86-avx2", "data": images, "train": labelled, "measure": False,
             "out": tmp_path / "dist", "cache": tmp_path / "cache", "runtime": "ort",
             "recipe": Recipe(steps=steps),
         }  # fmt: skip
-        return build(network, **{**given, **settings})  # type: ignore[arg-type]
+        return build(model, **{**given, **settings})  # type: ignore[arg-type]
 
     return run
 
@@ -95,6 +95,16 @@ def test_batch_norm_is_put_back_and_folded_again(make: Build) -> None:
     assert "2 batch norms put back" in bundle.measurements.attempts[1].outcome
     kinds = [node.op_type for node in ir.load(bundle.folder / "graph.onnx").graph]
     assert kinds == [node.op_type for node in ir.load(make().folder / "graph.onnx").graph]
+
+
+def test_batch_norm_is_put_back_where_the_batch_is_fixed(make: Build, network: Path, tmp_path: Path) -> None:
+    fixed = ir.load(network)
+    for value in (*fixed.graph.inputs, *fixed.graph.outputs):
+        assert value.shape is not None
+        value.shape = ir.Shape([1, *list(value.shape)[1:]])
+    ir.save(fixed, tmp_path / "fixed.onnx")
+    bundle = make(Finetune(epochs=1, batch=8, batch_norm="insert"), model=tmp_path / "fixed.onnx")
+    assert "2 batch norms put back" in bundle.measurements.attempts[1].outcome
 
 
 def test_another_model_teaches(make: Build, random_network: Callable[[int], Path]) -> None:
