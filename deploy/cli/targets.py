@@ -57,13 +57,14 @@ def targets(
 
 def stand_in(profile: Profile) -> str:
     """What this machine can do for the target: ``measures`` it, ``builds`` for it without timing it, or
-    ``lacks`` a backend for any of its runtimes."""
+    ``lacks`` a backend for any of its runtimes (that of TFLite writes nothing for microcontrollers yet)."""
     from deploy.adapter.profiles import resolve
     from deploy.errors import UsageError
     from deploy.measure.host import host
 
     runtimes = _runtimes(profile)
-    if len(_missing(runtimes)) == len(runtimes):
+    micro = bool(profile.runtime) and all(runtime.options.get("micro") for runtime in profile.runtime)
+    if micro or len(_missing(runtimes)) == len(runtimes):
         return "lacks"
     here = host()
     try:

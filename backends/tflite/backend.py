@@ -1,0 +1,85 @@
+"""The artifact is one file, ``model.tflite``."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import onnx_ir as ir
+
+from backends.tflite.lower import emit, emitted
+from backends.tflite.readback import read_tensors
+from backends.tflite.runner import TFLiteOptions, TFLiteRunner
+from backends.tflite.sdk import INSTALL, version
+from backends.tflite.write import read_file, to_bytes
+from deploy.adapter.protocol import Arrays, Availability
+from deploy.errors import ToolchainError
+from deploy.graph.summary import tensor_specs
+from deploy.progress import Progress
+from deploy.spec.artifact import Artifact, Options, Verdict
+from deploy.spec.plan import Plan
+from deploy.spec.profile import Runtime
+
+_FILE = "model.tflite"
+
+
+class TFLite:
+    """The ``tflite`` backend."""
+
+    name = "tflite"
+    options_type: type[Options] = TFLiteOptions
+
+    def available(self) -> Availability:
+        try:
+            return Availability("LiteRT", version())
+        except PackageNotFoundError:
+            return Availability("LiteRT", None, INSTALL)
+
+    def options(self, runtime: Runtime, threads: int) -> Options:
+        given = {name: value for name, value in runtime.options.items() if name != "micro"}
+        return TFLiteOptions.model_validate({"threads": threads, **given})
+
+    def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
+        """A dry run of `lower`. Raises ToolchainError for a microcontroller."""
+        _require_an_interpreter(runtime)
+        return emit(graph).verdicts
+
+    def lower(
+        self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
+    ) -> Artifact:
+        del plan, progress  # the Q/DQ graph carries the plan
+        _require_an_interpreter(runtime)
+        out, values = emitted(graph)
+        inputs, outputs = tensor_specs(graph.graph.inputs), tensor_specs(graph.graph.outputs)
+        (workdir / _FILE).write_bytes(to_bytes(out, inputs, outputs))
+        return Artifact(
+            backend=self.name,
+            files=(_FILE,),
+            inputs=inputs,
+            outputs=outputs,
+            values=values,
+            weight_bytes=sum(t.data.nbytes for t in out.tensors if t.data is not None),
+            toolchain={"ai-edge-litert": version()},
+            folder=workdir,
+        )
+
+    def read_plan(self, artifact: Artifact) -> Plan:
+        tensors = read_tensors(read_file(artifact.main))
+        return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors)
+
+    def open(self, artifact: Artifact, options: Options) -> TFLiteRunner:
+        own = options if isinstance(options, TFLiteOptions) else TFLiteOptions(threads=options.threads)
+        return TFLiteRunner(artifact.main, artifact.inputs, artifact.outputs, artifact.values, own)
+
+    def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
+        """None: LiteRT's profiler cannot be reached from Python."""
+        del artifact, options, feeds
+        return {}
+
+
+def _require_an_interpreter(runtime: Runtime) -> None:
+    if runtime.options.get("micro"):
+        raise ToolchainError(
+            "TensorFlow Lite Micro cannot be built for yet: its operations, arena and C array are missing",
+            hint="build for android to get a .tflite file with an interpreter's operations",
+        )

@@ -1,0 +1,138 @@
+"""A graph goes through the table, node by node. What a node refuses is kept, and the walk goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from backends.tflite.emitter import Emitter, Tensor, Unsupported
+from backends.tflite.layout import plain
+from backends.tflite.ops import OPERATIONS
+from backends.tflite.write import DTYPES
+from deploy.errors import UnsupportedError
+from deploy.graph.shapes import model_inputs
+from deploy.spec.artifact import Verdict
+
+_LARGEST_RANK = 6
+
+
+@dataclass
+class Emitted:
+    """What a walk over a graph gave; a file can be written where nothing was refused."""
+
+    out: Emitter
+    verdicts: list[Verdict] = field(default_factory=list)
+    wrong_ends: list[str] = field(default_factory=list)
+
+
+def emit(graph: ir.Model) -> Emitted:
+    """Lower every node of a graph, noting what each says."""
+    walk = Emitted(Emitter())
+    for value in model_inputs(graph):
+        try:
+            _input(value, walk.out)
+        except Unsupported as e:
+            walk.wrong_ends.append(f"input '{value.name}': {e}")
+    for node in graph.graph:
+        reason = _refused(node, walk.out)
+        walk.verdicts.append(
+            Verdict(
+                node=node.name or "",
+                op=node.op_type,
+                support="unsupported" if reason else "supported",
+                reason=reason,
+            )
+        )
+    return walk
+
+
+def emitted(graph: ir.Model) -> tuple[Emitter, dict[str, str]]:
+    """The graph's operators, and of inner values whose tensor has another name that name.
+
+    Raises UnsupportedError listing everything that TFLite cannot express.
+    """
+    walk = emit(graph)
+    refused = [f"{v.op} '{v.node}': {v.reason}" for v in walk.verdicts if v.support == "unsupported"]
+    wrong = walk.wrong_ends + refused
+    if not wrong:
+        try:
+            _finish(graph, walk.out)
+        except Unsupported as e:
+            wrong.append(f"an output: {e}")
+    if wrong:
+        raise UnsupportedError(
+            f"TFLite cannot express {len(wrong)} nodes, inputs or outputs: {'; '.join(wrong)}",
+            hint="replace these operations in the model, or build for ONNX Runtime",
+        )
+    return walk.out, _values(walk.out)
+
+
+def _input(value: ir.Value, out: Emitter) -> None:
+    shape = out.shape(value)
+    dtype = "" if value.dtype is None or value.dtype.is_string() else value.dtype.numpy().name
+    if dtype not in DTYPES:
+        raise Unsupported(f"a tensor of {dtype or 'unknown type'}")
+    index = out.add(Tensor(value.name or "", shape, dtype, plain(len(shape))))
+    out.inputs.append(index)
+    out.carried[value] = index
+
+
+def _refused(node: ir.Node, out: Emitter) -> str:
+    """Why a node cannot be lowered; empty where it was. Its results are then floats made of nothing."""
+    if node in out.fused:
+        return ""
+    out.node = node.name or ""
+    try:
+        if node.op_type == "QuantizeLinear":
+            out.quantize(node)
+        elif node.op_type == "DequantizeLinear":
+            out.dequantize(node)
+        elif node.op_type not in OPERATIONS or node.domain not in ("", "ai.onnx"):
+            raise Unsupported("this operation is not written for TFLite yet")
+        else:
+            if any(len(out.shape(value)) > _LARGEST_RANK for value in node.outputs if value.name):
+                raise Unsupported(f"results of more than {_LARGEST_RANK} axes")
+            OPERATIONS[node.op_type](node, out)
+    except Unsupported as e:
+        for value in node.outputs:
+            _stand_in(value, out)
+        return str(e)
+    return ""
+
+
+def _stand_in(value: ir.Value, out: Emitter) -> None:
+    """A tensor for what a refused node would make, so that the nodes behind it can still be judged."""
+    if value.shape is not None:
+        shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+        out.carried[value] = out.add(Tensor(value.name or "", shape, "float32", plain(len(shape))))
+
+
+def _finish(graph: ir.Model, out: Emitter) -> None:
+    """Every output a tensor of its own, as floats and in ONNX's order."""
+    out.node = ""
+    for value in graph.graph.outputs:
+        index = out.read(value, plain(len(out.shape(value))))
+        if index in out.inputs or index in out.outputs or out.tensors[index].data is not None:
+            tensor = out.tensors[index]
+            if tensor.shape.count(-1) > 1:
+                raise Unsupported(f"'{value.name}' is another input or output, with several free sizes")
+            sizes = out.numbers(np.array(tensor.shape, np.int32), f"{value.name}/shape")
+            copy = Tensor(f"{value.name}/copy", tensor.shape, tensor.dtype, tensor.order)
+            index = out.inner("RESHAPE", [index, sizes], copy)
+        out.outputs.append(index)
+
+
+def _values(out: Emitter) -> dict[str, str]:
+    return {
+        value.name: out.tensors[index].name
+        for value, index in out.carried.items()
+        if value.name and value.name != out.tensors[index].name and _is_itself(value, out.tensors[index])
+    }
+
+
+def _is_itself(value: ir.Value, tensor: Tensor) -> bool:
+    """Whether a tensor holds the value, and not the integers that it was rounded to."""
+    source = value.producer()
+    return tensor.params is None or (source is not None and source.op_type == "DequantizeLinear")

@@ -1,0 +1,116 @@
+"""The plan as it stands in a .tflite file: its tensors' parameters by the names of the graph's values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from backends.tflite.layout import Order, inverse, plain
+from backends.tflite.sdk import schema
+from backends.tflite.write import notes
+from deploy.graph.qdq import data_digest
+from deploy.spec.plan import QuantParams, TensorPlan
+from deploy.spec.tensors import QuantType
+
+if TYPE_CHECKING:
+    from ai_edge_litert import schema_py_generated as tfl
+
+
+def read_tensors(model: tfl.ModelT) -> dict[str, TensorPlan]:
+    """The parameters of every planned value; origins read ``imported``."""
+    found = notes(model)
+    orders, planned, nodes = found["orders"], found["planned"], found["nodes"]
+    assert isinstance(orders, dict) and isinstance(planned, list) and isinstance(nodes, list)
+    graph = _Graph(model, [str(node) for node in nodes], {int(k): tuple(v) for k, v in orders.items()})
+    tensors: dict[str, TensorPlan] = {}
+    overrides: dict[str, dict[str, QuantParams]] = {}
+    for name, index, partial, along in planned:
+        params, codes = graph.params(index, along), graph.codes(index)
+        if codes is not None:
+            digest = data_digest(codes)
+            tensors[name] = TensorPlan(**params.model_dump(), origin="imported", digest=digest)
+            continue
+        readers = tuple(sorted(set(graph.readers(index))))
+        if partial:
+            overrides.setdefault(name, {}).update(dict.fromkeys(readers, params))
+            continue
+        floats = graph.read_as_float_too(index)
+        if floats and not readers:
+            continue  # nobody reads it quantized
+        tensors[name] = TensorPlan(
+            **params.model_dump(), origin="imported", readers=readers if floats else ()
+        )
+    for name, uses in overrides.items():
+        if name in tensors:
+            readers = tensors[name].readers and tuple(sorted({*tensors[name].readers, *uses}))
+            tensors[name] = tensors[name].model_copy(update={"uses": uses, "readers": readers})
+    return tensors
+
+
+class _Graph:
+    """The file's only graph, with who reads and who makes each tensor."""
+
+    def __init__(self, model: tfl.ModelT, nodes: list[str], orders: Mapping[int, Order]) -> None:
+        self._model, self._nodes, self._orders = model, nodes, orders
+        self._graph = model.subgraphs[0]
+        self._users: dict[int, list[int]] = {}
+        self._maker: dict[int, int] = {}
+        for number, operator in enumerate(self._graph.operators):
+            for index in operator.inputs:
+                self._users.setdefault(int(index), []).append(number)
+            for index in operator.outputs:
+                self._maker[int(index)] = number
+
+    def params(self, index: int, along: bool) -> QuantParams:
+        """``along``: one scale a channel; where there is a single channel the file does not tell."""
+        tensor = self._graph.tensors[index]
+        scale, zero = tensor.quantization.scale, tensor.quantization.zeroPoint
+        order = self._orders.get(index, plain(len(tensor.shape)))
+        kind: QuantType = "int8" if tensor.type == schema().TensorType.INT8 else "int32"
+        return QuantParams(
+            type=kind,
+            scale=tuple(float(s) for s in scale),
+            zero_point=tuple(int(z) for z in zero),
+            axis=order[tensor.quantization.quantizedDimension] if along else None,
+        )
+
+    def codes(self, index: int) -> np.ndarray | None:
+        """The integers of a constant with their axes in ONNX's order."""
+        buffer = self._buffer(index)
+        if buffer is None:
+            return None
+        tensor = self._graph.tensors[index]
+        array = buffer.view(np.int8 if tensor.type == schema().TensorType.INT8 else np.int32)
+        shaped = array.reshape(tuple(int(size) for size in tensor.shape))
+        order = self._orders.get(index)
+        return shaped if order is None else shaped.transpose(inverse(order))
+
+    def _buffer(self, index: int) -> np.ndarray | None:
+        data = self._model.buffers[self._graph.tensors[index].buffer].data
+        return None if data is None or not len(data) else np.asarray(data, np.uint8)
+
+    def readers(self, index: int) -> Iterator[str]:
+        """Nodes that read a tensor, through changes of type and order."""
+        for number in self._users.get(index, ()):
+            if self._nodes[number]:
+                yield self._nodes[number]
+            elif self._code(number) != "QUANTIZE":
+                yield from self.readers(int(self._graph.operators[number].outputs[0]))
+
+    def read_as_float_too(self, index: int) -> bool:
+        """Whether the floats from which a tensor was quantized have other readers."""
+        maker = self._maker.get(index)
+        if maker is None or self._code(maker) != "QUANTIZE":
+            return False
+        source = int(self._graph.operators[maker].inputs[0])
+        if self._graph.tensors[source].type != schema().TensorType.FLOAT32:
+            return False
+        outside = source in [int(i) for i in self._graph.outputs]
+        return outside or any(self._code(user) != "QUANTIZE" for user in self._users[source])
+
+    def _code(self, number: int) -> str:
+        code = self._model.operatorCodes[self._graph.operators[number].opcodeIndex].builtinCode
+        names = {value: name for name, value in vars(schema().BuiltinOperator).items() if name.isupper()}
+        return str(names[code])

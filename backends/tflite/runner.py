@@ -1,0 +1,160 @@
+"""A .tflite file opened in LiteRT's interpreter, on the CPU of this machine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+
+from backends.tflite.layout import Order, inverse
+from backends.tflite.sdk import interpreter, quiet, version
+from backends.tflite.write import notes, read_file
+from deploy.adapter.feeds import require_fit
+from deploy.adapter.protocol import Arrays
+from deploy.errors import BackendError
+from deploy.spec.artifact import Options
+from deploy.spec.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from ai_edge_litert.interpreter import Interpreter
+
+
+class TFLiteOptions(Options):
+    """``delegate`` runs what it can of the graph: XNNPACK, or none for LiteRT's own kernels."""
+
+    delegate: Literal["xnnpack", "none"] = "xnnpack"
+
+
+class TFLiteRunner:
+    """A file that speaks arrays by name. Implements the Runner protocol."""
+
+    def __init__(
+        self,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        values: Mapping[str, str],
+        options: TFLiteOptions,
+    ) -> None:
+        self._path, self._options, self._values = path, options, values
+        self.inputs, self.outputs = inputs, outputs
+        self.executed_by = f"LiteRT {version()} on the CPU"
+        model = read_file(path)
+        self._orders = _orders(notes(model))
+        graph = model.subgraphs[0]
+        if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):
+            raise BackendError(
+                f"{path.name} has other inputs or outputs than were written",
+                hint="the file was exchanged: copy the bundle again",
+            )
+        self._tensors = {
+            bytes(t.name).decode(): i
+            for i, t in enumerate(graph.tensors)
+            if model.buffers[t.buffer].data is None or not len(model.buffers[t.buffer].data)
+        }
+        """By name, constants aside."""
+        self._scales = {
+            i: (np.float64(t.quantization.scale[0]), np.float64(t.quantization.zeroPoint[0]))
+            for i, t in enumerate(graph.tensors)
+            if t.quantization is not None and t.quantization.scale is not None
+        }
+        """Of every quantized tensor; those of an activation are a single pair."""
+        self._interpreters: dict[bool, Interpreter] = {}
+        self._closed = False
+        self._for(inner=False)
+
+    def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """The outputs by name, and those of the inner values named in ``want`` that the file has.
+
+        For inner values the file is opened a second time, keeping all tensors.
+        """
+        if self._closed:
+            raise BackendError("the runner is closed", hint="open the artifact again")
+        require_fit(self.inputs, feeds)
+        engine = self._for(inner=bool(want))
+        try:
+            self._feed(engine, feeds)
+            engine.invoke()
+        except (RuntimeError, ValueError) as e:
+            raise BackendError(
+                f"LiteRT failed while running: {e}", hint="check the shapes fed against `deploy inspect`"
+            ) from e
+        ports = engine.get_output_details()
+        found = {
+            spec.name: engine.get_tensor(port["index"])
+            for spec, port in zip(self.outputs, ports, strict=True)
+        }
+        for name in want:
+            index = self._tensors.get(self._values.get(name, name))
+            if name not in found and index is not None:
+                found[name] = self._inner(engine, index)
+        return found
+
+    def _feed(self, engine: Interpreter, feeds: Arrays) -> None:
+        ports = engine.get_input_details()
+        changed = False
+        for spec, port in zip(self.inputs, ports, strict=True):
+            shape = feeds[spec.name].shape
+            if tuple(port["shape"]) != shape:
+                engine.resize_tensor_input(port["index"], list(shape))
+                changed = True
+        if changed:
+            engine.allocate_tensors()
+        for spec, port in zip(self.inputs, ports, strict=True):
+            engine.set_tensor(port["index"], feeds[spec.name])
+
+    def _inner(self, engine: Interpreter, index: int) -> np.ndarray:
+        """A tensor in ONNX's order, as floats where it is quantized."""
+        array = np.asarray(engine.get_tensor(index))
+        if index in self._scales:
+            scale, zero = self._scales[index]
+            array = ((array.astype(np.float64) - zero) * scale).astype(np.float32)
+        order = self._orders.get(index)
+        return array if order is None else array.transpose(inverse(order))
+
+    def _for(self, *, inner: bool) -> Interpreter:
+        if inner not in self._interpreters:
+            kinds = interpreter().OpResolverType
+            own = self._options.delegate == "none"
+            kind = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if own else kinds.AUTO
+            try:
+                with warnings.catch_warnings(), quiet():
+                    warnings.simplefilter(
+                        "ignore", UserWarning
+                    )  # keeping all tensors takes memory: it is wanted
+                    made = interpreter().Interpreter(
+                        model_path=str(self._path),
+                        num_threads=self._options.threads,
+                        experimental_op_resolver_type=kind,
+                        experimental_preserve_all_tensors=inner,
+                    )
+                    made.allocate_tensors()
+            except (RuntimeError, ValueError) as e:
+                raise BackendError(
+                    f"LiteRT cannot open {self._path.name}: {e}",
+                    hint="the file is damaged, or needs a newer LiteRT: copy the bundle again",
+                ) from e
+            self._interpreters[inner] = made
+        return self._interpreters[inner]
+
+    def close(self) -> None:
+        self._interpreters.clear()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _orders(found: Mapping[str, object]) -> dict[int, Order]:
+    orders = found["orders"]
+    assert isinstance(orders, dict)
+    return {int(index): tuple(order) for index, order in orders.items()}

@@ -1,0 +1,188 @@
+"""What was emitted becomes the bytes of a .tflite file, and back into the schema's objects.
+
+Beside the network the file holds one metadata entry of ours, JSON: by tensor the order of its axes, by
+planned value the tensor that carries it, by operator the node that it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import flatbuffers
+import numpy as np
+
+from backends.tflite.emitter import Emitter, Tensor
+from backends.tflite.layout import plain
+from backends.tflite.sdk import schema
+from deploy.errors import BackendError, UnsupportedError
+from deploy.spec.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from ai_edge_litert import schema_py_generated as tfl
+
+METADATA = "deploy"
+DTYPES = {
+    "float32": "FLOAT32", "int8": "INT8", "uint8": "UINT8", "int32": "INT32", "int64": "INT64",
+    "bool": "BOOL",
+}  # fmt: skip
+_LARGEST = 2**31 - 2**20
+"""Bytes that offsets of 32 bits reach, less some for what is no constant."""
+_FIRST_NEW_CODE = 127
+"""Codes from here on do not fit the field that old readers look at; this number stands there."""
+
+
+def to_bytes(out: Emitter, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:
+    """The file. Raises UnsupportedError for constants of more than 2 GB."""
+    constants = sum(0 if t.data is None else t.data.nbytes for t in out.tensors)
+    if constants > _LARGEST:
+        raise UnsupportedError(
+            f"the constants take {constants / 2**30:.1f} GB, and a .tflite file holds 2",
+            hint="quantize the model or build for ONNX Runtime",
+        )
+    tfl = schema()
+    model, graph = tfl.ModelT(), tfl.SubGraphT()
+    model.version, model.description = 3, b"deploy"
+    model.buffers = [tfl.BufferT()]
+    graph.name = b"main"
+    graph.tensors = [_tensor(t, model) for t in out.tensors]
+    graph.inputs, graph.outputs = out.inputs, out.outputs
+    codes: dict[tuple[str, int], int] = {}
+    for operator in out.operators:
+        codes.setdefault((operator.code, operator.version), len(codes))
+    model.operatorCodes = [_code(*key) for key in codes]
+    graph.operators = []
+    for operator in out.operators:
+        made = tfl.OperatorT()
+        made.opcodeIndex = codes[operator.code, operator.version]
+        made.inputs, made.outputs = list(operator.inputs), list(operator.outputs)
+        _set_options(made, *operator.options)
+        graph.operators.append(made)
+    model.subgraphs = [graph]
+    model.signatureDefs = [_signature(out, inputs, outputs)]
+    entry = tfl.MetadataT()
+    entry.name, entry.buffer = METADATA.encode(), _store(model, _notes(out))
+    model.metadata = [entry]
+    builder = flatbuffers.Builder(1 << 16)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def read_file(path: Path) -> tfl.ModelT:
+    """The objects in a file. Raises BackendError where it is none or damaged."""
+    content = path.read_bytes()
+    if content[4:8] != b"TFL3":
+        raise BackendError(f"{path.name} is no .tflite file", hint="copy the whole bundle again")
+    try:
+        return schema().ModelT.InitFromPackedBuf(content, 0)
+    except (struct.error, IndexError, ValueError, TypeError, MemoryError, RecursionError) as e:
+        raise BackendError(f"{path.name} is damaged: {e}", hint="copy the whole bundle again") from e
+
+
+def notes(model: tfl.ModelT) -> dict[str, object]:
+    """Our metadata entry. Raises BackendError where the file has none."""
+    for entry in model.metadata or ():
+        if entry.name == METADATA.encode():
+            found = json.loads(bytes(model.buffers[entry.buffer].data))
+            assert isinstance(found, dict)
+            return found
+    raise BackendError("the .tflite file was not written by deploy", hint="copy the whole bundle again")
+
+
+def _notes(out: Emitter) -> np.ndarray:
+    orders = {str(i): t.order for i, t in enumerate(out.tensors) if t.order != plain(len(t.order))}
+    planned = [
+        (name, index, partial, (p := out.tensors[index].params) is not None and p.axis is not None)
+        for name, index, partial in out.planned
+    ]
+    said = {"orders": orders, "planned": planned, "nodes": [o.node for o in out.operators]}
+    return np.frombuffer(json.dumps(said, separators=(",", ":")).encode(), np.uint8)
+
+
+def _tensor(tensor: Tensor, model: tfl.ModelT) -> tfl.TensorT:
+    tfl = schema()
+    made = tfl.TensorT()
+    made.name = tensor.name.encode()
+    made.shape = [max(size, 1) for size in tensor.shape]
+    if -1 in tensor.shape:
+        made.shapeSignature = list(tensor.shape)
+    made.type = getattr(tfl.TensorType, DTYPES[tensor.dtype])
+    made.hasRank = True
+    made.buffer = 0 if tensor.data is None else _store(model, tensor.data)
+    if tensor.params is not None:
+        made.quantization = tfl.QuantizationParametersT()
+        made.quantization.scale = np.array(tensor.params.scale, np.float32)
+        made.quantization.zeroPoint = np.array(tensor.params.zero_point, np.int64)
+        made.quantization.quantizedDimension = tensor.params.axis or 0
+    return made
+
+
+def _store(model: tfl.ModelT, array: np.ndarray) -> int:
+    model.buffers.append(_aligned_buffer(np.ascontiguousarray(array).tobytes()))
+    return len(model.buffers) - 1
+
+
+def _aligned_buffer(content: bytes) -> tfl.BufferT:
+    """A buffer at a multiple of 16 bytes, as the schema demands and its Python code does not see to."""
+    tfl = schema()
+    buffer = tfl.BufferT()
+
+    def pack(builder: flatbuffers.Builder) -> int:
+        builder.StartVector(1, len(content), 16)
+        builder.head = builder.head - len(content)
+        builder.Bytes[builder.head : builder.head + len(content)] = content
+        data = builder.EndVector()
+        tfl.BufferStart(builder)
+        tfl.BufferAddData(builder, data)
+        return int(tfl.BufferEnd(builder))
+
+    buffer.Pack = pack
+    return buffer
+
+
+def _code(name: str, version: int) -> tfl.OperatorCodeT:
+    tfl = schema()
+    made = tfl.OperatorCodeT()
+    made.builtinCode = getattr(tfl.BuiltinOperator, name)
+    made.deprecatedBuiltinCode = min(made.builtinCode, _FIRST_NEW_CODE)
+    made.version = version
+    return made
+
+
+def _set_options(operator: tfl.OperatorT, table: str, fields: dict[str, int | float | bool | str]) -> None:
+    if not table:
+        return
+    tfl = schema()
+    options = getattr(tfl, f"{table}T")()
+    for name, value in fields.items():
+        if name == "padding":
+            value = getattr(tfl.Padding, str(value))
+        elif name == "fusedActivationFunction":
+            value = getattr(tfl.ActivationFunctionType, str(value))
+        elif isinstance(value, str):
+            value = getattr(tfl.TensorType, value)
+        setattr(options, name, value)
+    operator.builtinOptionsType = getattr(tfl.BuiltinOptions, table)
+    operator.builtinOptions = options
+
+
+def _signature(
+    out: Emitter, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> tfl.SignatureDefT:
+    tfl = schema()
+
+    def named(specs: Sequence[TensorSpec], indices: Sequence[int]) -> list[object]:
+        maps = []
+        for spec, index in zip(specs, indices, strict=True):
+            entry = tfl.TensorMapT()
+            entry.name, entry.tensorIndex = spec.name.encode(), index
+            maps.append(entry)
+        return maps
+
+    made = tfl.SignatureDefT()
+    made.inputs, made.outputs = named(inputs, out.inputs), named(outputs, out.outputs)
+    made.signatureKey = b"serving_default"
+    return made
