@@ -1,8 +1,8 @@
 """ONNX files: read one from anybody, write ours.
 
 Reading trusts nothing: no unpickling, no file outside the model's folder, no memory that the file's size does
-not justify, and one clear error for each way in which a file can be bad. Weights stored as external data stay
-memory-mapped. Writing is deterministic: the same graph gives the same bytes.
+not justify, and one clear error for each way in which a file can be bad. Weights stored as external data, and
+large ones in the file itself, stay mapped. Writing is deterministic: the same graph gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.errors import ModelError
-from deploy.frontend import external_data, normalise, wellformed
+from deploy.frontend import external_data, mapped, normalise, wellformed
+from deploy.frontend.mapped import tag
 from deploy.frontend.opset import IR_VERSION, upgrade
 from deploy.frontend.recognise import MAX_PROTOBUF_BYTES, refuse_beyond_scope, refuse_unless_onnx
 
@@ -57,14 +58,16 @@ class Source:
 
 
 def read(path: Path) -> Source:
-    """Read an ONNX file of opset 7 or later.
+    """Read an ONNX file of opset 7 or later. It must stay as it is while the graph is used: see `mapped`.
 
     Raises ModelError where the file is not a sound ONNX model (the message says what and where, the hint what
     to do), UnsupportedError where it needs operations that nothing here knows, listing all of them.
     """
     size = refuse_unless_onnx(path)
-    proto = _parse(path)
+    proto, embedded = _parse(path)
     files = external_data.check(proto, path)
+    if embedded:
+        files.pop(path.parent.resolve() / path.name, None)
     refuse_beyond_scope(path, size + sum(files.values()))
     opset = wellformed.check(proto, path)
     model = _graph(proto, path)
@@ -73,6 +76,8 @@ def read(path: Path) -> Source:
     wellformed.check_operations(model, path)
     normalise.settle(model)
     wellformed.check_weights(model, path)
+    _hold(model, path)
+    release(model)
     model = upgrade(model)
     return Source(
         model=model,
@@ -100,7 +105,8 @@ def to_bytes(model: ir.Model) -> bytes:
 def to_parts(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
     """The graph as one protobuf message, and beside it the arrays that the message only refers to, by name.
 
-    For a runtime that takes both: whatever the model's size, nothing is copied and no file is written.
+    For a runtime that takes both: whatever the model's size, no file is written, and nothing is copied but
+    what a file keeps at an odd place: runtimes take for granted that numbers are aligned.
     """
     arrays: dict[str, np.ndarray] = {}
     tensors: list[_Tensor] = []
@@ -110,7 +116,8 @@ def to_parts(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
             tensors.append(_embedded(value))
         else:
             tensors.append(_reference(value, "memory", 0))
-            arrays[value.name or ""] = np.ascontiguousarray(tensor.numpy())
+            arrays[value.name or ""] = _in_place(tensor.numpy())
+            _release(tensor)
     return b"".join(_message(model, tensors)), arrays
 
 
@@ -152,9 +159,23 @@ def release(model: ir.Model) -> None:
     """Give back the memory that weights mapped from files take up; they stay readable."""
     for graph in model.graphs():
         for value in graph.initializers.values():
-            pages = value.const_value.raw if isinstance(value.const_value, ir.ExternalTensor) else None
-            if isinstance(pages, mmap.mmap) and sys.platform != "win32":
-                pages.madvise(mmap.MADV_DONTNEED)
+            if value.const_value is not None:
+                _release(value.const_value)
+
+
+def _in_place(array: np.ndarray) -> np.ndarray:
+    """The array, aligned and contiguous. A copy has pages of its own: those go back to the system with it."""
+    if array.flags.aligned:
+        return np.ascontiguousarray(array)
+    copy = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _release(tensor: ir.TensorProtocol) -> None:
+    pages = tensor.raw if isinstance(tensor, ir.ExternalTensor) else None
+    if isinstance(pages, mmap.mmap) and sys.platform != "win32":
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -165,20 +186,22 @@ def weight_bytes(model: ir.Model) -> int:
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def _parse(path: Path) -> tuple[onnx.ModelProto, bool]:
+    """The message, and whether it refers to large weights in the file instead of holding them."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
 
     hint = "the file is truncated or damaged: export or copy it again"
     try:
-        proto = onnx.load_model_from_string(path.read_bytes())
+        message = mapped.reduced(path)
+        proto = onnx.load_model_from_string(path.read_bytes() if message is None else message)
     except DecodeError as e:
         raise ModelError(f"{path}: not a readable ONNX model", hint=hint) from e
     except OSError as e:
         raise ModelError(f"{path}: cannot be read: {e}", hint="check the file's permissions") from e
     if not proto.HasField("graph") or not (proto.ir_version or proto.opset_import):
         raise ModelError(f"{path}: holds no ONNX graph", hint=hint)
-    return proto
+    return proto, message is not None
 
 
 def _graph(proto: onnx.ModelProto, path: Path) -> ir.Model:
@@ -187,6 +210,13 @@ def _graph(proto: onnx.ModelProto, path: Path) -> ir.Model:
     except Exception as e:  # whatever onnx_ir makes of a message that the checks before let pass
         reason = str(e.__cause__ or e).splitlines()[0]
         raise ModelError(f"{path}: not a sound ONNX model: {reason}", hint="export the model again") from e
+
+
+def _hold(model: ir.Model, path: Path) -> None:
+    """Map the file's own weights now, so that a file renamed over it later does not become their source."""
+    for value in _initializers(model):
+        if mapped.lies_in(value.const_value, path):
+            _constant(value).numpy()
 
 
 def _digest(paths: list[Path]) -> str:
@@ -212,12 +242,12 @@ class _Tensor:
         if self.data is None:
             return len(self.header)
         nbytes = self.data.nbytes
-        return len(self.header) + len(_tag(9, nbytes)) + nbytes
+        return len(self.header) + len(tag(9, nbytes)) + nbytes
 
     def chunks(self) -> Iterator[bytes]:
         yield self.header
         if self.data is not None:
-            yield _tag(9, self.data.nbytes)  # TensorProto.raw_data
+            yield tag(9, self.data.nbytes)  # TensorProto.raw_data
             yield self.data.tobytes()
 
 
@@ -225,23 +255,13 @@ def _message(model: ir.Model, tensors: list[_Tensor]) -> Iterator[bytes]:
     """The ModelProto in pieces. Only one tensor is in memory at a time, which is why the two outer messages
     are framed here by hand: protobuf would hold the whole model twice."""
     head, graph = _without_weights(model)
-    length = len(graph) + sum(len(_tag(5, len(t))) + len(t) for t in tensors)
+    length = len(graph) + sum(len(tag(5, len(t))) + len(t) for t in tensors)
     yield head
-    yield _tag(7, length)  # ModelProto.graph
+    yield tag(7, length)  # ModelProto.graph
     yield graph
     for tensor in tensors:
-        yield _tag(5, len(tensor))  # GraphProto.initializer
+        yield tag(5, len(tensor))  # GraphProto.initializer
         yield from tensor.chunks()
-
-
-def _tag(field: int, length: int) -> bytes:
-    """Key and length of a length-delimited field (Protocol Buffers encoding, wire type 2)."""
-    out = bytearray([field << 3 | 2])
-    while length > 0x7F:
-        out.append(length & 0x7F | 0x80)
-        length >>= 7
-    out.append(length)
-    return bytes(out)
 
 
 def _without_weights(model: ir.Model) -> tuple[bytes, bytes]:
