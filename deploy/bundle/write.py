@@ -40,7 +40,7 @@ def staged(destination: Path) -> Iterator[Path]:
         made = [folder for folder in destination.parents if not folder.exists()]
     try:
         with _plain_errors(destination):
-            destination.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(destination)
             _sweep(destination)
             scratch.mkdir()
             yield scratch
@@ -60,6 +60,16 @@ def copy_artifact(artifact: Artifact, folder: Path) -> None:
     for name in artifact.files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.folder / name, folder / name)
+
+
+def _make_parents(destination: Path) -> None:
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as e:  # a file system without folders of one's own, such as /proc
+        raise UsageError(
+            f"{destination}: cannot be written: no folder can be made there",
+            hint="choose another place with --out",
+        ) from e
 
 
 def _refuse_foreign(destination: Path) -> None:

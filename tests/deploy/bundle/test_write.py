@@ -345,6 +345,11 @@ def test_a_file_where_the_parent_should_be_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "dist").read_text() == "mine"
 
 
+def test_a_place_where_no_folder_can_be_made_is_told() -> None:
+    with pytest.raises(UsageError, match="cannot be written"), staged(Path("/proc/no-such-place/x86-cpu")):
+        raise AssertionError("no work is done")
+
+
 def test_a_name_too_long_for_the_file_system_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written"), staged(tmp_path / "d" / ("x" * 300)):
         pytest.fail("work began")
