@@ -8,13 +8,23 @@ is the integer one, whose name in the graph is that of the QuantizeLinear's resu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.layout import Order, between, plain, same_memory
-from deploy.graph.edit import constant, is_constant, scalar, sole_consumer
+from backends.tflite.reading import (
+    TYPES,
+    Unsupported,
+    activation_of,
+    dtype_of,
+    params_of,
+    planned_name,
+    quantize_of,
+    stored_constant,
+)
+from deploy.graph.edit import is_constant, sole_consumer
 from deploy.spec.plan import QuantParams
 
 Setting = int | float | bool | str
@@ -22,11 +32,8 @@ Options = tuple[str, dict[str, Setting]]
 """An operator's options: the name of their table in the schema, and fields; names stand for enumerators."""
 
 NO_OPTIONS: Options = ("", {})
-_TYPES = ("float32", "int8", "uint8", "int32", "int64", "bool")
-
-
-class Unsupported(Exception):  # noqa: N818 (it is a verdict, caught for each node)
-    """A node that cannot be said in TFLite, with the reason."""
+ABSENT = -1
+"""Stands for an operand that is left out."""
 
 
 @dataclass
@@ -86,12 +93,12 @@ class Emitter:
         if value in self.carried:
             return self.tensors[self.carried[value]].params
         source = None if value is None else value.producer()
-        return _params(source) if source is not None and source.op_type == "DequantizeLinear" else None
+        return params_of(source) if source is not None and source.op_type == "DequantizeLinear" else None
 
     def stored(self, value: ir.Value) -> QuantParams | None:
         """By what a result is to be stored as integers: every reader quantizes it, most by these."""
-        first = _quantize_of(value)
-        return None if first is None else _params(first)
+        first = quantize_of(value)
+        return None if first is None else params_of(first)
 
     def integer(self, result: ir.Value, operands: Sequence[ir.Value | None]) -> QuantParams | None:
         """The result's parameters where operands and result are int8: the operation computes in it."""
@@ -126,7 +133,7 @@ class Emitter:
     def read(self, value: ir.Value | None, order: Order | None = None, *, integer: bool = False) -> int:
         """The tensor of a value in ``order``, as it is without one; dequantized unless ``integer``."""
         assert value is not None
-        if value not in self.carried and _stored_constant(value) is not None:
+        if value not in self.carried and stored_constant(value) is not None:
             return self._constant_operand(value, order or plain(len(self.shape(value))), integer)
         index = self._of(value)
         if not integer and self.tensors[index].params is not None:
@@ -143,7 +150,7 @@ class Emitter:
 
     def weight(self, value: ir.Value | None, order: Order, *, integer: bool) -> int:
         """A constant operand with its axes in ``order``. Raises Unsupported for one that is computed."""
-        if value is None or _stored_constant(value) is None:
+        if value is None or stored_constant(value) is None:
             raise Unsupported("its weights must be constants")
         return self._constant_operand(value, order, integer)
 
@@ -152,7 +159,7 @@ class Emitter:
         if value is None:
             dtype = np.float32 if scale is None else np.int32
             return self.add(Tensor("bias", (size,), np.dtype(dtype).name, (0,), scale, np.zeros(size, dtype)))
-        array = _stored_constant(value)
+        array = stored_constant(value)
         if array is None or array.size != size:
             raise Unsupported("its bias must be a constant with one number a channel")
         if scale is not None and (array.dtype != np.int32 or self.params(value) is None):
@@ -169,9 +176,9 @@ class Emitter:
     ) -> int:
         key = (value, order, shape or ())
         if key not in self._constants:
-            array = _stored_constant(value)
+            array = stored_constant(value)
             assert array is not None
-            if array.dtype.name not in _TYPES:
+            if array.dtype.name not in TYPES:
                 raise Unsupported(f"a constant of {array.dtype}")
             params = self.params(value)
             if params is not None and params.axis is not None:
@@ -234,9 +241,9 @@ class Emitter:
         made = []
         for result in results:
             shape = self.shape(result)
-            quantize = _quantize_of(result) if params is not None else None
+            quantize = quantize_of(result) if params is not None else None
             name = (quantize.outputs[0].name if quantize else result.name) or ""
-            dtype = _dtype(result) if params is None else params.type
+            dtype = dtype_of(result) if params is None else params.type
             kept = order or plain(len(shape))
             stored = tuple(shape[axis] for axis in kept)
             made.append(self.add(Tensor(name, stored, dtype, kept, params)))
@@ -247,10 +254,27 @@ class Emitter:
         )
         return made
 
+    def step(
+        self,
+        code: str,
+        inputs: Sequence[int],
+        shape: Sequence[int],
+        options: Options = NO_OPTIONS,
+        *,
+        dtype: str = "float32",
+        order: Order | None = None,
+        params: QuantParams | None = None,
+        version: int = 1,
+    ) -> int:
+        """An operator on the way to a node's result; ``shape`` as stored, in ``order`` (ONNX's if None)."""
+        name = f"{self.node}/{code.lower()}"
+        kept = order or plain(len(shape))
+        return self.inner(code, inputs, Tensor(name, tuple(shape), dtype, kept, params), options, version)
+
     def inner(
         self, code: str, inputs: Sequence[int], like: Tensor, options: Options = NO_OPTIONS, version: int = 1
     ) -> int:
-        """An operator whose result is no value of the graph; ``like`` is what it makes."""
+        """As `step`, its tensor given."""
         index = self.add(like)
         self.operators.append(Operator(code, version, tuple(inputs), (index,), options, self.node))
         return index
@@ -290,7 +314,7 @@ class Emitter:
     def quantize(self, node: ir.Node) -> None:
         """A QuantizeLinear: nothing where its source is stored by its parameters, an operator otherwise."""
         source, codes = node.inputs[0], node.outputs[0]
-        params = _params(node)
+        params = params_of(node)
         if source is None or params.type != "int8" or params.axis is not None:
             raise Unsupported("activations are quantized to int8, with one scale")
         index = self.read(source, integer=True)
@@ -302,86 +326,40 @@ class Emitter:
             index = self.inner("QUANTIZE", [index], made, version=version)
             self.node = kept
         self.carried[codes] = index
-        name = _planned_name(source)
+        name = planned_name(source)
         self.planned.append((name, index, (node.name or "").startswith(name + "@")))
 
     def dequantize(self, node: ir.Node) -> None:
         """A DequantizeLinear: who reads its result takes the integers, or asks for floats."""
         codes = node.inputs[0]
         if is_constant(codes):
-            _params(node)
+            params_of(node)
         else:
             assert codes is not None
             self.carried[node.outputs[0]] = self._of(codes)
 
-
-def activation_of(node: ir.Node) -> str:
-    """The activation that TFLite fuses for this node, NONE where it is none of them."""
-    if node.op_type == "Relu":
-        return "RELU"
-    if node.op_type != "Clip":
-        return "NONE"
-    low, high = (_bound(node, index) for index in (1, 2))
-    bounds: dict[tuple[float | None, float | None], str] = {
-        (0.0, None): "RELU",
-        (0.0, 6.0): "RELU6",
-        (-1.0, 1.0): "RELU_N1_TO_1",
-    }
-    return bounds.get((low, high), "NONE")
-
-
-def _bound(node: ir.Node, index: int) -> float | None:
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None:
-        return None
-    number = scalar(value)
-    if number is None:
-        return float("nan")  # computed: equal to none of the bounds
-    return None if index == 2 and number >= float(np.finfo(np.float32).max) else number
-
-
-def _dtype(value: ir.Value) -> str:
-    name = "" if value.dtype is None or value.dtype.is_string() else value.dtype.numpy().name
-    if name != "float32":
-        raise Unsupported(f"a result of {name or 'unknown type'}; so far it is written for float32 only")
-    return name
-
-
-def _stored_constant(value: ir.Value) -> np.ndarray | None:
-    """The numbers that a file stores for a constant: its integers, where it is dequantized."""
-    source = value.producer()
-    if source is not None and source.op_type == "DequantizeLinear":
-        return constant(source.inputs[0])
-    return constant(value)
-
-
-def _quantize_of(value: ir.Value) -> ir.Node | None:
-    """The QuantizeLinear by which a value is stored; None where somebody reads it as it is."""
-    readers = [user for user, _ in value.uses()]
-    if not readers or value.is_graph_output() or any(r.op_type != "QuantizeLinear" for r in readers):
-        return None
-    return min(readers, key=lambda r: "@" in (r.name or ""))
-
-
-def _planned_name(source: ir.Value) -> str:
-    """The planned name of what a QuantizeLinear reads; a quantized output of the graph has passed it on."""
-    for quantize, _ in source.uses():
-        for dequantize, _ in quantize.outputs[0].uses() if quantize.op_type == "QuantizeLinear" else ():
-            if dequantize.outputs[0].is_graph_output():
-                return dequantize.outputs[0].name or ""
-    return source.name or ""
-
-
-def _params(node: ir.Node) -> QuantParams:
-    scale = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if scale is None or zero is None or scale.dtype != np.float32:
-        raise Unsupported("scale and zero point must be constants, the scale float32")
-    if zero.dtype.name not in ("int8", "int32"):
-        raise Unsupported(f"quantized to {zero.dtype}; so far it is written for int8 only")
-    return QuantParams(
-        type="int8" if zero.dtype == np.int8 else "int32",
-        scale=tuple(float(s) for s in np.atleast_1d(scale)),
-        zero_point=tuple(int(z) for z in np.atleast_1d(zero)),
-        axis=node.attributes.get_int("axis", 1) if scale.ndim else None,
-    )
+    def prune(self) -> None:
+        """Drop operators of whose results nobody reads any, and the tensors that nothing touches any more."""
+        live = {*self.outputs, *(index for _, index, _ in self.planned)}
+        kept = []
+        for operator in reversed(self.operators):
+            if live.intersection(operator.outputs):
+                live.update(operator.inputs, operator.outputs)
+                kept.append(operator)
+        live.update(self.inputs)
+        number = {old: new for new, old in enumerate(sorted(live - {ABSENT}))} | {ABSENT: ABSENT}
+        self.tensors = [tensor for index, tensor in enumerate(self.tensors) if index in live]
+        self.operators = [
+            replace(
+                operator,
+                inputs=tuple(number[i] for i in operator.inputs),
+                outputs=tuple(number[i] for i in operator.outputs),
+            )
+            for operator in reversed(kept)
+        ]
+        self.inputs = [number[i] for i in self.inputs]
+        self.outputs = [number[i] for i in self.outputs]
+        self.carried = {value: number[i] for value, i in self.carried.items() if i in number}
+        self.planned = [(name, number[i], partial) for name, i, partial in self.planned]
+        self._derived.clear()
+        self._constants.clear()

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Tensor, Unsupported
+from backends.tflite.emitter import Emitter, Tensor
 from backends.tflite.layout import plain
 from backends.tflite.ops import OPERATIONS
+from backends.tflite.reading import Unsupported
 from backends.tflite.write import DTYPES
 from deploy.errors import UnsupportedError
 from deploy.graph.shapes import model_inputs
@@ -122,6 +123,7 @@ def _finish(graph: ir.Model, out: Emitter) -> None:
             copy = Tensor(f"{value.name}/copy", tensor.shape, tensor.dtype, tensor.order)
             index = out.inner("RESHAPE", [index, sizes], copy)
         out.outputs.append(index)
+    out.prune()
 
 
 def _values(out: Emitter) -> dict[str, str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options, Tensor, Unsupported, activation_of
+from backends.tflite.emitter import Emitter, Options, Tensor
 from backends.tflite.layout import NHWC, plain
 from backends.tflite.ops.elementwise import common_order, operand, unary
 from backends.tflite.optable import OpTable
+from backends.tflite.reading import Unsupported, activation_of
 from deploy.graph.edit import is_constant
 
 ops = OpTable()

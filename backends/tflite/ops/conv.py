@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options, Unsupported
+from backends.tflite.emitter import Emitter, Options
 from backends.tflite.layout import NHWC, Order
 from backends.tflite.ops.window import padded, window
 from backends.tflite.optable import OpTable
+from backends.tflite.reading import Unsupported
 from deploy.spec.plan import QuantParams
 
 ops = OpTable()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options, Unsupported
+from backends.tflite.emitter import Emitter, Options
 from backends.tflite.layout import Order, plain
 from backends.tflite.optable import Lowering, OpTable
+from backends.tflite.reading import Unsupported
 
 ops = OpTable()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Setting, Unsupported
+from backends.tflite.emitter import Emitter, Setting
 from backends.tflite.layout import Order, plain
 from backends.tflite.ops.conv import bias_scale
 from backends.tflite.optable import OpTable
+from backends.tflite.reading import Unsupported
 from deploy.graph.edit import is_constant
 
 ops = OpTable()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Tensor, Unsupported
+from backends.tflite.emitter import Emitter, Tensor
 from backends.tflite.layout import NHWC, plain
 from backends.tflite.optable import OpTable
+from backends.tflite.reading import Unsupported
 from deploy.graph.edit import constant
 
 ops = OpTable()

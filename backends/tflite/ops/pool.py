@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Setting, Unsupported, activation_of
+from backends.tflite.emitter import Emitter, Setting
 from backends.tflite.layout import NHWC
 from backends.tflite.ops.window import Window, padded, window
 from backends.tflite.optable import OpTable
+from backends.tflite.reading import Unsupported, activation_of
 
 ops = OpTable()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Unsupported
+from backends.tflite.emitter import Emitter
 from backends.tflite.layout import plain
 from backends.tflite.optable import Lowering, OpTable
+from backends.tflite.reading import Unsupported
 from deploy.graph.edit import constant
 
 ops = OpTable()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Unsupported
+from backends.tflite.emitter import Emitter
 from backends.tflite.layout import NHWC, Order, plain
 from backends.tflite.ops.elementwise import common_order
-from backends.tflite.optable import OpTable
+from backends.tflite.optable import ANY, NUMBERS, OpTable
+from backends.tflite.reading import Unsupported
 from deploy.graph.edit import constant, scalar
 from deploy.spec.plan import QuantParams
 
 ops = OpTable()
 
 
-@ops.lower("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+@ops.lower("Reshape", "Flatten", "Squeeze", "Unsqueeze", types=ANY)
 def reshape(node: ir.Node, out: Emitter) -> None:
     """To the shape that the result is known to have; one size may be free."""
     value, result = node.inputs[0], node.outputs[0]
@@ -28,7 +29,7 @@ def reshape(node: ir.Node, out: Emitter) -> None:
     out.emit("RESHAPE", [source, sizes], result, params=params, version=1)
 
 
-@ops.lower("Identity", "Dropout")
+@ops.lower("Identity", "Dropout", types=ANY)
 def identity(node: ir.Node, out: Emitter) -> None:
     """Nothing: whoever reads its result reads its input."""
     if len(node.outputs) > 1 and node.outputs[1].name:
@@ -39,7 +40,7 @@ def identity(node: ir.Node, out: Emitter) -> None:
     out.carried[node.outputs[0]] = out.read(node.inputs[0], integer=True)
 
 
-@ops.lower("Transpose")
+@ops.lower("Transpose", types=ANY)
 def transpose(node: ir.Node, out: Emitter) -> None:
     """Nothing where the tensor already lies as one of the orders of the result; else an operator."""
     value, result = node.inputs[0], node.outputs[0]
@@ -64,7 +65,7 @@ def transpose(node: ir.Node, out: Emitter) -> None:
     out.emit("RESHAPE", [source, sizes], result, order=order, params=params, version=1)
 
 
-@ops.lower("Concat")
+@ops.lower("Concat", types=NUMBERS)
 def concat(node: ir.Node, out: Emitter) -> None:
     result = node.outputs[0]
     rank = len(out.shape(result))
@@ -104,7 +105,7 @@ def pad(node: ir.Node, out: Emitter) -> None:
     out.emit("PAD", [source, given], result, ("PadOptions", {}), order=order, params=params)
 
 
-@ops.lower("Slice")
+@ops.lower("Slice", types=NUMBERS)
 def slice_(node: ir.Node, out: Emitter) -> None:
     value, result = node.inputs[0], node.outputs[0]
     shape = out.shape(value)

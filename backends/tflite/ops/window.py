@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Tensor, Unsupported
+from backends.tflite.emitter import Emitter, Tensor
 from backends.tflite.layout import NHWC
+from backends.tflite.reading import Unsupported
 from deploy.spec.plan import QuantParams
 
 

@@ -1,0 +1,90 @@
+"""What the graph says of a value or node: its type, its quantization, the activation that it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.graph.edit import constant, scalar
+from deploy.spec.plan import QuantParams
+
+TYPES = ("float32", "int8", "uint8", "int32", "int64", "bool")
+"""What tensors can be of."""
+
+
+class Unsupported(Exception):  # noqa: N818 (it is a verdict, caught for each node)
+    """A node that cannot be said in TFLite, with the reason."""
+
+
+def activation_of(node: ir.Node) -> str:
+    """The activation that TFLite fuses for this node, NONE where it is none of them."""
+    if node.op_type == "Relu":
+        return "RELU"
+    if node.op_type != "Clip":
+        return "NONE"
+    low, high = (_bound(node, index) for index in (1, 2))
+    bounds: dict[tuple[float | None, float | None], str] = {
+        (0.0, None): "RELU",
+        (0.0, 6.0): "RELU6",
+        (-1.0, 1.0): "RELU_N1_TO_1",
+    }
+    return bounds.get((low, high), "NONE")
+
+
+def _bound(node: ir.Node, index: int) -> float | None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        return None
+    number = scalar(value)
+    if number is None:
+        return float("nan")  # computed: equal to none of the bounds
+    return None if index == 2 and number >= float(np.finfo(np.float32).max) else number
+
+
+def dtype_of(value: ir.Value) -> str:
+    """The type by which a value that is no quantized one is stored. Raises Unsupported for others."""
+    name = "" if value.dtype is None or value.dtype.is_string() else value.dtype.numpy().name
+    if name not in TYPES:
+        raise Unsupported(f"a tensor of {name or 'unknown type'}")
+    return name
+
+
+def stored_constant(value: ir.Value) -> np.ndarray | None:
+    """The numbers that a file stores for a constant: its integers, where it is dequantized."""
+    source = value.producer()
+    if source is not None and source.op_type == "DequantizeLinear":
+        return constant(source.inputs[0])
+    return constant(value)
+
+
+def quantize_of(value: ir.Value) -> ir.Node | None:
+    """The QuantizeLinear by which a value is stored; None where somebody reads it as it is."""
+    readers = [user for user, _ in value.uses()]
+    if not readers or value.is_graph_output() or any(r.op_type != "QuantizeLinear" for r in readers):
+        return None
+    return min(readers, key=lambda r: "@" in (r.name or ""))
+
+
+def planned_name(source: ir.Value) -> str:
+    """The planned name of what a QuantizeLinear reads; a quantized output of the graph has passed it on."""
+    for quantize, _ in source.uses():
+        for dequantize, _ in quantize.outputs[0].uses() if quantize.op_type == "QuantizeLinear" else ():
+            if dequantize.outputs[0].is_graph_output():
+                return dequantize.outputs[0].name or ""
+    return source.name or ""
+
+
+def params_of(node: ir.Node) -> QuantParams:
+    """The parameters of a QuantizeLinear or DequantizeLinear. Raises Unsupported for a form not written."""
+    scale = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if scale is None or zero is None or scale.dtype != np.float32:
+        raise Unsupported("scale and zero point must be constants, the scale float32")
+    if zero.dtype.name not in ("int8", "int32"):
+        raise Unsupported(f"quantized to {zero.dtype}; so far it is written for int8 only")
+    return QuantParams(
+        type="int8" if zero.dtype == np.int8 else "int32",
+        scale=tuple(float(s) for s in np.atleast_1d(scale)),
+        zero_point=tuple(int(z) for z in np.atleast_1d(zero)),
+        axis=node.attributes.get_int("axis", 1) if scale.ndim else None,
+    )
