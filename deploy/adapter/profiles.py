@@ -1,7 +1,8 @@
 """Finds device profiles: ours in ``profiles/``, anybody's through the entry-point group ``deploy.profiles``.
 
 A profile may inherit once. Its tables then override the parent's key by key, its ``[[runtime]]`` entries
-those of the same name; lists (and with them ``compute`` or ``cost``) are replaced, never joined.
+those of the same name; lists (and with them ``compute`` or ``cost``) are replaced, never joined. A runtime
+with ``like = "android"`` starts from that profile's runtime of the same name.
 """
 
 from __future__ import annotations
@@ -146,32 +147,62 @@ def _read(path: Traversable) -> _Source:
 
 
 def _parse(source: _Source, by_name: Mapping[str, _Source]) -> Profile:
-    parent_name = source.table.get("inherits")
-    if parent_name is None:
-        return parse_toml(Profile, source.text, origin=source.origin)
-    parent = by_name.get(str(parent_name))
-    if parent is None:
-        raise UsageError(
-            f"{source.origin}: inherits '{parent_name}', which is not a profile",
-            hint=f"known profiles: {', '.join(sorted(by_name))}",
-        )
-    if "inherits" in parent.table:
-        raise UsageError(
-            f"{source.origin}: inherits '{parent_name}', which itself inherits '{parent.table['inherits']}'",
-            hint="a profile inherits once: name the last one and repeat what differs",
-        )
-    inherited = {key: value for key, value in parent.table.items() if key not in _NOT_INHERITED}
+    inherited: dict[str, object] = {}
+    if "inherits" in source.table:
+        parent = _known(source.table["inherits"], "inherits", source, by_name)
+        if "inherits" in parent.table:
+            raise UsageError(
+                f"{source.origin}: inherits '{parent.profile_name}', which itself inherits "
+                f"'{parent.table['inherits']}'",
+                hint="a profile inherits once: name the last one and repeat what differs",
+            )
+        spelt = _spelt_out(parent.table, parent, by_name)
+        inherited = {key: value for key, value in spelt.items() if key not in _NOT_INHERITED}
 
     class Merged(Profile):
-        """A profile whose text is read on top of its parent, so that errors keep the child's lines."""
+        """A profile whose text is read on top of what it refers to, so that errors keep its own lines."""
 
         @model_validator(mode="before")
         @classmethod
         def _over_parent(cls, own: dict[str, object]) -> dict[str, object]:
-            return merge(inherited, own)
+            return merge(inherited, _spelt_out(own, source, by_name))
 
     parse_toml(Merged, source.text, origin=source.origin)
-    return Profile.model_validate(merge(inherited, source.table))
+    return Profile.model_validate(merge(inherited, _spelt_out(source.table, source, by_name)))
+
+
+def _spelt_out(table: Table, source: _Source, by_name: Mapping[str, _Source]) -> dict[str, object]:
+    """The table with each runtime that is ``like`` another profile's written out."""
+    runtimes = table.get("runtime")
+    if not isinstance(runtimes, list):
+        return dict(table)
+    return {**table, "runtime": [_like(runtime, source, by_name) for runtime in runtimes]}
+
+
+def _like(runtime: object, source: _Source, by_name: Mapping[str, _Source]) -> object:
+    if not isinstance(runtime, dict) or "like" not in runtime:
+        return runtime
+    model = _known(runtime["like"], "a runtime is like", source, by_name)
+    own = {key: value for key, value in runtime.items() if key != "like"}
+    runtimes = model.table.get("runtime")
+    for other in runtimes if isinstance(runtimes, list) else ():
+        if other.get("name") == runtime.get("name") and "like" not in other:
+            return merge(other, own)
+    raise UsageError(
+        f"{source.origin}: runtime '{runtime.get('name')}' is like that of '{model.profile_name}', "
+        "which describes none",
+        hint="name the profile in which the runtime is written out",
+    )
+
+
+def _known(name: object, how: str, source: _Source, by_name: Mapping[str, _Source]) -> _Source:
+    found = by_name.get(str(name))
+    if found is None:
+        raise UsageError(
+            f"{source.origin}: {how} '{name}', which is not a profile",
+            hint=f"known profiles: {', '.join(sorted(by_name))}",
+        )
+    return found
 
 
 def _check_names(profiles: Iterable[Profile], sources: Iterable[_Source]) -> None:

@@ -73,7 +73,7 @@ VOCABULARY = {
 PROMISED = {
     "android": ["tflite", "ort"],
     "galaxy-s24": ["tflite", "ort"],
-    "graviton": ["ort"],
+    "graviton": ["ort", "tflite"],
     "iphone13": ["coreml", "ort"],
     "iphone15": ["coreml", "ort"],
     "jetson-xavier-nx": ["tensorrt"],

@@ -367,3 +367,23 @@ def test_two_files_may_not_claim_one_name(folder: Folder) -> None:
     texts = {"a": minimal("a", 'aliases = ["board"]'), "b": minimal("b", 'aliases = ["board"]')}
     with pytest.raises(UsageError, match="the name 'board' is already taken"):
         read_profiles([folder(**texts)])
+
+
+def test_a_runtime_may_be_like_that_of_another_profile(folder: Folder) -> None:
+    like = '[[runtime]]\nname = "ort"\nlike = "board"\nonnx_opset = 20\n'
+    other = f'schema = 1\nname = "other"\ntitle = "Another"\n{like}'
+    heir = 'schema = 1\nname = "heir"\ntitle = "An heir"\ninherits = "other"\n'
+    found = read_profiles([folder(board=minimal("board"), other=other, heir=heir)])
+    runtime = found["other"].runtime_named("ort")
+    assert (runtime.source, runtime.onnx_opset) == ("data sheet", 20)
+    assert found["heir"].runtime == found["other"].runtime
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "said"),
+    [("ort", "nowhere", "which is not a profile"), ("openvino", "board", "which describes none")],
+)
+def test_a_runtime_like_none_is_refused(folder: Folder, name: str, like: str, said: str) -> None:
+    text = f'schema = 1\nname = "other"\ntitle = "Another"\n[[runtime]]\nname = "{name}"\nlike = "{like}"\n'
+    with pytest.raises(UsageError, match=said):
+        read_profiles([folder(board=minimal("board"), other=text)])
