@@ -23,6 +23,7 @@ from deploy.stages.compress import compress
 from deploy.stages.job import Ingredients
 from deploy.stages.preview import Preview, preview
 from deploy.stages.record import Record, open_cache
+from deploy.stages.replay import follow_lock
 from deploy.stages.request import Data, Request
 from deploy.stages.target import find_target
 
@@ -38,6 +39,7 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
     with staged(destination) as folder, open_cache(request.cache, progress) as cache:
         source = steps.read_source(request, cache, record)
         prepared = steps.clean(source, request, cache, record)
+        request, target = follow_lock(request, target, prepared)
         baseline = steps.baseline(source, prepared)
         del source  # with its weights: from here on they are mapped from the cache
         roles = steps.open_data(prepared, request, record)

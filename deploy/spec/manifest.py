@@ -9,6 +9,7 @@ from pydantic import Field, JsonValue
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import SCHEMA, Frozen
 from deploy.spec.measurement import Attempt, BlockTime, Comparison
+from deploy.spec.project import PrecisionRequest
 from deploy.spec.recipe import Recipe
 from deploy.spec.tensors import Precision
 
@@ -142,7 +143,8 @@ class Choice(Frozen):
 class Lock(Frozen):
     """``deploy.lock``: every choice that came from a measurement, and what it was made for.
 
-    ``looks`` is how often the data that accept were looked at to come to these choices.
+    ``precision`` is the one that was asked for; ``looks`` how often the data that accept were looked at to
+    come to these choices.
     """
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
@@ -153,6 +155,7 @@ class Lock(Frozen):
     seed: int
     choices: tuple[Choice, ...]
     float_blocks: tuple[str, ...]
+    precision: PrecisionRequest = "auto"
     looks: int = 0
 
 

@@ -148,5 +148,6 @@ def _lock(made_of: Ingredients, compiled: Compiled) -> Lock:
         seed=made_of.request.seed,
         choices=compiled.choices,
         float_blocks=compiled.float_blocks,
+        precision=made_of.request.precision,
         looks=0 if compiled.evaluation is None else compiled.evaluation.looks,
     )

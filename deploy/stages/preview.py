@@ -12,6 +12,7 @@ from deploy.stages import steps
 from deploy.stages.job import check_request, subject_for
 from deploy.stages.prepare import Prepared
 from deploy.stages.record import Record
+from deploy.stages.replay import follow_lock
 from deploy.stages.request import Request, Roles
 from deploy.stages.target import Route, Target, able_to, find_target
 
@@ -50,6 +51,7 @@ def preview(request: Request, cache: Cache, record: Record) -> Preview:
     target = find_target(request.target, request.runtime)
     source = steps.read_source(request, cache, record)
     prepared = steps.clean(source, request, cache, record)
+    request, target = follow_lock(request, target, prepared)
     roles = steps.open_data(prepared, request, record)
     check_request(request, prepared)
     target = able_to(target, request.precision)

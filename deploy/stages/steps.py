@@ -11,7 +11,6 @@ from deploy.adapter.discover import provider
 from deploy.cache import Cache
 from deploy.data.dataset import Dataset
 from deploy.data.python_ref import code_digest
-from deploy.errors import UsageError
 from deploy.frontend.onnx_file import Source, release
 from deploy.graph.blocks import partition
 from deploy.graph.summary import tensor_specs
@@ -20,8 +19,7 @@ from deploy.quantize.calibrate import calibrate as observe
 from deploy.quantize.place import find_chains, observed_values
 from deploy.quantize.ranges import Histogram, load_histograms, save_histograms
 from deploy.spec.artifact import Artifact
-from deploy.spec.document import digest, parse
-from deploy.spec.manifest import Lock
+from deploy.spec.document import digest
 from deploy.spec.plan import Plan
 from deploy.spec.tensors import TensorSpec
 from deploy.stages.capture import open_source
@@ -29,8 +27,9 @@ from deploy.stages.compile import Compiled, compile_for, load_compiled
 from deploy.stages.job import Ingredients, check_request, open_job
 from deploy.stages.prepare import Prepared, load, prepare
 from deploy.stages.record import Record
+from deploy.stages.replay import read_lock, warn_of_changes
 from deploy.stages.request import Request, Roles, open_roles
-from deploy.stages.target import Route, Target, able_to, able_to_run, of_the_lock
+from deploy.stages.target import Route, Target, able_to, able_to_run
 
 _HISTOGRAMS = "histograms.npz"
 
@@ -143,12 +142,9 @@ def check(target: Target, prepared: Prepared, request: Request, record: Record) 
     """The target with those of its runtimes that can meet the wish, before anything takes time.
 
     Raises UnsupportedError listing all nodes that the preferred one cannot run, UsageError for an excluded
-    node or a metric that does not exist, a precision that no runtime has, and a lock of another model.
+    node or a metric that does not exist, and a precision that no runtime has.
     """
     check_request(request, prepared)
-    lock = _read_lock(request, prepared)
-    if lock is not None:
-        target = of_the_lock(target, lock)
     return able_to_run(able_to(target, request.precision), prepared, record.progress)
 
 
@@ -204,8 +200,8 @@ def compile(
 ) -> tuple[Compiled, Plan]:
     """Choose, measure and verify for the target."""
     target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
-    lock = _read_lock(request, prepared)
-    _warn_of_changes(lock, made_of, record)
+    lock = read_lock(request, prepared)
+    warn_of_changes(lock, made_of, record.progress)
     key = cache.key(
         "compile",
         graph=prepared.facts.fused_sha256,
@@ -240,32 +236,6 @@ def compile(
         with record.stage(name) as stage:
             stage.cached, stage.outcome = True, outcome
     return compiled, plan
-
-
-def _read_lock(request: Request, prepared: Prepared) -> Lock | None:
-    if request.lock is None:
-        return None
-    if not request.lock.is_file():
-        raise UsageError(
-            f"{request.lock}: no such lock file", hint="give the deploy.lock of an earlier bundle"
-        )
-    lock = parse(Lock, request.lock.read_text(encoding="utf-8", errors="replace"), origin=request.lock)
-    if lock.source_sha256 != prepared.facts.source.sha256:
-        raise UsageError(
-            f"{request.lock}: it was written for another model",
-            hint="build without --lock, or give the model that it belongs to",
-        )
-    return lock
-
-
-def _warn_of_changes(lock: Lock | None, made_of: Ingredients, record: Record) -> None:
-    """A lock's choices hold for other data and another profile as well, but were not made for them."""
-    if lock is None:
-        return
-    if lock.calibration_sha256 != _digest(made_of.roles.calibration):
-        record.progress.warn("the lock was written with other calibration data: ranges will differ")
-    if lock.profile_sha256 != digest(made_of.target.profile):
-        record.progress.warn(f"the profile of {made_of.target.name} has changed since the lock was written")
 
 
 def _identity(route: Route) -> list[str]:

@@ -11,7 +11,6 @@ from deploy.errors import ToolchainError, UnsupportedError, UsageError
 from deploy.measure.host import host
 from deploy.progress import Progress
 from deploy.spec.artifact import Verdict
-from deploy.spec.manifest import Lock
 from deploy.spec.profile import Profile, Runtime
 from deploy.spec.project import PrecisionRequest
 from deploy.spec.tensors import Precision
@@ -83,6 +82,13 @@ def find_target(name: str, only: str | None = None) -> Target:
     )
 
 
+def missing_runtime(name: str) -> str:
+    """What to do to have the runtime of that name here."""
+    if name not in backend_names():
+        return f"no backend '{name}' comes with this version of deploy; a package may bring one"
+    return find_backend(name).available().missing
+
+
 def able_to(target: Target, precision: PrecisionRequest) -> Target:
     """The target with the runtimes that have the floating type asked for. Raises UsageError if none has."""
     if precision not in _AROUND:
@@ -94,17 +100,6 @@ def able_to(target: Target, precision: PrecisionRequest) -> Target:
             hint="give --precision float, or a target that has it: `deploy targets` lists what each can",
         )
     return replace(target, routes=able)
-
-
-def of_the_lock(target: Target, lock: Lock) -> Target:
-    """The target with the runtime that the locked build chose. Raises UsageError where that is not here."""
-    locked = tuple(route for route in target.routes if route.runtime.name == lock.runtime)
-    if not locked:
-        raise UsageError(
-            f"the lock chose {lock.runtime}, but here there is {target.describe()}",
-            hint=f"install {lock.runtime} (`deploy doctor`), or build without --lock",
-        )
-    return replace(target, routes=locked)
 
 
 def able_to_run(target: Target, prepared: Prepared, progress: Progress) -> Target:

@@ -149,6 +149,7 @@ LOCK = Lock(
     seed=0,
     choices=(Choice(what="precision", chosen="int8", reason="2.1 times float"),),
     float_blocks=("b3",),
+    precision="mixed",
 )
 VERDICT = Verdict(node="n", op="Einsum", support="unsupported", reason="no kernel")
 PROJECT = Project.model_validate({

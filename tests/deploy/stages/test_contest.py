@@ -248,8 +248,20 @@ def test_a_lock_of_a_runtime_that_is_not_here_is_told(
     lock = tmp_path / "deploy.lock"
     lock.write_bytes((make().folder / "deploy.lock").read_bytes())
     second.here = False
-    with pytest.raises(UsageError, match=r"the lock chose second, but here there is x86-avx2 \(ort\)"):
+    said = r"it chose second, which is not installed; here there is x86-avx2 \(ort\)"
+    with pytest.raises(UsageError, match=said) as caught:
         make(lock=lock)
+    assert caught.value.hint == "pip install it; or build without --lock"
+
+
+def test_a_lock_of_another_runtime_than_the_named_one_is_told(
+    make: Build, clock: dict[str, float], tmp_path: Path
+) -> None:
+    lock = tmp_path / "deploy.lock"
+    lock.write_bytes((make().folder / "deploy.lock").read_bytes())
+    with pytest.raises(UsageError, match="it chose second, and --runtime ort is asked for") as caught:
+        make(lock=lock, runtime="ort")
+    assert caught.value.hint.startswith("leave --runtime out")
 
 
 def test_what_is_not_installed_does_not_take_part(
