@@ -20,7 +20,7 @@ from deploy.spec.measurement import Attempt, BlockTime, Comparison
 from deploy.spec.plan import Plan
 from deploy.stages.attempts import attempts, times_by_block
 from deploy.stages.contest import GIVEN, Entrant, Race, enter, figures, hold_race, pick
-from deploy.stages.job import Job, why_not_measured
+from deploy.stages.job import Job
 from deploy.stages.record import Record
 
 _RESULT = "compiled.json"
@@ -54,7 +54,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
     with record.stage("choose") as stage:
         held = Race(enter(job))
         stage.outcome = "; ".join(_precision_outcome(entrant, held) for entrant in held.entrants)
-    why_not = why_not_measured(job.request, job.target)
+    why_not = job.why_not_measured
     if not why_not:
         with record.stage("measure") as stage:
             held = hold_race(job, held.entrants)
@@ -66,8 +66,12 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
     with record.stage("verify") as stage:
         feeds = job.selftest()
         verification, outputs = verify(winner.decided.candidate, winner.subject, feeds)
+        refused: set[str] = set()
         while not verification.passed:
+            refused.add(winner.runtime)
             held = held.without(winner.runtime)
+            if not held.entrants and len(refused) < len(job.subjects) and why_not:
+                held = Race(enter(job, refused))
             if not held.entrants:
                 raise _mismatch(winner, verification)
             job.progress.warn(f"{winner.runtime} is left out: {_mismatch(winner, verification)}")

@@ -6,7 +6,7 @@ is slower than the fastest float, by more than noise and in two races, gives way
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.adapter.discover import find_backend
@@ -75,19 +75,23 @@ class Race:
         )
 
 
-def enter(job: Job) -> tuple[Entrant, ...]:
-    """What is decided for each runtime, by accuracy alone.
+def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
+    """What is decided for each runtime but those ``left_out``, by accuracy alone.
 
-    A runtime whose toolchain fails is left out with a warning, unless it is the last one.
+    A runtime whose toolchain fails is left out with a warning, unless it is the last one. Where nothing is
+    measured there is nothing to tell runtimes apart by: the preferred one that can be built enters alone.
     """
     entrants: list[Entrant] = []
-    for index, subject in enumerate(job.subjects):
+    subjects = [subject for subject in job.subjects if subject.runtime.name not in left_out]
+    for subject in subjects:
         try:
             entrants.append(Entrant(subject, _decided(job, subject)))
         except (BackendError, UnsupportedError) as e:
-            if not entrants and index == len(job.subjects) - 1:
+            if not entrants and subject is subjects[-1]:
                 raise
             job.progress.warn(f"{subject.runtime.name} is left out: {e.message}")
+        if entrants and job.why_not_measured:
+            break
     return tuple(entrants)
 
 

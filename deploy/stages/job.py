@@ -65,6 +65,15 @@ class Job:
     work: Path
     progress: Progress
 
+    @property
+    def why_not_measured(self) -> str:
+        """The reason why times taken here would mean nothing; empty where they do."""
+        if not self.request.measure:
+            return "measuring was switched off"
+        if not self.target.stands_here():
+            return f"this machine ({host().cpu}) cannot stand in for {self.target.profile.title}"
+        return ""
+
     def scores(self, subject: Subject, examiner: Examiner | None) -> Judge | None:
         """A function by which ``examiner`` scores a candidate for the runtime of ``subject``."""
         if examiner is None:
@@ -106,8 +115,6 @@ def open_job(
 ) -> Job:
     """Everything that choosing, measuring and verifying need."""
     roles, request, target = made_of.roles, made_of.request, made_of.target
-    # Without a clock there is nothing to tell runtimes apart by: the preferred one is taken.
-    routes = target.routes if why_not_measured(request, target) == "" else target.routes[:1]
 
     def opened() -> AbstractContextManager[Runner]:
         return Session(baseline.main, threads=_SCORING_THREADS)
@@ -117,7 +124,9 @@ def open_job(
 
     return Job(
         target=target,
-        subjects=tuple(subject_for(target, route, made_of.prepared, histograms, request) for route in routes),
+        subjects=tuple(
+            subject_for(target, route, made_of.prepared, histograms, request) for route in target.routes
+        ),
         request=request,
         roles=roles,
         baseline=baseline,
@@ -127,15 +136,6 @@ def open_job(
         work=work,
         progress=progress,
     )
-
-
-def why_not_measured(request: Request, target: Target) -> str:
-    """The reason why times taken here would mean nothing; empty where they do."""
-    if not request.measure:
-        return "measuring was switched off"
-    if not target.stands_here():
-        return f"this machine ({host().cpu}) cannot stand in for {target.profile.title}"
-    return ""
 
 
 def subject_for(
