@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.adapter.discover import find_backend
-from deploy.errors import BackendError, UnsupportedError
+from deploy.errors import BackendError, UnsupportedError, VerificationError
 from deploy.measure.latency import Timing, speedup
 from deploy.quantize.candidate import Subject, build_candidate
 from deploy.quantize.decide import Decided, decide, decide_float
@@ -78,7 +78,8 @@ class Race:
 def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     """What is decided for each runtime but those ``left_out``, by accuracy alone.
 
-    A runtime whose toolchain fails is left out with a warning, unless it is the last one. Where nothing is
+    A runtime whose toolchain fails, or writes another plan, is left out with a warning, unless it is the last
+    one. Where nothing is
     measured there is nothing to tell runtimes apart by: the preferred one that can be built enters alone.
     """
     entrants: list[Entrant] = []
@@ -86,7 +87,7 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     for subject in subjects:
         try:
             entrants.append(Entrant(subject, _decided(job, subject)))
-        except (BackendError, UnsupportedError) as e:
+        except (BackendError, UnsupportedError, VerificationError) as e:
             if not entrants and subject is subjects[-1]:
                 raise
             job.progress.warn(f"{subject.runtime.name} is left out: {e.message}")

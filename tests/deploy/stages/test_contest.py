@@ -234,6 +234,21 @@ def test_the_preferred_runtime_is_taken_where_nothing_is_timed(make: Build, seco
     assert second.lowered == 0
 
 
+@pytest.mark.parametrize("fails", ["lower", "read back", "verify"])
+def test_the_next_runtime_is_taken_where_the_preferred_one_fails_and_nothing_is_timed(
+    fails: str, make: Build, second: Second, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def second_first(name: str) -> Profile:
+        profile = two_runtimes(name)
+        return profile.model_copy(update={"runtime": tuple(reversed(profile.runtime))})
+
+    monkeypatch.setattr("deploy.stages.target.load_profile", second_first)
+    second.breaks, second.wrong = ("it crashed", False) if fails == "lower" else ("", True)
+    precision = "float" if fails == "verify" else "int8"
+    assert chosen(make(measure=False, precision=precision)) == ("ort", precision)
+    assert "second is left out" in caplog.text
+
+
 def test_a_lock_replays_its_runtime(make: Build, clock: dict[str, float], tmp_path: Path) -> None:
     first = make()
     lock = tmp_path / "deploy.lock"
