@@ -79,8 +79,8 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     """What is decided for each runtime but those ``left_out``, by accuracy alone.
 
     A runtime whose toolchain fails, or writes another plan, is left out with a warning, unless it is the last
-    one. Where nothing is
-    measured there is nothing to tell runtimes apart by: the preferred one that can be built enters alone.
+    one. Where nothing is measured there is nothing to tell runtimes apart by: the preferred one that can be
+    built enters alone.
     """
     entrants: list[Entrant] = []
     subjects = [subject for subject in job.subjects if subject.runtime.name not in left_out]
