@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,10 @@ from backends.openvino.convert import save, to_openvino
 from backends.openvino.profile import operation_times
 from backends.openvino.readback import read_tensors
 from backends.openvino.runner import DTYPES, OpenVinoOptions, OpenVinoRunner, read_file
+from backends.openvino.sdk import version
 from backends.openvino.support import verdicts
 from deploy.adapter.protocol import Arrays, Availability
-from deploy.errors import UnsupportedError
+from deploy.errors import ToolchainError, UnsupportedError
 from deploy.frontend.opset import retarget
 from deploy.graph.shapes import batch_axis, free_dimensions, pin
 from deploy.graph.summary import tensor_specs
@@ -36,10 +36,11 @@ class OpenVino:
     options_type: type[Options] = OpenVinoOptions
 
     def available(self) -> Availability:
+        """Whether it can be loaded; that a package is listed as installed does not say so."""
         try:
-            return Availability("openvino", version("openvino"))
-        except PackageNotFoundError:
-            return Availability("openvino", None, "pip install 'deploy-compiler[openvino]'")
+            return Availability("openvino", version())
+        except ToolchainError as e:
+            return Availability("openvino", None, f"{e.message}; {e.hint}")
 
     def options(self, runtime: Runtime, threads: int) -> Options:
         """Threads, what floats are computed in, and what the profile says of device, hint and streams."""
@@ -88,7 +89,7 @@ class OpenVino:
             inputs=inputs,
             outputs=outputs,
             weight_bytes=(workdir / _BIN).stat().st_size,
-            toolchain={"openvino": version("openvino")},
+            toolchain={"openvino": version()},
             folder=workdir,
         )
 

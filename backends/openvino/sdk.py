@@ -11,7 +11,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from deploy.errors import missing_extra
+from deploy.errors import ToolchainError, missing_extra
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -23,17 +23,29 @@ _TELEMETRY = "openvino_telemetry"
 
 @cache
 def sdk() -> ModuleType:
-    """The package. Raises ToolchainError where it is not installed."""
+    """The package. Raises ToolchainError where it is not installed, or its libraries cannot be loaded."""
     silenced = _TELEMETRY not in sys.modules
     if silenced:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # how Python is told that there is none
     try:
-        return import_module("openvino")
-    except ImportError as e:
-        raise missing_extra("OpenVINO", "openvino") from e
+        package = import_module("openvino")
+    except (ImportError, OSError) as e:
+        if isinstance(e, ModuleNotFoundError) and e.name == "openvino":
+            raise missing_extra("OpenVINO", "openvino") from e
+        raise _broken(next(iter(str(e).splitlines()), type(e).__name__)) from e
     finally:
         if silenced:
             del sys.modules[_TELEMETRY]
+    if not hasattr(package, "Core"):
+        raise _broken("the folder of the package is empty")
+    return package
+
+
+def _broken(why: str) -> ToolchainError:
+    return ToolchainError(
+        f"OpenVINO is installed, but cannot be loaded: {why}",
+        hint="reinstall it: pip install --force-reinstall 'deploy-compiler[openvino]'",
+    )
 
 
 @cache

@@ -72,9 +72,7 @@ def find_target(name: str, only: str | None = None) -> Target:
     if routes:
         return Target(name, profile, tuple(routes))
     if missing:
-        raise ToolchainError(
-            f"nothing by which {name} runs a model is installed here", hint="; ".join(missing)
-        )
+        raise ToolchainError(f"nothing by which {name} runs a model works here", hint="; ".join(missing))
     names = " and ".join(runtime.name for runtime in runtimes)
     raise ToolchainError(
         f"{name} runs models with {names}: no such backend is installed ({', '.join(installed)} are)",

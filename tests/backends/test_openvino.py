@@ -387,14 +387,34 @@ def test_importing_openvino_sends_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_available_says_version_or_what_to_install(monkeypatch):
+def test_available_says_the_version():
     found = OpenVino().available()
-    assert found.usable and found.version
-    from importlib.metadata import PackageNotFoundError
+    assert found.usable and found.version == core().get_versions("CPU")["CPU"].build_number.split("-")[0]
 
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("backends.openvino.backend.version", missing)
-    absent = OpenVino().available()
-    assert not absent.usable and "deploy-compiler[openvino]" in absent.missing
+BROKEN = 'raise ImportError("libopenvino.so.2640: cannot open shared object file\\nand more")'
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (BROKEN, "cannot be loaded: libopenvino.so.2640: cannot open shared object file;"),
+        ("", "cannot be loaded: the folder of the package is empty;"),
+        ('raise ModuleNotFoundError("none", name="openvino")', "OpenVINO is not installed;"),
+    ],
+)
+def test_a_package_that_cannot_be_loaded_is_a_missing_toolchain(tmp_path, content, said):
+    """Its metadata are there all the same; the answer must be one error of its kind, not refused nodes."""
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text(content)
+    model = graph("g (float[N,8] x) => (float[N,8] y) { y = Relu (x) }")
+    ir.save(model, tmp_path / "model.onnx")
+    asked = ["build", "model.onnx", "--target", "x86-vnni", "--runtime", "openvino", "--cache", "cache"]
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", "import sys; from deploy.cli import main; sys.exit(main())", *asked],
+        capture_output=True, text=True, cwd=tmp_path,
+        env={"HOME": str(tmp_path), "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
+    )  # fmt: skip
+    assert done.returncode == 6, done.stderr
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()][1:] == ["error", "hint"]
+    assert said in done.stderr and "deploy-compiler[openvino]" in done.stderr
