@@ -118,27 +118,13 @@ class TFLiteRunner:
 
     def _for(self, *, inner: bool) -> Interpreter:
         if inner not in self._interpreters:
-            kinds = interpreter().OpResolverType
-            own = self._options.delegate == "none"
-            kind = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if own else kinds.AUTO
             try:
-                with warnings.catch_warnings(), quiet():
-                    warnings.simplefilter(
-                        "ignore", UserWarning
-                    )  # keeping all tensors takes memory: it is wanted
-                    made = interpreter().Interpreter(
-                        model_path=str(self._path),
-                        num_threads=self._options.threads,
-                        experimental_op_resolver_type=kind,
-                        experimental_preserve_all_tensors=inner,
-                    )
-                    made.allocate_tensors()
+                self._interpreters[inner] = open_interpreter(self._options, path=self._path, inner=inner)
             except (RuntimeError, ValueError) as e:
                 raise BackendError(
                     f"LiteRT cannot open {self._path.name}: {e}",
                     hint="the file is damaged, or needs a newer LiteRT: copy the bundle again",
                 ) from e
-            self._interpreters[inner] = made
         return self._interpreters[inner]
 
     def close(self) -> None:
@@ -158,3 +144,25 @@ def _orders(found: Mapping[str, object]) -> dict[int, Order]:
     orders = found["orders"]
     assert isinstance(orders, dict)
     return {int(index): tuple(order) for index, order in orders.items()}
+
+
+def open_interpreter(
+    options: TFLiteOptions, *, path: Path | None = None, content: bytes | None = None, inner: bool = False
+) -> Interpreter:
+    """LiteRT over a file or its bytes, ready to run; with ``inner`` it keeps the tensors on the way.
+
+    Raises RuntimeError or ValueError where LiteRT refuses the file.
+    """
+    kinds = interpreter().OpResolverType
+    own = options.delegate == "none"
+    with warnings.catch_warnings(), quiet():
+        warnings.simplefilter("ignore", UserWarning)  # keeping all tensors takes memory: it is wanted
+        made: Interpreter = interpreter().Interpreter(
+            model_path=None if path is None else str(path),
+            model_content=content,
+            num_threads=options.threads,
+            experimental_op_resolver_type=kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if own else kinds.AUTO,
+            experimental_preserve_all_tensors=inner,
+        )
+        made.allocate_tensors()
+    return made

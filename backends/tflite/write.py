@@ -121,11 +121,11 @@ def _tensor(tensor: Tensor, model: tfl.ModelT) -> tfl.TensorT:
 
 
 def _store(model: tfl.ModelT, array: np.ndarray) -> int:
-    model.buffers.append(_aligned_buffer(np.ascontiguousarray(array).tobytes()))
+    model.buffers.append(aligned_buffer(np.ascontiguousarray(array).tobytes()))
     return len(model.buffers) - 1
 
 
-def _aligned_buffer(content: bytes) -> tfl.BufferT:
+def aligned_buffer(content: bytes) -> tfl.BufferT:
     """A buffer at a multiple of 16 bytes, as the schema demands and its Python code does not see to."""
     tfl = schema()
     buffer = tfl.BufferT()
