@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import onnx_ir as ir
 
+from backends.tflite.child import ForeignRunner, contents
 from backends.tflite.lower import emit, emitted
+from backends.tflite.pieces import OperatorPiece, pieces
 from backends.tflite.readback import read_tensors
 from backends.tflite.runner import TFLiteOptions, TFLiteRunner
-from backends.tflite.sdk import INSTALL, version
+from backends.tflite.sdk import INSTALL, interpreter, version
 from backends.tflite.write import read_file, to_bytes
-from deploy.adapter.protocol import Arrays, Availability
+from deploy.adapter.protocol import Arrays, Availability, Runner
 from deploy.errors import ToolchainError
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Options, Verdict
+from deploy.spec.contents import FileContents
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 
@@ -28,6 +32,7 @@ class TFLite:
 
     name = "tflite"
     options_type: type[Options] = TFLiteOptions
+    suffixes: tuple[str, ...] = (".tflite",)
 
     def available(self) -> Availability:
         try:
@@ -67,14 +72,31 @@ class TFLite:
         tensors = read_tensors(read_file(artifact.main))
         return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors)
 
-    def open(self, artifact: Artifact, options: Options) -> TFLiteRunner:
-        own = options if isinstance(options, TFLiteOptions) else TFLiteOptions(threads=options.threads)
+    def open(self, artifact: Artifact, options: Options) -> Runner:
+        """In this process, or in a child where the file is not of our own writing."""
+        own = _own(options)
+        if artifact.foreign:
+            interpreter()  # where it is missing, the error is ours
+            return ForeignRunner(artifact, own)
         return TFLiteRunner(artifact.main, artifact.inputs, artifact.outputs, artifact.values, own)
+
+    def contents(self, path: Path) -> FileContents:
+        """What a file holds, whoever wrote it; read in a child process."""
+        interpreter()
+        return contents(path)
+
+    def pieces(self, artifact: Artifact, options: Options, known: Collection[str]) -> Iterator[OperatorPiece]:
+        """The file's operations, each between the values of the graph next to it."""
+        return pieces(artifact.main, known, _own(options))
 
     def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
         """None: LiteRT's profiler cannot be reached from Python."""
         del artifact, options, feeds
         return {}
+
+
+def _own(options: Options) -> TFLiteOptions:
+    return options if isinstance(options, TFLiteOptions) else TFLiteOptions(threads=options.threads)
 
 
 def _require_an_interpreter(runtime: Runtime) -> None:

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
-from deploy.adapter.protocol import Backend
+from deploy.adapter.protocol import Backend, Inspects
 from deploy.errors import ToolchainError
 
 GROUP = "deploy.backends"
@@ -39,6 +39,15 @@ def find_backend(name: str) -> Backend:
             hint=f"reinstall the package that provides it ({entry.value})",
         ) from e
     return cast(Backend, factory())
+
+
+def find_inspector(suffix: str) -> Inspects | None:
+    """The backend that knows files of such a name; None where no installed one does."""
+    for name in backend_names():
+        backend: object = find_backend(name)
+        if isinstance(backend, Inspects) and suffix.lower() in backend.suffixes:
+            return backend
+    return None
 
 
 def provider(name: str) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
 
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Options, Verdict
+from deploy.spec.contents import FileContents
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 from deploy.spec.tensors import TensorSpec
@@ -87,7 +88,11 @@ class Backend(Protocol):
         """The tensors' parameters as they stand in the written file, never from memory."""
 
     def open(self, artifact: Artifact, options: Options) -> Runner:
-        """Raises ToolchainError where the runtime is missing."""
+        """Open it as often as wanted. A ``foreign`` one may be made to harm: where the runtime is not proof
+        against that, it is opened in a child process (`adapter/child.py`).
+
+        Raises ToolchainError where the runtime is missing, BackendError where it cannot open the file.
+        """
 
     def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
         """Milliseconds of one inference by node of the lowered graph, from the runtime's own profiler.
@@ -95,3 +100,34 @@ class Backend(Protocol):
         A kernel that several nodes became counts for the node that makes its result; what belongs to no node
         (copies, changes of format) stands under an empty name. Empty where the runtime cannot say.
         """
+
+
+@runtime_checkable
+class Inspects(Protocol):
+    """A backend that can say what a file of its format holds, whoever wrote it."""
+
+    suffixes: tuple[str, ...]
+    """Ends of file names, small letters with the dot."""
+
+    def contents(self, path: Path) -> FileContents:
+        """Raises BackendError for a file that is damaged, ToolchainError where the runtime is missing."""
+
+
+class Piece(Protocol):
+    """A part of an artifact that lies between values of the graph it was lowered from, and runs alone."""
+
+    node: str
+    """The node whose result it makes; empty for a change of type or order."""
+    reads: tuple[str, ...]
+    result: str
+
+    def run(self, feeds: Arrays) -> np.ndarray:
+        """The result for the values read, both as the graph has them."""
+
+
+@runtime_checkable
+class Divides(Protocol):
+    """A backend whose artifacts can be run operation by operation."""
+
+    def pieces(self, artifact: Artifact, options: Options, known: Collection[str]) -> Iterator[Piece]:
+        """The parts of an artifact of ours in the order in which they run; ``known`` are values to feed."""

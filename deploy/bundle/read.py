@@ -74,7 +74,8 @@ def open_bundle(path: Path | str) -> Runner:
 
 def open_artifact(bundle: Bundle) -> Runner:
     """The runner over the bundle's artifact, opened as it was measured."""
-    artifact = bundle.manifest.artifact.model_copy(update={"folder": bundle.folder / ARTIFACT})
+    here = {"folder": bundle.folder / ARTIFACT, "foreign": True}
+    artifact = bundle.manifest.artifact.model_copy(update=here)
     backend = find_backend(artifact.backend)
     try:
         options = backend.options_type.model_validate(bundle.manifest.options)

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 _OPERATIONS_SHOWN = 12
 _PLACES_SHOWN = 3
+_MODELS = (".onnx", ".pt2")
 
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="MODEL|BUNDLE", help=f"{MODEL_HELP}; or a bundle's folder.")
+        Path,
+        typer.Argument(metavar="MODEL|BUNDLE", help=f"{MODEL_HELP}; a .tflite file; or a bundle's folder."),
     ],
     shape: Annotated[
         list[str] | None,
@@ -33,10 +35,10 @@ def inspect(
     cache: CacheFolder = None,
     json: Json = False,
 ) -> None:
-    """Show parameters, MACs, size, operations and quantization hazards; or a bundle's contents."""
+    """Show parameters, MACs, size, operations and hazards; or what a bundle or a .tflite file holds."""
     if path.is_dir():
         _inspect_bundle(path, json=json)
-    else:
+    elif not _inspect_file(path, json=json):
         _inspect_model(path, parse_shapes(shape), cache, json=json)
 
 
@@ -50,6 +52,25 @@ def _inspect_bundle(path: Path, *, json: bool) -> None:
         write_json(contents_json(bundle))
     else:
         show_contents(bundle)
+
+
+def _inspect_file(path: Path, *, json: bool) -> bool:
+    """Whether the file is in a runtime's own format, and so was shown."""
+    if path.suffix.lower() in _MODELS or not path.is_file():
+        return False
+    from deploy.adapter.discover import find_inspector
+    from deploy.cli.contents import contents_json, show_contents
+    from deploy.cli.terminal import write_json
+
+    inspector = find_inspector(path.suffix)
+    if inspector is None:
+        return False
+    found = inspector.contents(path)
+    if json:
+        write_json(contents_json(path, found))
+    else:
+        show_contents(path, found)
+    return True
 
 
 def _inspect_model(

@@ -31,7 +31,8 @@ class Artifact(Frozen):
 
     ``values`` maps inner values of the graph to their names in the artifact, for comparing layer by layer.
     ``weight_bytes`` counts the constants in the file, quantization parameters included. A ``deferred``
-    artifact is finished on the device; here it was checked by other means.
+    artifact is finished on the device; here it was checked by other means. ``foreign`` files were not written
+    by this process: whoever opens one may not let it crash us.
     """
 
     backend: str
@@ -43,6 +44,7 @@ class Artifact(Frozen):
     deferred: bool = False
     toolchain: dict[str, str] = {}
     folder: Path = Field(default=Path(), exclude=True)
+    foreign: bool = Field(default=False, exclude=True)
 
     @property
     def main(self) -> Path:

@@ -27,6 +27,7 @@ from typing import Self
 import numpy as np
 
 from deploy import errors
+from deploy.adapter.child import clean_environment
 from deploy.cache import Cache
 from deploy.errors import BackendError, DeployError, ModelError, missing_extra
 from deploy.execute.compare import HALF_TOLERANCE, TOLERANCE, relative_error
@@ -46,7 +47,6 @@ _MEMORY_BYTES, _MEMORY_PER_BYTE = 8 * 2**30, 8
 _SECONDS, _SECONDS_PER_BYTE = 600.0, 1e-7
 _REPEATABLE = {"PYTHONHASHSEED": "0"}
 """The order of sets decides some names that PyTorch gives."""
-_KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "OMP_NUM_THREADS")
 
 
 class Captured(Frozen):
@@ -272,14 +272,9 @@ class _Child:
 
 
 def _clean_environment(work: Path) -> dict[str, str]:
-    """For a file that is not trusted: no pickles but plain tensors, no imports from relative folders."""
-    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    folders = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if Path(p).is_absolute()]
-    if folders:
-        kept["PYTHONPATH"] = os.pathsep.join(folders)
+    """For a file that is not trusted: no pickles but plain tensors."""
     return {
-        **kept,
+        **clean_environment(work),
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
-        "TMPDIR": str(work),
         "TORCHINDUCTOR_CACHE_DIR": str(work),
     }
