@@ -13,13 +13,13 @@ Afterwards the usual folding (`deploy/graph/affine.py`) undoes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from deploy.graph.edit import add_initializer, constant, fresh_name, is_constant, names
+from deploy.graph.edit import add_initializer, constant, fresh_name, is_constant, names, replace_weight
 
 _EPSILON = 1e-5
 _NORM = np.sqrt(2.0)
@@ -34,12 +34,16 @@ class Moments:
     variance: np.ndarray
 
 
-def foldable(model: ir.Model) -> list[str]:
+def foldable(model: ir.Model, meant: Callable[[str], bool] = lambda _: True) -> list[str]:
     """Outputs of convolutions behind which batch norm may stand and does not, in graph order.
 
-    Their weights are constants that nobody else reads, since they are scaled.
+    Their weights are constants that nobody else reads, since they are scaled, and ``meant`` by their names.
     """
-    return [node.outputs[0].name or "" for node in model.graph if _may_be_normalised(node)]
+    return [
+        node.outputs[0].name or ""
+        for node in model.graph
+        if _may_be_normalised(node) and meant(_name(node.inputs[1]))
+    ]
 
 
 def _may_be_normalised(node: ir.Node) -> bool:
@@ -63,7 +67,9 @@ def _may_be_normalised(node: ir.Node) -> bool:
 def reinsert(model: ir.Model, moments: Mapping[str, Moments]) -> ir.Model:
     """A copy with batch norm behind the convolutions whose outputs ``moments`` names (see :func:`foldable`).
 
-    The outputs keep their names; the graph computes the same up to float32 rounding.
+    Outputs and weights keep their names, and batch norm's bias bears that of the convolution's, whose part it
+    takes: what names weights means the same ones as before. The graph computes the same up to float32
+    rounding.
     """
     copy = model.clone()
     taken = names(copy)
@@ -79,24 +85,23 @@ def _normalise(model: ir.Model, node: ir.Node, found: Moments, taken: set[str]) 
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     assert weight is not None and node.graph is not None
     old = node.outputs[0]
-    stem = node.name or "conv"
+    stem, shift = node.name or "conv", _bias_name(node)
     flat = weight.reshape(len(weight), -1).astype(np.float64)
     norm = np.sqrt((flat**2).sum(axis=1))
     factor = np.where(norm > 0, _NORM / np.where(norm > 0, norm, 1.0), 1.0)
     own = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
     mean, variance = (found.mean - own) * factor, found.variance * factor**2
+    replace_weight(model, node, 1, (flat * factor[:, None]).reshape(weight.shape))
+    name = _name(node.inputs[1])
     parts = {
-        "scale": np.sqrt(variance + _EPSILON) / factor,
-        "shift": found.mean,
-        "mean": mean,
-        "variance": variance,
+        f"{name}/scale": np.sqrt(variance + _EPSILON) / factor,
+        shift or f"{name}/shift": found.mean,
+        f"{name}/mean": mean,
+        f"{name}/variance": variance,
     }
-    scaled = (flat * factor[:, None]).reshape(weight.shape)
-    node.resize_inputs(2)
-    node.replace_input_with(1, add_initializer(model, f"{stem}/weight", scaled.astype(np.float32), taken))
+    _drop_bias(model, node, taken)
     constants = [
-        add_initializer(model, f"{stem}/{part}", array.astype(np.float32), taken)
-        for part, array in parts.items()
+        add_initializer(model, part, array.astype(np.float32), taken) for part, array in parts.items()
     ]
     output = ir.Value(name=None, type=old.type, shape=old.shape)
     norm_node = ir.node(
@@ -112,3 +117,21 @@ def _normalise(model: ir.Model, node: ir.Node, found: Moments, taken: set[str]) 
     node.graph.insert_after(node, norm_node)
     old.replace_all_uses_with(output)
     norm_node.replace_input_with(0, old)
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else value.name or ""
+
+
+def _bias_name(node: ir.Node) -> str:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return _name(bias) if bias is not None and bias.is_initializer() else ""
+
+
+def _drop_bias(model: ir.Model, node: ir.Node, taken: set[str]) -> None:
+    """Its name becomes free where nobody else reads it."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    node.resize_inputs(2)
+    if bias is not None and bias.is_initializer() and not bias.uses() and not bias.is_graph_output():
+        del model.graph.initializers[_name(bias)]
+        taken.discard(_name(bias))

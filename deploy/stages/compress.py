@@ -139,12 +139,13 @@ def _teachers(
 
 def _finetune(task: Task, curves: Path) -> Stepped:
     from deploy.train.batchnorm import normalise
-    from deploy.train.finetune import finetune
+    from deploy.train.finetune import finetune, require_weights
 
     step, request = task.step, task.request
     model, told = task.prepared.clean, ""
+    require_weights(model, step.trainable)
     if step.batch_norm == "insert":
-        normalised = normalise(model, task.train, threads=request.threads)
+        normalised = normalise(model, task.train, trainable=step.trainable, threads=request.threads)
         model = normalised.model
         told = f"{normalised.count} batch norms put back, outputs moved by {normalised.change:.1g}; "
     trained = finetune(

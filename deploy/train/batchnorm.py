@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from deploy.execute.observe import observe
 from deploy.execute.reference import open_graph
 from deploy.graph.batchnorm import Moments, foldable, reinsert
 from deploy.graph.shapes import infer
+from deploy.train.run import matches
 
 SAMPLES = 512
 _SAMPLES_COMPARED = 64
@@ -31,14 +33,18 @@ class Normalised:
     change: float
 
 
-def normalise(model: ir.Model, dataset: Dataset, *, threads: int = 1) -> Normalised:
+def normalise(
+    model: ir.Model, dataset: Dataset, *, trainable: Sequence[str] = ("*",), threads: int = 1
+) -> Normalised:
     """Put batch norm behind every convolution that has none, with the statistics of ``dataset``.
+
+    Only those whose weight one of the patterns ``trainable`` means: what is not trained stays bit for bit.
 
     The statistics have to be those of the data trained on, augmentation aside: other data give batches that
     disagree with them, and what was learned is lost in the first steps. Raises VerificationError where the
     graph would compute something else.
     """
-    values = foldable(model)
+    values = foldable(model, matches(trainable))
     if not values:
         return Normalised(model, 0, 0.0)
     wider = infer(reinsert(model, measure(model, dataset, values, threads=threads)))

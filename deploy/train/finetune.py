@@ -6,8 +6,9 @@ interrupted: a batch depends on its number, on the weights and on nothing else.
 
 from __future__ import annotations
 
+import difflib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -336,16 +337,37 @@ class _Training:
         )
 
 
+def require_weights(model: ir.Model, patterns: Sequence[str]) -> None:
+    """Raises UsageError where one of the ``patterns`` of trainable weights means none, or all mean statistics
+    only."""
+    weights = weight_names(model)
+    known = weights | statistics_names(model)
+    for pattern in patterns:
+        if not any(map(matches([pattern]), known)):
+            raise UsageError(
+                f"[recipe] trainable: '{pattern}' is the name of no weight", hint=_near(pattern, known)
+            )
+    if not any(map(matches(patterns), weights)):
+        raise UsageError(
+            f"[recipe] trainable = {list(patterns)} are running statistics, which follow the data",
+            hint=_near("", weights),
+        )
+
+
+def _near(pattern: str, known: Collection[str]) -> str:
+    word = pattern.strip("*?")
+    near = [name for name in sorted(known) if word and word.lower() in name.lower()]
+    near = near or difflib.get_close_matches(word, sorted(known), n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near[:3])}?"
+    some = ", ".join(sorted(known)[:5]) or "none"
+    return f"weights that can be trained: {some}{' ...' if len(known) > 5 else ''}"
+
+
 def _module(model: ir.Model, step: Finetune, device: torch.device) -> GraphModule:
     """The graph ready to learn what ``step`` lets it. Raises UsageError where that is nothing."""
+    require_weights(model, step.trainable)
     meant = matches(step.trainable)
-    known = weight_names(model)
-    if not any(meant(name) for name in known):
-        some = ", ".join(sorted(known)[:5]) or "none"
-        raise UsageError(
-            f"[recipe] trainable = {list(step.trainable)} is the name of no weight",
-            hint=f"weights that can be trained: {some}{' ...' if len(known) > 5 else ''}",
-        )
     module = GraphModule(model, trainable=meant)
     module.mode.batch_statistics = step.batch_norm != "keep" and all(map(meant, statistics_names(model)))
     module = module.to(device)

@@ -30,12 +30,15 @@ SHAPES = {
 }
 
 
-def network() -> ir.Model:
-    model = ir.from_onnx_text(NET)
+def network(text: str = NET) -> ir.Model:
+    model = ir.from_onnx_text(text)
+    read = {v.name: v for node in model.graph for v in node.inputs if v is not None}
     for name, shape in SHAPES.items():
+        if name not in read:
+            continue
         array = GENERATOR.standard_normal(shape).astype(np.float32)
         tensor = ir.tensor(array, name=name)
-        value = next(v for node in model.graph for v in node.inputs if v is not None and v.name == name)
+        value = read[name]
         value.const_value, value.type, value.shape = tensor, ir.TensorType(tensor.dtype), ir.Shape(shape)
         model.graph.register_initializer(value)
     return infer(model)
@@ -67,6 +70,35 @@ def test_the_function_is_the_same_and_so_are_the_names() -> None:
     for name in ("y", *inner):
         scale = np.abs(want[name]).max()
         assert np.abs(got[name] - want[name]).max() <= 5e-6 * scale, name
+
+
+def test_weights_keep_their_names_and_the_bias_stays_what_it_was() -> None:
+    """What a recipe says of a weight by its name must mean the same one."""
+    model = network()
+    wider = infer(reinsert(model, moments(model, X)))
+    assert set(SHAPES) <= wider.graph.initializers.keys()
+    first, second, third = (node for node in wider.graph if node.op_type == "BatchNormalization")
+    assert [n.inputs[0].producer().inputs[1].name for n in (first, second, third)] == ["w1", "w2", "w3"]
+    assert [[v.name for v in n.inputs[1:]] for n in (first, second)] == [
+        ["w1/scale", "b1", "w1/mean", "w1/variance"],
+        ["w2/scale", "w2/shift", "w2/mean", "w2/variance"],
+    ]
+    assert all(v.uses() for v in wider.graph.initializers.values())
+
+
+def test_a_bias_that_several_read_is_left_to_the_others() -> None:
+    text = NET.replace("(d, w3, b3)", "(d, w3, b1)")
+    model = network(text)
+    wider = infer(reinsert(model, {"a": moments(model, X)["a"]}))
+    norm = next(node for node in wider.graph if node.op_type == "BatchNormalization")
+    assert norm.inputs[2].name == "b1_2"
+    with open_graph(model) as one, open_graph(wider) as two:
+        want, got = one.run({"x": X})["y"], two.run({"x": X})["y"]
+    assert np.abs(got - want).max() <= 5e-6 * np.abs(want).max()
+
+
+def test_only_those_that_are_meant() -> None:
+    assert foldable(network(), lambda name: name in ("w2", "w4")) == ["c"]
 
 
 def test_filters_have_one_norm_afterwards_and_statistics_are_those_of_what_enters() -> None:

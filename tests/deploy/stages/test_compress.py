@@ -97,6 +97,17 @@ def test_batch_norm_is_put_back_and_folded_again(make: Build) -> None:
     assert kinds == [node.op_type for node in ir.load(make().folder / "graph.onnx").graph]
 
 
+def test_patterns_mean_the_same_weights_where_batch_norm_is_put_back(make: Build) -> None:
+    step = Finetune(epochs=1, batch=8, lr=0.05, batch_norm="insert", trainable=("w2", "b2"))
+    before, bundle = weights(make()), make(step)
+    assert "1 batch norms put back" in bundle.measurements.attempts[1].outcome
+    after = weights(bundle)  # folding calls the bias anew
+    same = {name for name in after if name in before and np.array_equal(before[name], after[name])}
+    assert same == before.keys() - {"w2", "b2"}
+    with pytest.raises(UsageError, match="'w9' is the name of no weight"):
+        make(Finetune(epochs=1, batch=8, batch_norm="insert", trainable=("w2", "w9")))
+
+
 def test_batch_norm_is_put_back_where_the_batch_is_fixed(make: Build, network: Path, tmp_path: Path) -> None:
     fixed = ir.load(network)
     for value in (*fixed.graph.inputs, *fixed.graph.outputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,12 +286,26 @@ def test_a_checkpoint_of_another_training_is_refused(
         finetune(tiny, step, train=validation, validation=train, workdir=tmp_path, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("patterns", "said", "hint"),
+    [
+        (("head.*",), "'head.*' is the name of no weight", "b2, b3, mean, scale, shift ..."),
+        (("w*", "shft"), "'shft' is the name of no weight", "did you mean shift?"),
+        (("W2*",), "'W2*' is the name of no weight", "did you mean w2?"),
+        (("mean",), "are running statistics", "b2, b3, scale, shift, w1 ..."),
+    ],
+)
+def test_a_pattern_that_means_no_weight_is_told(
+    tiny: ir.Model, train: Dataset, tmp_path: Path, patterns: tuple[str, ...], said: str, hint: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)) as caught:
+        finetune(tiny, Finetune(trainable=patterns), train=train, workdir=tmp_path)
+    assert hint in caught.value.hint
+
+
 def test_what_cannot_be_trained_is_told(
     tiny: ir.Model, train: Dataset, tmp_path: Path, fill: Callable[..., ir.Model]
 ) -> None:
-    with pytest.raises(UsageError, match=r"trainable = \['head.\*'\] is the name of no weight") as caught:
-        finetune(tiny, Finetune(trainable=("head.*",)), train=train, workdir=tmp_path)
-    assert "b2, b3" in caught.value.hint
     odd = tiny.clone()
     odd.graph[2].op_type = "Relo"
     with pytest.raises(UnsupportedError, match="Relo 'Relu_2'"):
