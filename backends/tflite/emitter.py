@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.layout import Order, between, plain, same_memory
+from backends.tflite.layout import Order, between, own_axes, plain, same_memory, stored_sizes
 from backends.tflite.reading import (
     TYPES,
     Unsupported,
@@ -126,19 +126,19 @@ class Emitter:
     # --- reading --------------------------------------------------------------------------------------------
 
     def order(self, value: ir.Value | None) -> Order:
-        """How a value that is no constant is stored."""
+        """How a value that is no constant is stored, but for axes that it lacks."""
         assert value is not None
-        return self.tensors[self._of(value)].order
+        return own_axes(self.tensors[self._of(value)].order)
 
     def read(self, value: ir.Value | None, order: Order | None = None, *, integer: bool = False) -> int:
-        """The tensor of a value in ``order``, as it is without one; dequantized unless ``integer``."""
+        """The tensor of a value in ``order``, as it lies without one; dequantized unless ``integer``."""
         assert value is not None
         if value not in self.carried and stored_constant(value) is not None:
             return self._constant_operand(value, order or plain(len(self.shape(value))), integer)
         index = self._of(value)
         if not integer and self.tensors[index].params is not None:
             index = self._dequantized(index, value)
-        return index if order is None else self.reordered(index, order)
+        return self.reordered(index, own_axes(self.tensors[index].order) if order is None else order)
 
     def flat(self, value: ir.Value | None, *, integer: bool = False) -> int:
         """The tensor of a value with its elements in ONNX's order, whatever its shape."""
@@ -184,8 +184,11 @@ class Emitter:
             if params is not None and params.axis is not None:
                 axis = order.index(params.axis % array.ndim)
                 params = params.model_copy(update={"axis": axis})
-            array = array.reshape(*([1] * (len(order) - array.ndim)), *array.shape).transpose(order)
-            data = np.ascontiguousarray(array).reshape(shape or array.shape)
+            own = own_axes(order)
+            array = array.reshape(*([1] * (len(own) - array.ndim)), *array.shape)
+            data = np.ascontiguousarray(array.transpose(own)).reshape(
+                shape or stored_sizes(array.shape, order)
+            )
             name = value.name or "constant"
             self._constants[key] = self.add(Tensor(name, data.shape, data.dtype.name, order, params, data))
             if params is not None:
@@ -245,7 +248,7 @@ class Emitter:
             name = (quantize.outputs[0].name if quantize else result.name) or ""
             dtype = dtype_of(result) if params is None else params.type
             kept = order or plain(len(shape))
-            stored = tuple(shape[axis] for axis in kept)
+            stored = stored_sizes(shape, kept)
             made.append(self.add(Tensor(name, stored, dtype, kept, params)))
             self.carried[result] = made[-1]
         lowest = 1 if params is None else 2
@@ -286,12 +289,18 @@ class Emitter:
             return index
         key = (index, "order", order)
         if key not in self._derived:
-            shape = tuple(tensor.shape[tensor.order.index(axis)] for axis in range(len(order)))
-            stored = tuple(shape[axis] for axis in order)
+            shape = tuple(tensor.shape[tensor.order.index(axis)] for axis in range(len(own_axes(order))))
+            stored, moves = stored_sizes(shape, order), not same_memory(shape, tensor.order, order)
+            if moves and len(own_axes(tensor.order)) < len(tensor.order):
+                return self.reordered(self.reordered(index, own_axes(tensor.order)), order)
+            if moves and len(own_axes(order)) < len(order):
+                return self.reordered(self.reordered(index, own_axes(order)), order)
+            if stored.count(-1) > 1 and len(order) != len(tensor.order):
+                raise Unsupported("more than one size of it is free")
             name = f"{tensor.name}/{''.join(map(str, order))}"
             made = Tensor(name, stored, tensor.dtype, order, tensor.params)
             node, self.node = self.node, ""
-            if same_memory(shape, tensor.order, order) and stored.count(-1) <= 1:
+            if not moves and stored.count(-1) <= 1:
                 sizes = self.numbers(np.array(stored, np.int32), f"{name}/shape")
                 self._derived[key] = self.inner("RESHAPE", [index, sizes], made)
             else:
@@ -317,7 +326,7 @@ class Emitter:
         params = params_of(node)
         if source is None or params.type != "int8" or params.axis is not None:
             raise Unsupported("activations are quantized to int8, with one scale")
-        index = self.read(source, integer=True)
+        index = self.carried[source] if source in self.carried else self.read(source, integer=True)
         tensor = self.tensors[index]
         if tensor.params != params:
             made = Tensor(codes.name or "", tensor.shape, "int8", tensor.order, params)

@@ -1,17 +1,54 @@
 """The order in which a tensor of the file stores a value of the graph.
 
 It is written as a permutation: ``stored = value.transpose(order)``. Convolutions and poolings of TFLite read
-channels last; a value of rank 4 is stored so from the first of them on, until something needs ONNX's order.
+channels last; a value of rank 3 to 5 is stored so from the first of them on, until something needs ONNX's
+order. A signal is stored as an image of one row: its order then names an axis of size 1 that it lacks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 Order = tuple[int, ...]
 
 NHWC: Order = (0, 2, 3, 1)
 """Of a value whose axes are batch, channels, height, width."""
+
+
+LACKING = -1
+"""Stands in an order for an axis of size 1 that the value does not have."""
+
+ONE_ROW: Order = (0, LACKING, 2, 1)
+"""Of a signal whose axes are batch, channels, time, stored as an image."""
+
+
+def channels_last(rank: int) -> Order:
+    """Of a value whose axes are batch, channels and any number of spatial ones."""
+    return (0, *range(2, rank), 1)
+
+
+def own_axes(order: Order) -> Order:
+    """The order without axes that the value lacks."""
+    return tuple(axis for axis in order if axis != LACKING)
+
+
+def stored_sizes(shape: Sequence[int], order: Order) -> tuple[int, ...]:
+    """The sizes by which a value of ``shape`` is stored."""
+    return tuple(1 if axis == LACKING else shape[axis] for axis in order)
+
+
+def stored(array: np.ndarray, order: Order) -> np.ndarray:
+    """An array in ONNX's order as it is stored."""
+    moved = np.ascontiguousarray(array.transpose(own_axes(order)))
+    return moved.reshape(stored_sizes(array.shape, order))
+
+
+def restored(array: np.ndarray, order: Order) -> np.ndarray:
+    """What is stored by ``order``, in ONNX's own."""
+    lacking = tuple(place for place, axis in enumerate(order) if axis == LACKING)
+    return array.squeeze(lacking).transpose(inverse(own_axes(order)))
 
 
 def plain(rank: int) -> Order:
@@ -45,4 +82,5 @@ def same_memory(shape: Sequence[int], have: Order, want: Order) -> bool:
     >>> same_memory((-1, 64, 1, 1), (0, 2, 3, 1), (0, 1, 2, 3))
     True
     """
-    return [axis for axis in have if shape[axis] != 1] == [axis for axis in want if shape[axis] != 1]
+    one, other = ([axis for axis in own_axes(order) if shape[axis] != 1] for order in (have, want))
+    return one == other

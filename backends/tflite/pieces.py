@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import flatbuffers
 import numpy as np
 
-from backends.tflite.layout import Order, inverse, plain
+from backends.tflite.layout import Order, plain, restored, stored, stored_sizes
 from backends.tflite.runner import TFLiteOptions, open_interpreter
 from backends.tflite.write import aligned_buffer, notes, read_file
 from deploy.adapter.protocol import Arrays
@@ -42,15 +42,15 @@ class OperatorPiece:
         engine = open_interpreter(self.options, content=self.content)
         ports = engine.get_input_details()
         for port, name, order in zip(ports, self.reads, self.orders, strict=True):
-            array = np.ascontiguousarray(feeds[name].transpose(order))
-            if tuple(port["shape"]) != array.shape:
-                engine.resize_tensor_input(port["index"], list(array.shape))
+            shape = stored_sizes(feeds[name].shape, order)
+            if tuple(port["shape"]) != shape:
+                engine.resize_tensor_input(port["index"], list(shape))
         engine.allocate_tensors()
         for port, name, order in zip(ports, self.reads, self.orders, strict=True):
-            engine.set_tensor(port["index"], np.ascontiguousarray(feeds[name].transpose(order)))
+            engine.set_tensor(port["index"], stored(feeds[name], order))
         engine.invoke()
         made = np.asarray(engine.get_tensor(engine.get_output_details()[0]["index"]))
-        return made.transpose(inverse(self.result_order))
+        return restored(made, self.result_order)
 
 
 def pieces(path: Path, known: Collection[str], options: TFLiteOptions) -> Iterator[OperatorPiece]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backends.tflite.layout import Order, inverse, plain
+from backends.tflite.layout import Order, plain, restored
 from backends.tflite.sdk import schema
 from backends.tflite.write import notes
 from deploy.graph.qdq import data_digest
@@ -85,7 +85,7 @@ class _Graph:
         array = buffer.view(np.int8 if tensor.type == schema().TensorType.INT8 else np.int32)
         shaped = array.reshape(tuple(int(size) for size in tensor.shape))
         order = self._orders.get(index)
-        return shaped if order is None else shaped.transpose(inverse(order))
+        return shaped if order is None else restored(shaped, order)
 
     def _buffer(self, index: int) -> np.ndarray | None:
         data = self._model.buffers[self._graph.tensors[index].buffer].data

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from backends.tflite.layout import Order, inverse
+from backends.tflite.layout import Order, restored
 from backends.tflite.sdk import interpreter, quiet, version
 from backends.tflite.write import notes, read_file
 from deploy.adapter.feeds import require_fit
@@ -114,7 +114,7 @@ class TFLiteRunner:
             scale, zero = self._scales[index]
             array = ((array.astype(np.float64) - zero) * scale).astype(np.float32)
         order = self._orders.get(index)
-        return array if order is None else array.transpose(inverse(order))
+        return array if order is None else restored(array, order)
 
     def _for(self, *, inner: bool) -> Interpreter:
         if inner not in self._interpreters:
