@@ -21,10 +21,15 @@ from typing import IO
 import numpy as np
 
 from deploy.data.source import ArraySource, Column, Source, check_column, nearest
-from deploy.errors import DataError, DeployError, UsageError
+from deploy.errors import DataError, DeployError, UsageError, missing_extra
 
 PREFIX = "python:"
 Sample = dict[str, np.ndarray]
+_EXTRAS = {
+    "torch": ("PyTorch", "torch"), "onnxscript": ("onnxscript", "torch"), "PIL": ("Pillow", "images"),
+    "matplotlib": ("matplotlib", "plots"),
+}  # fmt: skip
+"""Modules that users' code may import too -> what they belong to, and the extra that brings it."""
 _KEPT_LIMIT = 2 << 30
 """Bytes of samples that are kept in a temporary file, if a quarter of the free space is as much."""
 
@@ -33,7 +38,8 @@ def load_function(reference: str, root: Path | None) -> Callable[..., object]:
     """The function that ``python:package.module:function`` names; modules are found in ``root`` (the folder
     of deploy.toml, else the working folder) and among installed packages.
 
-    Raises UsageError where the module or function is missing or the module fails while it is imported.
+    Raises UsageError where the module or function is missing or the module fails while it is imported,
+    ToolchainError where it imports what an extra of ours brings, such as PyTorch, and that is not installed.
     """
     module_name, _, name = reference.removeprefix(PREFIX).partition(":")
     if not module_name or not name:
@@ -45,10 +51,7 @@ def load_function(reference: str, root: Path | None) -> Callable[..., object]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as e:
-        raise UsageError(
-            f"{reference}: no module '{e.name}' found from {folder}",
-            hint="check the spelling; modules are looked up beside deploy.toml and among installed packages",
-        ) from e
+        raise _missing(reference, module_name, e.name or str(e), folder) from e
     except DeployError:
         raise
     except Exception as e:  # the user's module may raise anything
@@ -67,6 +70,22 @@ def load_function(reference: str, root: Path | None) -> Callable[..., object]:
         )
     loaded: Callable[..., object] = function
     return loaded
+
+
+def _missing(reference: str, module: str, missing: str, folder: str) -> DeployError:
+    """What is not there: a package that an extra of ours brings, the user's module, or what that imports."""
+    extra = _EXTRAS.get(missing.partition(".")[0])
+    if extra is not None:
+        return missing_extra(*extra)
+    if module == missing or module.startswith(f"{missing}."):
+        return UsageError(
+            f"{reference}: no module '{missing}' found from {folder}",
+            hint="check the spelling; modules are looked up beside deploy.toml and among installed packages",
+        )
+    return UsageError(
+        f"{reference}: module '{module}' imports '{missing}', which is not found from {folder}",
+        hint="install it, or correct its name in the module",
+    )
 
 
 @dataclass(frozen=True)

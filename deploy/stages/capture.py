@@ -37,12 +37,11 @@ from deploy.frontend.source import factory_name, is_exported_program
 from deploy.frontend.torch_archive import check_archive
 from deploy.progress import Progress
 from deploy.spec.document import Frozen, parse, render
-from deploy.stages.torch_child import ONNX, TRIALS
+from deploy.stages.torch_child import CAPTURES, ONNX, TRIALS
 
 logger = logging.getLogger(__name__)
 
 _FACTS = "capture.json"
-_MADE_BY = ("torch", "onnxscript")
 _MEMORY_BYTES, _MEMORY_PER_BYTE = 8 * 2**30, 8
 _SECONDS, _SECONDS_PER_BYTE = 600.0, 1e-7
 _REPEATABLE = {"PYTHONHASHSEED": "0"}
@@ -113,11 +112,11 @@ def open_source(
 def _versions() -> dict[str, str]:
     """What captures: PyTorch and its exporter. Raises ToolchainError where one is missing."""
     found = {}
-    for package in _MADE_BY:
+    for package, called in CAPTURES.items():
         try:
             found[package] = version(package)
         except PackageNotFoundError as e:
-            raise missing_extra(package, "torch") from e
+            raise missing_extra(called, "torch") from e
     return found
 
 

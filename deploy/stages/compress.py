@@ -72,7 +72,7 @@ def compress(prepared: Prepared, roles: Roles, request: Request, cache: Cache, r
     """
     given = prepared.clean
     if request.recipe.steps and not find_spec("torch"):
-        raise missing_extra("torch", "torch")
+        raise missing_extra("PyTorch", "torch")
     for number, step in enumerate(request.recipe.steps, 1):
         with record.stage(step.type) as stage:
             train = _require(prepared, roles, step)

@@ -19,13 +19,15 @@ from deploy.errors import DeployError, ModelError, missing_extra
 from deploy.stages.torch_factory import find_function, make_program
 
 ONNX, TRIALS = "model.onnx", "trial-{}.npz"
+CAPTURES = {"torch": "PyTorch", "onnxscript": "onnxscript"}
+"""The packages that capture a model, and what they are called."""
 
 
 def main(request: dict[str, object], answers: TextIO) -> None:
     """``request`` has path (of a .pt2) or reference (of a function), root, shapes, seed and memory."""
-    for package in ("torch", "onnxscript"):
+    for package, called in CAPTURES.items():
         if importlib.util.find_spec(package) is None:
-            raise missing_extra(package, "torch")
+            raise missing_extra(called, "torch")
     name, seed, root = str(request["name"]), int(str(request["seed"])), Path(str(request["root"]))
     function = find_function(name, root) if request["path"] is None else None  # before what takes seconds
     import numpy as np

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.data.dataset import Dataset, open_dataset, split
-from deploy.errors import DataError, UsageError
+from deploy.errors import DataError, ToolchainError, UsageError
 from deploy.spec.tensors import TensorSpec
 
 X = TensorSpec(name="x", dtype="float32", shape=("n", 2))
@@ -164,14 +164,24 @@ def test_one_array_for_two_inputs(tmp_path: Path) -> None:
         ("python:no_such_module_here:data", "no module 'no_such_module_here' found"),
         ("python:json:load_all", "module 'json' has no function 'load_all'"),
         ("python:broken_code:data", "importing the module failed: ZeroDivisionError"),
+        ("python:wants_more:data", "module 'wants_more' imports 'no_such_package'"),
     ],
 )
 def test_references_that_lead_nowhere(tmp_path: Path, reference: str, text: str) -> None:
     (tmp_path / "broken_code.py").write_text("1 / 0")
+    (tmp_path / "wants_more.py").write_text("import no_such_package.inner")
     with pytest.raises(UsageError) as caught:
         open_dataset(reference, [X], root=tmp_path)
     assert text in caught.value.message
     assert caught.value.hint
+
+
+def test_what_an_extra_brings_is_a_missing_toolchain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "wants_torch.py").write_text("import torch.nn")
+    with pytest.raises(ToolchainError, match="PyTorch is not installed") as caught:
+        open_dataset("python:wants_torch:data", [X], root=tmp_path)
+    assert "pip install" in caught.value.hint
 
 
 WAV = """

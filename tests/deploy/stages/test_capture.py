@@ -299,6 +299,20 @@ def test_missing_pytorch_is_a_missing_extra(pt2: Path, cache: Cache, monkeypatch
     assert "deploy-compiler[torch]" in caught.value.hint
 
 
+def test_a_module_that_imports_missing_pytorch_is_no_misspelt_one(
+    project: Path, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package's metadata are there, so that only the child finds out."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text('raise ModuleNotFoundError("none", name="torch")')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ToolchainError, match="PyTorch is not installed") as caught:
+        opened("nets:net", cache, project)
+    assert "deploy-compiler[torch]" in caught.value.hint
+    with pytest.raises(UsageError, match="no module 'netz'"):
+        opened("netz:net", cache, project)
+
+
 def test_onnx_files_are_read_as_ever(network: Path, cache: Cache) -> None:
     found = opened(network, cache)
     assert found.source.sha256 == read(network).sha256 and not found.source.made_by
