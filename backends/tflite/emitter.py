@@ -36,6 +36,17 @@ ABSENT = -1
 """Stands for an operand that is left out."""
 
 
+@dataclass(frozen=True)
+class Flattened:
+    """Of a tensor whose last axis was several, in another order than ONNX's: the axes before that.
+
+    The tensor is ``value.reshape(sizes).transpose(order)``, reshaped.
+    """
+
+    sizes: tuple[int, ...]
+    order: Order
+
+
 @dataclass
 class Tensor:
     """A tensor of the file. ``shape`` is as stored, -1 for a free size; ``order`` leads there from ONNX's."""
@@ -47,6 +58,7 @@ class Tensor:
     params: QuantParams | None = None
     """Its axis counts as stored."""
     data: np.ndarray | None = None
+    flattened: Flattened | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,7 @@ class Emitter:
     node: str = ""
     _names: set[str] = field(default_factory=set)
     _derived: dict[tuple[int, str, Order], int] = field(default_factory=dict)
+    _views: dict[int, int] = field(default_factory=dict)
     _constants: dict[tuple[ir.Value, Order, tuple[int, ...]], int] = field(default_factory=dict)
 
     # --- what a node is made of -----------------------------------------------------------------------------
@@ -229,6 +242,25 @@ class Emitter:
         index = self.results(code, inputs, [result], options, order=order, params=params, version=version)
         return index[0]
 
+    def view(self, index: int, result: ir.Value, order: Order, params: QuantParams | None) -> None:
+        """The same bytes as another value, in whose ``order`` they lie.
+
+        It is a tensor of its own, for name and parameters, made by an operator that does nothing. Who wants
+        it in yet another order reads the first one.
+        """
+        sizes = self.numbers(np.array(self.tensors[index].shape, np.int32), f"{self.node}/shape")
+        made = self.emit("RESHAPE", [index, sizes], result, order=order, params=params, version=1)
+        self._views[made] = self._views.get(index, index)
+
+    def permuted(self, index: int, flattened: Flattened) -> int:
+        """A constant (rows, columns) with its columns in the order in which another tensor was flattened."""
+        tensor = self.tensors[index]
+        assert tensor.data is not None
+        data = tensor.data.reshape(flattened.sizes).transpose(flattened.order).reshape(tensor.shape)
+        made = self.add(replace(tensor, data=np.ascontiguousarray(data), flattened=flattened))
+        self.planned = [(name, made if at == index else at, part) for name, at, part in self.planned]
+        return made
+
     def results(
         self,
         code: str,
@@ -299,6 +331,7 @@ class Emitter:
                 raise Unsupported("more than one size of it is free")
             name = f"{tensor.name}/{''.join(map(str, order))}"
             made = Tensor(name, stored, tensor.dtype, order, tensor.params)
+            index = self._views.get(index, index)
             node, self.node = self.node, ""
             if not moves and stored.count(-1) <= 1:
                 sizes = self.numbers(np.array(stored, np.int32), f"{name}/shape")
@@ -314,7 +347,7 @@ class Emitter:
         tensor = self.tensors[index]
         key = (index, "float", tensor.order)
         if key not in self._derived:
-            made = Tensor(f"{value.name}/float", tensor.shape, "float32", tensor.order)
+            made = replace(tensor, name=f"{value.name}/float", dtype="float32", params=None, data=None)
             node, self.node = self.node, ""
             self._derived[key] = self.inner("DEQUANTIZE", [index], made, version=2)
             self.node = node
@@ -329,7 +362,7 @@ class Emitter:
         index = self.carried[source] if source in self.carried else self.read(source, integer=True)
         tensor = self.tensors[index]
         if tensor.params != params:
-            made = Tensor(codes.name or "", tensor.shape, "int8", tensor.order, params)
+            made = replace(tensor, name=codes.name or "", dtype="int8", params=params, data=None)
             version = 1 if tensor.params is None else 2
             kept, self.node = self.node, ""
             index = self.inner("QUANTIZE", [index], made, version=version)
@@ -349,6 +382,11 @@ class Emitter:
 
     def prune(self) -> None:
         """Drop operators of whose results nobody reads any, and the tensors that nothing touches any more."""
+        read = {index for operator in self.operators for index in operator.inputs} | set(self.outputs)
+        self.planned = [
+            (name, index if index in read else self._views.get(index, index), partial)
+            for name, index, partial in self.planned
+        ]
         live = {*self.outputs, *(index for _, index, _ in self.planned)}
         kept = []
         for operator in reversed(self.operators):
@@ -371,4 +409,5 @@ class Emitter:
         self.carried = {value: number[i] for value, i in self.carried.items() if i in number}
         self.planned = [(name, number[i], partial) for name, i, partial in self.planned]
         self._derived.clear()
+        self._views.clear()
         self._constants.clear()

@@ -51,6 +51,12 @@ def restored(array: np.ndarray, order: Order) -> np.ndarray:
     return array.squeeze(lacking).transpose(inverse(own_axes(order)))
 
 
+def unflattened(array: np.ndarray, sizes: Sequence[int], order: Order) -> np.ndarray:
+    """An array whose last axis was several of ``sizes`` in another order, with its elements in ONNX's."""
+    apart = array.reshape([sizes[axis] for axis in order])
+    return apart.transpose(inverse(order)).reshape(array.shape)
+
+
 def plain(rank: int) -> Order:
     """ONNX's own order."""
     return tuple(range(rank))

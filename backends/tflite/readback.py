@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backends.tflite.layout import Order, plain, restored
+from backends.tflite.layout import plain, restored, unflattened
 from backends.tflite.sdk import schema
-from backends.tflite.write import notes
+from backends.tflite.write import flattened, notes, orders
 from deploy.graph.qdq import data_digest
 from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.tensors import QuantType
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def read_tensors(model: tfl.ModelT) -> dict[str, TensorPlan]:
     """The parameters of every planned value; origins read ``imported``."""
     found = notes(model)
-    orders, planned, nodes = found["orders"], found["planned"], found["nodes"]
-    assert isinstance(orders, dict) and isinstance(planned, list) and isinstance(nodes, list)
-    graph = _Graph(model, [str(node) for node in nodes], {int(k): tuple(v) for k, v in orders.items()})
+    planned, nodes = found["planned"], found["nodes"]
+    assert isinstance(planned, list) and isinstance(nodes, list)
+    graph = _Graph(model, [str(node) for node in nodes])
     tensors: dict[str, TensorPlan] = {}
     overrides: dict[str, dict[str, QuantParams]] = {}
     for name, index, partial, along in planned:
@@ -52,8 +52,9 @@ def read_tensors(model: tfl.ModelT) -> dict[str, TensorPlan]:
 class _Graph:
     """The file's only graph, with who reads and who makes each tensor."""
 
-    def __init__(self, model: tfl.ModelT, nodes: list[str], orders: Mapping[int, Order]) -> None:
-        self._model, self._nodes, self._orders = model, nodes, orders
+    def __init__(self, model: tfl.ModelT, nodes: list[str]) -> None:
+        self._model, self._nodes = model, nodes
+        self._orders, self._flattened = orders(notes(model)), flattened(notes(model))
         self._graph = model.subgraphs[0]
         self._users: dict[int, list[int]] = {}
         self._maker: dict[int, int] = {}
@@ -84,6 +85,8 @@ class _Graph:
         tensor = self._graph.tensors[index]
         array = buffer.view(np.int8 if tensor.type == schema().TensorType.INT8 else np.int32)
         shaped = array.reshape(tuple(int(size) for size in tensor.shape))
+        if index in self._flattened:
+            shaped = unflattened(shaped, *self._flattened[index])
         order = self._orders.get(index)
         return shaped if order is None else restored(shaped, order)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from backends.tflite.layout import Order, restored
+from backends.tflite.layout import restored, unflattened
 from backends.tflite.sdk import interpreter, quiet, version
-from backends.tflite.write import notes, read_file
+from backends.tflite.write import flattened, notes, orders, read_file
 from deploy.adapter.feeds import require_fit
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError
@@ -44,7 +44,7 @@ class TFLiteRunner:
         self.inputs, self.outputs = inputs, outputs
         self.executed_by = f"LiteRT {version()} on the CPU"
         model = read_file(path)
-        self._orders = _orders(notes(model))
+        self._orders, self._flattened = orders(notes(model)), flattened(notes(model))
         graph = model.subgraphs[0]
         if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):
             raise BackendError(
@@ -113,6 +113,8 @@ class TFLiteRunner:
         if index in self._scales:
             scale, zero = self._scales[index]
             array = ((array.astype(np.float64) - zero) * scale).astype(np.float32)
+        if index in self._flattened:
+            array = unflattened(array, *self._flattened[index])
         order = self._orders.get(index)
         return array if order is None else restored(array, order)
 
@@ -138,12 +140,6 @@ class TFLiteRunner:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _orders(found: Mapping[str, object]) -> dict[int, Order]:
-    orders = found["orders"]
-    assert isinstance(orders, dict)
-    return {int(index): tuple(order) for index, order in orders.items()}
 
 
 def open_interpreter(

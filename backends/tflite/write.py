@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import flatbuffers
 import numpy as np
 
 from backends.tflite.emitter import Emitter, Tensor
-from backends.tflite.layout import plain
+from backends.tflite.layout import Order, plain
 from backends.tflite.sdk import schema
 from deploy.errors import BackendError, UnsupportedError
 from deploy.spec.tensors import TensorSpec
@@ -92,13 +92,35 @@ def notes(model: tfl.ModelT) -> dict[str, object]:
     raise BackendError("the .tflite file was not written by deploy", hint="copy the whole bundle again")
 
 
+def orders(found: Mapping[str, object]) -> dict[int, Order]:
+    """By tensor, the order of its axes where that is not ONNX's; ``found`` is the metadata entry."""
+    given = found["orders"]
+    assert isinstance(given, dict)
+    return {int(index): tuple(order) for index, order in given.items()}
+
+
+def flattened(found: Mapping[str, object]) -> dict[int, tuple[tuple[int, ...], Order]]:
+    """By tensor, of which sizes in which order its last axis was made."""
+    given = found["flattened"]
+    assert isinstance(given, dict)
+    return {int(index): (tuple(sizes), tuple(order)) for index, (sizes, order) in given.items()}
+
+
 def _notes(out: Emitter) -> np.ndarray:
     orders = {str(i): t.order for i, t in enumerate(out.tensors) if t.order != plain(len(t.order))}
     planned = [
         (name, index, partial, (p := out.tensors[index].params) is not None and p.axis is not None)
         for name, index, partial in out.planned
     ]
-    said = {"orders": orders, "planned": planned, "nodes": [o.node for o in out.operators]}
+    flattened = {
+        str(i): [f.sizes, f.order] for i, t in enumerate(out.tensors) if (f := t.flattened) is not None
+    }
+    said = {
+        "orders": orders,
+        "flattened": flattened,
+        "planned": planned,
+        "nodes": [o.node for o in out.operators],
+    }
     return np.frombuffer(json.dumps(said, separators=(",", ":")).encode(), np.uint8)
 
 
