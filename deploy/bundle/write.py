@@ -40,9 +40,9 @@ def staged(destination: Path) -> Iterator[Path]:
         made = [folder for folder in destination.parents if not folder.exists()]
     try:
         with _plain_errors(destination):
-            _make_parents(destination)
+            _make_folder(destination.parent, destination)
             _sweep(destination)
-            scratch.mkdir()
+            _make_folder(scratch, destination, new=True)
             yield scratch
             flush(scratch)
             _swap(scratch, destination)
@@ -62,9 +62,10 @@ def copy_artifact(artifact: Artifact, folder: Path) -> None:
         shutil.copyfile(artifact.folder / name, folder / name)
 
 
-def _make_parents(destination: Path) -> None:
+def _make_folder(folder: Path, destination: Path, *, new: bool = False) -> None:
+    """``folder`` and its parents, on the way to ``destination``; a ``new`` one must not be there yet."""
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=not new)
     except FileNotFoundError as e:  # a file system without folders of one's own, such as /proc
         raise UsageError(
             f"{destination}: cannot be written: no folder can be made there",
