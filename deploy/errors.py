@@ -16,9 +16,16 @@ A bug is not one of these: it stays a traceback.
 
 from __future__ import annotations
 
+import unicodedata
+
+_NEXT_LINE = "\n  "
+"""How a message goes on in a further line, where it lists something."""
+
 
 class DeployError(Exception):
     """What went wrong and where, with a hint that says what to do next.
+
+    Names come from files of anybody's: what does not print in them is escaped (see :func:`message_text`).
 
     >>> error = DataError("calib.npz: no array 'x'", hint="name it like the model's input")
     >>> error.message, error.hint, error.exit_code
@@ -28,9 +35,8 @@ class DeployError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = message_text(message), message_text(hint)
+        super().__init__(self.message)
 
 
 class UsageError(DeployError):
@@ -92,3 +98,29 @@ def missing_extra(package: str, extra: str) -> ToolchainError:
     return ToolchainError(
         f"{package} is not installed", hint=f"install it with: pip install 'deploy-compiler[{extra}]'"
     )
+
+
+def message_text(text: str) -> str:
+    r"""``text`` as it may be shown: a name in it breaks no line, steers no terminal, turns no direction.
+
+    Further lines of a message begin with two blanks.
+
+    >>> print(message_text("no input 'a\x1b[2J'"))
+    no input 'a\x1b[2J'
+    """
+    return _NEXT_LINE.join(printable(line) for line in text.split(_NEXT_LINE))
+
+
+def printable(text: str, keep: str = "") -> str:
+    """``text`` with control, direction and unassigned characters escaped, but for those in ``keep``."""
+    return (
+        text if text.isprintable() else "".join(c if c in keep or _prints(c) else _escaped(c) for c in text)
+    )
+
+
+def _prints(character: str) -> bool:
+    return unicodedata.category(character)[0] not in "C" and character not in "\u2028\u2029"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.bundle.report import figures
-from deploy.errors import DeployError
+from deploy.errors import DeployError, message_text
 from deploy.progress import SILENT, Progress
 
 _STYLES = {
@@ -208,6 +208,7 @@ def _stage_line(mark: Cell, stage: str, took: Cell, outcome: str) -> RenderableT
 def _say(word: str, kind: str, text: str, console: Console | None = None) -> None:
     """``word: text`` on stderr; on a terminal further lines stand under the first."""
     console = console or _console(stderr=True)
+    text = message_text(text)
     head = Text(f"{word}: ", style=_STYLES[kind])
     if not console.is_terminal:
         console.print(head + Text(text), soft_wrap=True)

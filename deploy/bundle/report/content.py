@@ -7,7 +7,6 @@ to whoever writes these.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Literal, TypeVar
@@ -19,6 +18,7 @@ from deploy.bundle.report.hardware import Hardware, hardware
 from deploy.bundle.report.origin import Origin, origin
 from deploy.bundle.report.running import Running, running
 from deploy.bundle.report.summary import Fact, Kind, Row, context, rows, sentence
+from deploy.errors import printable
 from deploy.spec.manifest import Evaluation, KnownHazard, StageTime
 from deploy.spec.measurement import Attempt
 
@@ -188,7 +188,7 @@ def cleaned(content: ContentT) -> ContentT:
 def _cleaned(content: ContentT, keep: str) -> ContentT:
     found: object = content
     if isinstance(content, str):
-        found = "".join(c if c in keep or _prints(c) else _shown(c) for c in content)
+        found = printable(content, keep)
     elif isinstance(content, tuple):
         found = tuple(_cleaned(part, keep) for part in content)
     elif is_dataclass(content) and not isinstance(content, type):
@@ -199,11 +199,3 @@ def _cleaned(content: ContentT, keep: str) -> ContentT:
         found = replace(content, **parts)
     assert isinstance(found, type(content))
     return found
-
-
-def _prints(character: str) -> bool:
-    return unicodedata.category(character)[0] not in "C" and character not in "\u2028\u2029"
-
-
-def _shown(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

@@ -37,6 +37,20 @@ def test_any_number_of_samples(
     assert sorted(path.name for path in here.iterdir()) == ["in.npz", "out.npz"]
 
 
+def test_an_inputs_name_of_several_lines_stays_within_one(
+    deploy: Deploy, here: Path, real_bundle: Path, images: np.ndarray
+) -> None:
+    shutil.copytree(real_bundle, here / "odd")
+    manifest = json.loads((here / "odd" / "manifest.json").read_text())
+    manifest["artifact"]["inputs"][0]["name"] = "x\nerror: none"
+    (here / "odd" / "manifest.json").write_text(json.dumps(manifest))
+    np.savez(here / "in.npz", x=images[:2])
+    code, _, err = deploy("run", here / "odd", "in.npz", "-o", "out.npz")
+    assert code == 4
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["error", "hint"]
+    assert r"x\nerror: none" in err
+
+
 def test_shapes_as_json(deploy: Deploy, here: Path, real_bundle: Path, images: np.ndarray) -> None:
     np.savez(here / "in.npz", x=images[:3])
     code, out, err = deploy("run", real_bundle, "in.npz", "-o", "out.npz", "--json")
