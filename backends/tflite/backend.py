@@ -10,17 +10,22 @@ import onnx_ir as ir
 
 from backends.tflite.child import ForeignRunner, contents
 from backends.tflite.lower import emit, emitted
+from backends.tflite.micro.arena import arena
+from backends.tflite.micro.fit import adapt, judged, refusals, require_kernels
+from backends.tflite.micro.source import HEADER, SOURCE, write_sources
+from backends.tflite.partitions import split
 from backends.tflite.pieces import OperatorPiece, pieces
 from backends.tflite.readback import read_tensors
 from backends.tflite.runner import TFLiteOptions, TFLiteRunner
 from backends.tflite.sdk import INSTALL, interpreter, version
 from backends.tflite.write import read_file, to_bytes
 from deploy.adapter.protocol import Arrays, Availability, Runner
-from deploy.errors import ToolchainError
+from deploy.graph.fixed import fix_batch
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Options, Verdict
 from deploy.spec.contents import FileContents
+from deploy.spec.manifest import KnownHazard
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 
@@ -41,29 +46,43 @@ class TFLite:
             return Availability("LiteRT", None, INSTALL)
 
     def options(self, runtime: Runtime, threads: int) -> Options:
-        given = {name: value for name, value in runtime.options.items() if name != "micro"}
-        return TFLiteOptions.model_validate({"threads": threads, **given})
+        return TFLiteOptions.model_validate({"threads": threads, **runtime.options})
 
     def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
-        """A dry run of `lower`. Raises ToolchainError for a microcontroller."""
-        _require_an_interpreter(runtime)
-        return emit(graph).verdicts
+        """A dry run of `lower`. Raises UnsupportedError where a size is free that must be fixed."""
+        walk = emit(fix_batch(graph) if runtime.static_shapes else graph)
+        if not runtime.options.get("micro"):
+            return walk.verdicts
+        adapt(walk.out)
+        return judged(walk.verdicts, refusals(walk.out))
 
     def lower(
         self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
     ) -> Artifact:
-        del plan, progress  # the Q/DQ graph carries the plan
-        _require_an_interpreter(runtime)
+        del plan  # the Q/DQ graph carries it
+        if runtime.static_shapes:
+            given, graph = graph, fix_batch(graph)
+            if graph is not given:
+                progress.note("this device takes fixed sizes only: the batch is fixed at 1")
         out, values = emitted(graph)
+        micro = bool(runtime.options.get("micro"))
+        if micro:
+            adapt(out)
+            require_kernels(out)
         inputs, outputs = tensor_specs(graph.graph.inputs), tensor_specs(graph.graph.outputs)
-        (workdir / _FILE).write_bytes(to_bytes(out, inputs, outputs))
+        content = to_bytes(out, inputs, outputs)
+        (workdir / _FILE).write_bytes(content)
+        needed = arena(out) if micro else None
+        if needed is not None:
+            write_sources(workdir, content, out, needed)
         return Artifact(
             backend=self.name,
-            files=(_FILE,),
+            files=(_FILE,) if needed is None else (_FILE, HEADER, SOURCE),
             inputs=inputs,
             outputs=outputs,
             values=values,
             weight_bytes=sum(t.data.nbytes for t in out.tensors if t.data is not None),
+            memory_bytes={} if needed is None else needed.figures(),
             toolchain={"ai-edge-litert": version()},
             folder=workdir,
         )
@@ -89,6 +108,10 @@ class TFLite:
         """The file's operations, each between the values of the graph next to it."""
         return pieces(artifact.main, known, _own(options))
 
+    def hazards(self, artifact: Artifact, options: Options) -> list[KnownHazard]:
+        """What keeps XNNPACK from computing the whole network in one part."""
+        return split(artifact.main, _own(options))
+
     def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
         """None: LiteRT's profiler cannot be reached from Python."""
         del artifact, options, feeds
@@ -97,11 +120,3 @@ class TFLite:
 
 def _own(options: Options) -> TFLiteOptions:
     return options if isinstance(options, TFLiteOptions) else TFLiteOptions(threads=options.threads)
-
-
-def _require_an_interpreter(runtime: Runtime) -> None:
-    if runtime.options.get("micro"):
-        raise ToolchainError(
-            "TensorFlow Lite Micro cannot be built for yet: its operations, arena and C array are missing",
-            hint="build for android to get a .tflite file with an interpreter's operations",
-        )

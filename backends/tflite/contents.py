@@ -11,13 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from backends.tflite.partitions import partitions
 from backends.tflite.sdk import interpreter, quiet, schema, version
 from backends.tflite.write import METADATA, read_file
 from deploy.spec.contents import Execution, FileContents, OperatorCount, Port, Signature
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as tfl
-    from ai_edge_litert.interpreter import Interpreter
 
 T = TypeVar("T")
 
@@ -26,7 +26,6 @@ _MOST = 1024
 _LONGEST = 256
 """Characters shown of any text."""
 _SCALES = 4
-_DELEGATE = "DELEGATE"
 
 
 def read_contents(path: Path, size: int) -> FileContents:
@@ -110,35 +109,9 @@ def _execution(path: Path) -> Execution:
             engine.allocate_tensors()
     except (RuntimeError, ValueError, NotImplementedError) as e:
         return Execution(runtime=runtime, refusal=_cut(" ".join(str(e).split())))
-    partitions, outside = _partitions(engine)
-    return Execution(runtime=runtime, delegate="XNNPACK", partitions=partitions, outside=outside)
-
-
-def _partitions(engine: Interpreter) -> tuple[int, tuple[OperatorCount, ...]]:
-    """How many stretches the delegate took, and what it left.
-
-    LiteRT lists all operators of the file and behind them a DELEGATE for each stretch, whose operators are
-    those between its outputs and its inputs.
-    """
-    nodes = engine._get_ops_details()
-    delegates = [node for node in nodes if node["op_name"] == _DELEGATE]
-    makers = {int(i): node for node in nodes if node["op_name"] != _DELEGATE for i in node["outputs"]}
-    taken: set[int] = set()
-    for delegate in delegates:
-        borders = {int(i) for i in delegate["inputs"]}
-        waiting = [int(i) for i in delegate["outputs"]]
-        while waiting:
-            node = makers.get(waiting.pop())
-            if node is None or node["index"] in taken:
-                continue
-            taken.add(node["index"])
-            waiting += [int(i) for i in node["inputs"] if int(i) not in borders]
-    left = Counter(
-        (str(node["op_name"]), 0)
-        for node in nodes
-        if node["op_name"] != _DELEGATE and node["index"] not in taken
-    )
-    return len(delegates), _listing(left)
+    count, left = partitions(engine)
+    outside = _listing(Counter((name, 0) for _, name in left))
+    return Execution(runtime=runtime, delegate="XNNPACK", partitions=count, outside=outside)
 
 
 def _listing(counts: Mapping[tuple[str, int], int]) -> tuple[OperatorCount, ...]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Options, Verdict
 from deploy.spec.contents import FileContents
+from deploy.spec.manifest import KnownHazard
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 from deploy.spec.tensors import TensorSpec
@@ -131,3 +132,10 @@ class Divides(Protocol):
 
     def pieces(self, artifact: Artifact, options: Options, known: Collection[str]) -> Iterator[Piece]:
         """The parts of an artifact of ours in the order in which they run; ``known`` are values to feed."""
+
+
+@runtime_checkable
+class Warns(Protocol):
+    """A backend that can say what its runtime makes of an artifact that costs speed."""
+
+    def hazards(self, artifact: Artifact, options: Options) -> list[KnownHazard]: ...

@@ -46,6 +46,8 @@ class Verification(Frozen):
 
     Errors are the largest absolute difference over the outputs, divided by the largest reference magnitude.
     ``noise_floor`` is the same figure between two runs of the reference by one runtime, optimised and not.
+    ``operations``: where the whole strays further than noise, how many of them were checked one by one, fed
+    the reference's values, and all found right.
     """
 
     passed: bool
@@ -55,6 +57,7 @@ class Verification(Frozen):
     tolerance: float
     executed_by: str
     first_divergence: str | None = None
+    operations: int = 0
 
 
 class SourceInfo(Frozen):

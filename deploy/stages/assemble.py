@@ -26,6 +26,7 @@ from deploy.frontend.onnx_file import write as write_graph
 from deploy.spec.document import digest, render
 from deploy.spec.manifest import CalibrationInfo, Lock, Manifest, Measurements, Sizes
 from deploy.spec.plan import Plan
+from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import TensorSpec
 from deploy.stages.compile import Compiled
 from deploy.stages.compress import TRAINING
@@ -75,7 +76,7 @@ def assemble(made_of: Ingredients, compiled: Compiled, plan: Plan, folder: Path,
 
 def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict[str, str]) -> Manifest:
     target, prepared, request = made_of.target, made_of.prepared, made_of.request
-    calibration = made_of.roles.calibration
+    calibration, unranged = made_of.roles.calibration, request.precision in WITHOUT_RANGES
     facts, artifact = prepared.facts.source, compiled.artifact
     counts = {p: sum(b.precision == p for b in plan.blocks) for p in {b.precision for b in plan.blocks}}
     return Manifest(
@@ -96,7 +97,7 @@ def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict
             weights=artifact.weight_bytes,
         ),
         calibration=None
-        if calibration is None or not plan.quantized or prepared.facts.imported
+        if calibration is None or not plan.quantized or prepared.facts.imported or unranged
         else CalibrationInfo(
             sha256=calibration.digest,
             samples=min(request.samples, len(calibration)),
@@ -106,7 +107,7 @@ def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict
         evaluation=compiled.evaluation,
         verification=compiled.verification,
         verdict=compiled.verdict,
-        hazards=prepared.facts.hazards,
+        hazards=(*prepared.facts.hazards, *compiled.hazards),
         notes=prepared.facts.notes,
         classes=made_of.roles.classes,
         deferred=artifact.deferred,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from deploy.adapter.protocol import Warns
 from deploy.bundle.read import ARTIFACT, PLAN, SELFTEST
 from deploy.bundle.verify import verify, write_selftest
 from deploy.bundle.write import copy_artifact
@@ -15,9 +16,11 @@ from deploy.measure.latency import speedup
 from deploy.quantize.decide import Decided
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import Frozen, parse, render
-from deploy.spec.manifest import Choice, Evaluation, Outcome, Verification
+from deploy.spec.manifest import Choice, Evaluation, KnownHazard, Outcome, Verification
 from deploy.spec.measurement import Attempt, BlockTime, Comparison
 from deploy.spec.plan import Plan
+from deploy.spec.project import WITHOUT_RANGES
+from deploy.spec.tensors import INTEGER, Precision
 from deploy.stages.attempts import attempts, times_by_block
 from deploy.stages.contest import GIVEN, Entrant, Race, enter, figures, hold_race, pick
 from deploy.stages.job import Job
@@ -26,6 +29,12 @@ from deploy.stages.record import Record
 _RESULT = "compiled.json"
 STAGES = ("choose", "measure", "verify")
 """The stages whose results lie in one cache entry."""
+_SPOKEN: dict[Precision, str] = {
+    "int8": "INT8",
+    "w8a16": "INT8 by INT16",
+    "w8": "INT8 weights",
+    "w4": "INT4 weights",
+}
 
 
 class Compiled(Frozen):
@@ -42,6 +51,7 @@ class Compiled(Frozen):
     why_not_measured: str = ""
     attempts: tuple[Attempt, ...] = ()
     blocks: tuple[BlockTime, ...] = ()
+    hazards: tuple[KnownHazard, ...] = ()
     outcomes: dict[str, str] = {}
 
 
@@ -80,6 +90,8 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
             verification, outputs = verify(winner.decided.candidate, winner.subject, feeds)
         floor, by = verification.noise_floor, verification.executed_by
         stage.outcome = f"error {verification.error:.1e}, noise floor {floor:.1e}, by {by}"
+        if verification.operations:
+            stage.outcome += f", {verification.operations} operations one by one"
     decided = winner.decided
     compiled = Compiled(
         artifact=decided.candidate.artifact,
@@ -93,6 +105,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         why_not_measured=why_not,
         attempts=attempts(job, held, winner),
         blocks=() if held.times is None else times_by_block(job, held, winner),
+        hazards=_hazards(winner),
         outcomes={name: record.outcomes[name] for name in STAGES if name in record.outcomes},
     )
     copy_artifact(decided.candidate.artifact, folder / ARTIFACT)
@@ -107,6 +120,14 @@ def load_compiled(folder: Path) -> tuple[Compiled, Plan]:
     artifact = compiled.artifact.model_copy(update={"folder": folder / ARTIFACT})
     plan = parse(Plan, (folder / PLAN).read_text(), origin=folder / PLAN)
     return compiled.model_copy(update={"artifact": artifact}), plan
+
+
+def _hazards(winner: Entrant) -> tuple[KnownHazard, ...]:
+    """What the runtime makes of the artifact that its owner should know."""
+    backend = winner.subject.backend
+    if not isinstance(backend, Warns):
+        return ()
+    return tuple(backend.hazards(winner.decided.candidate.artifact, winner.subject.options))
 
 
 def _evaluation(job: Job, drop: Drop | None) -> Evaluation | None:
@@ -133,12 +154,14 @@ def _speed_outcome(winner: Entrant, held: Race) -> str:
 
 def _precision_outcome(entrant: Entrant, held: Race) -> str:
     plan, drop = entrant.decided.candidate.plan, entrant.decided.drop
-    integer = sum(block.precision == "int8" for block in plan.blocks)
+    word = entrant.subject.form or entrant.subject.integer_precision
+    count = sum(block.precision == word for block in plan.blocks)
+    chosen = f"{count} of {len(plan.blocks)} blocks {_SPOKEN.get(word, word)}"
     scored = "" if drop is None else f", drop {drop.drop:+.4f}"
     if len(held.entrants) > 1:
-        return f"{entrant.runtime} {integer} of {len(plan.blocks)} blocks INT8{scored}"
+        return f"{entrant.runtime} {chosen}{scored}"
     interval = "" if drop is None else f" [{drop.low:+.4f}, {drop.high:+.4f}]"
-    return f"{integer} of {len(plan.blocks)} blocks INT8{scored}{interval}"
+    return f"{chosen}{scored}{interval}"
 
 
 def _verdict(job: Job, decided: Decided) -> Outcome:
@@ -147,18 +170,19 @@ def _verdict(job: Job, decided: Decided) -> Outcome:
     if roles.random:
         reasons.append("calibrated on random noise: the ranges do not fit real data")
     if decided.drop is not None and not decided.within_budget:
-        worst = [b for b in decided.candidate.plan.blocks if b.precision == "int8" and b.sqnr_db is not None]
+        blocks = decided.candidate.plan.blocks
+        worst = [b for b in blocks if b.precision in INTEGER and b.sqnr_db is not None]
         blame = f", worst block {min(worst, key=lambda b: b.sqnr_db or 0).id}" if worst else ""
         missed = f"drop {decided.drop.drop:.4f} over the budget of {request.budget.max_drop:.4f}{blame}"
         return Outcome(status="missed", reasons=(missed, *reasons))
+    if request.precision in WITHOUT_RANGES:
+        reasons.append(f"precision {request.precision} was asked for")
+    elif not decided.candidate.plan.quantized and roles.calibration is None:
+        reasons.append("no calibration data were given")
+    elif not decided.candidate.plan.quantized and not decided.float_blocks:
+        reasons.append("nothing in the graph has an integer kernel on this runtime")
     if decided.candidate.plan.quantized:
         return Outcome(status="met", reasons=tuple(reasons))
-    if request.precision in ("float", "fp16", "bf16"):
-        reasons.append(f"precision {request.precision} was asked for")
-    elif roles.calibration is None:
-        reasons.append("no calibration data were given")
-    elif not decided.float_blocks:
-        reasons.append("nothing in the graph has an integer kernel on this runtime")
     return Outcome(status="float", reasons=tuple(reasons))
 
 

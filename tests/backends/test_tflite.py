@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from deploy.adapter.profiles import load_profile
+from deploy.bundle.operations import Deviation, deviations
 from deploy.errors import BackendError, ToolchainError, UnsupportedError
 from deploy.execute.compare import largest_error
 from deploy.execute.reference import open_graph
@@ -17,6 +18,7 @@ from deploy.graph.qdq import insert, quantize_array
 from deploy.graph.qdq import read_tensors as planned_by
 from deploy.graph.shapes import infer
 from deploy.progress import SILENT
+from deploy.quantize.candidate import Candidate, Subject
 from deploy.spec.artifact import Artifact
 from deploy.spec.plan import Plan, QuantParams, TensorPlan, differences
 
@@ -225,3 +227,33 @@ def test_a_damaged_file_is_an_error_of_ours(content: bytes, tmp_path: Path) -> N
     artifact.main.write_bytes(content)
     with pytest.raises(BackendError, match=r"model\.tflite|not written by deploy"):
         TFLite().open(artifact, TFLite().options(RUNTIME, 1))
+
+
+def deviations_of(model: ir.Model, artifact: Artifact) -> list[Deviation]:
+    candidate = Candidate(PLAN, model, artifact)
+    subject = Subject(
+        graph=model, graph_sha256="", target="android", runtime=RUNTIME, backend=TFLite(),
+        options=TFLite().options(RUNTIME, 1), blocks=(), chains=[], histograms={}, observer="mse",
+        excluded=frozenset(),
+    )  # fmt: skip
+    return deviations(
+        candidate, subject, {"x": np.random.default_rng(3).normal(size=(4, 3, 8, 8)).astype("f")}
+    )
+
+
+def test_each_operation_is_right_to_one_step_where_it_is_fed_the_right_values(tmp_path: Path) -> None:
+    model = quantized()
+    found = deviations_of(model, lowered(model, tmp_path))
+    assert {d.value for d in found} >= {"x/q", "r/q", "d/q", "s/q", "p/q", "y/q"}
+    assert [str(d) for d in found if d.wrong] == []
+
+
+def test_an_operation_that_is_wrong_is_found_and_those_behind_it_are_not_blamed(tmp_path: Path) -> None:
+    model = quantized()
+    artifact = lowered(model, tmp_path)
+    tensor = next(t for t in read_file(artifact.main).subgraphs[0].tensors if t.name == b"v")
+    codes = bytes(read_file(artifact.main).buffers[tensor.buffer].data)
+    content = artifact.main.read_bytes()
+    assert content.count(codes) == 1
+    artifact.main.write_bytes(content.replace(codes, codes[::-1]))
+    assert [(d.node, d.value) for d in deviations_of(model, artifact) if d.wrong] == [("Conv2", "d/q")]

@@ -155,6 +155,10 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
     if proof.passed:
         samples = figures.plural(proof.samples, "sample")
         allowed = f"error {proof.error:.2g}, {proof.tolerance:.2g} allowed"
+        if proof.operations:
+            allowed = (
+                f"each of {proof.operations} operations right by itself, the whole off by {proof.error:.2g}"
+            )
         facts.append(Fact("verified", f"by {proof.executed_by} on {samples}: {allowed}"))
     else:
         facts.append(Fact("not verified", proof.first_divergence or f"error {proof.error:.2g}", "bad"))

@@ -1,0 +1,62 @@
+"""What LiteRT's delegate takes of a graph: the fewer stretches, the fewer copies and changes of thread pool.
+
+LiteRT lists all operators of the file and behind them a DELEGATE for each stretch that the delegate computes,
+whose operators are those between its outputs and its inputs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backends.tflite.runner import TFLiteOptions, open_interpreter
+from backends.tflite.write import notes, read_file
+from deploy.spec.manifest import KnownHazard
+
+if TYPE_CHECKING:
+    from ai_edge_litert.interpreter import Interpreter
+
+_DELEGATE = "DELEGATE"
+
+
+def partitions(engine: Interpreter) -> tuple[int, list[tuple[int, str]]]:
+    """How many stretches the delegate took, and place and name of each operator that it left."""
+    nodes = engine._get_ops_details()
+    delegates = [node for node in nodes if node["op_name"] == _DELEGATE]
+    own = [node for node in nodes if node["op_name"] != _DELEGATE]
+    makers = {int(i): node for node in own for i in node["outputs"]}
+    taken: set[int] = set()
+    for delegate in delegates:
+        borders = {int(i) for i in delegate["inputs"]}
+        waiting = [int(i) for i in delegate["outputs"]]
+        while waiting:
+            node = makers.get(waiting.pop())
+            if node is None or node["index"] in taken:
+                continue
+            taken.add(node["index"])
+            waiting += [int(i) for i in node["inputs"] if int(i) not in borders]
+    left = [(int(node["index"]), str(node["op_name"])) for node in own if node["index"] not in taken]
+    return len(delegates), left
+
+
+def split(path: Path, options: TFLiteOptions) -> list[KnownHazard]:
+    """What splits a file of ours into several stretches, by node; nothing where one stretch does."""
+    if options.delegate == "none":
+        return []
+    count, left = partitions(open_interpreter(options, path=path))
+    if count == 1 or not left:
+        return []
+    said = notes(read_file(path))["nodes"]
+    assert isinstance(said, list)
+    kinds = Counter(name for _, name in left)
+    listed = ", ".join(f"{number} {name}" if number > 1 else name for name, number in sorted(kinds.items()))
+    parts = f"computes {count} parts of the network" if count else "computes nothing of the network"
+    return [
+        KnownHazard(
+            kind="partitions",
+            severity="warning" if count else "note",
+            text=f"XNNPACK {parts}, for it has no kernel for {listed} as they stand here",
+            nodes=tuple(dict.fromkeys(str(said[index]) for index, _ in left if said[index])),
+        )
+    ]
