@@ -204,7 +204,7 @@ def profile_page() -> str:
         section("on_host", profile_spec.HostVariant, array=True),
         section("precision.<name>", profile_spec.Figure),
         section("runtime", profile_spec.Runtime, array=True),
-        section("runtime.quant", profile_spec.QuantRules),
+        section("runtime.quant, runtime.quant16", profile_spec.QuantRules),
         section("runtime.quant.fixed_output.<op>", profile_spec.FixedOutput),
         section("runtime.sparsity", profile_spec.Sparsity),
         section("runtime.cost", profile_spec.Cost, array=True),
@@ -284,10 +284,11 @@ def rules(profile: Profile, runtime: Runtime) -> str:
         "| rule | value |",
         "|---|---|",
     ]
-    lines += stated(runtime, "", ("name", "quant", "sparsity", "cost", "source", "date"))
-    if runtime.quant is not None:
-        lines += stated(runtime.quant, "quant: ", ("source", "date"))
-        lines.append(f"| quant: source | {linked(runtime.quant.source)}, {runtime.quant.date} |")
+    lines += stated(runtime, "", ("name", "quant", "quant16", "sparsity", "cost", "source", "date"))
+    for name, table in (("quant", runtime.quant), ("quant16", runtime.quant16)):
+        if table is not None:
+            lines += stated(table, f"{name}: ", ("source", "date"))
+            lines.append(f"| {name}: source | {linked(table.source)}, {table.date} |")
     if runtime.sparsity is not None:
         lines.append(
             f"| sparsity: {runtime.sparsity.pattern} along axis {runtime.sparsity.axis} | see its gain |"

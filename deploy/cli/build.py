@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deploy.bundle.read import Bundle
     from deploy.stages.request import Request
 
-Precision = Literal["auto", "float", "fp16", "bf16", "int8", "mixed"]
+Precision = Literal["auto", "float", "fp16", "bf16", "int8", "mixed", "w8a16", "dynamic", "w8", "w4"]
 IoType = Literal["uint8", "int8"]
 IoLayout = Literal["NHWC", "NCHW"]
 Observer = Literal["minmax", "percentile", "mse", "kl"]
@@ -140,7 +140,8 @@ def build(
         typer.Option(
             metavar="NAME",
             rich_help_panel=_QUALITY,
-            help="What blocks compute in: auto (what pays), float, fp16, bf16, int8 or mixed.",
+            help="What blocks compute in: auto (what pays), float, fp16, bf16, int8, mixed, w8a16 (INT16 "
+            "activations), dynamic (INT8 without calibration), w8 or w4 (weights only).",
         ),
     ] = None,
     exclude: Annotated[

@@ -123,7 +123,7 @@ def render(
         "max_drop = 0.01  # at most this much worse, in the metric's unit: 0.01 is one point of accuracy",
         "",
         "[quantize]",
-        'precision = "auto"  # auto, float, fp16, bf16, int8 or mixed; auto quantizes where it pays',
+        'precision = "auto"  # auto quantizes where it pays; `deploy build --help` lists the others',
         'observer = "mse"  # how a range is found: minmax, percentile, mse or kl',
         "samples = 512  # calibration samples used, at most",
         *_exclude_lines(dangers),

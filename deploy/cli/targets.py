@@ -10,7 +10,7 @@ from deploy.cli.options import Json, complete_target
 
 if TYPE_CHECKING:
     from deploy.measure.host import Host
-    from deploy.spec.profile import Fact, Profile, Runtime
+    from deploy.spec.profile import Fact, Profile, QuantRules, Runtime
 
 
 _HERE = {
@@ -175,9 +175,9 @@ def _show_runtime(runtime: Runtime, sources: list[str]) -> None:
         (f"  {cited}", "quiet"),
         absent,
     )
-    rules = runtime.quant
     facts = [
         ("ONNX opset", str(runtime.onnx_opset)),
+        ("precisions", ", ".join(runtime.precisions)),
         ("float type", runtime.around),
         ("shapes", "fixed" if runtime.static_shapes else "free or fixed"),
         ("fuses", ", ".join(runtime.fuses)),
@@ -189,29 +189,34 @@ def _show_runtime(runtime: Runtime, sources: list[str]) -> None:
         facts.append(
             ("sparsity", f"{runtime.sparsity.pattern}, gain {_value(gain)}  {_cited(_source(gain), sources)}")
         )
-    if rules is not None:
-        symmetric = "symmetric" if rules.symmetric_activation else "affine"
-        scope = "per channel" if rules.per_channel else "per tensor"
-        facts += [
-            (
-                "INT8",
-                f"activations {rules.activation} {symmetric}; weights {rules.weight_bits} bit {scope}; "
-                f"bias {rules.bias}; scales {rules.scale}  "
-                + _cited(f"{rules.source} ({rules.date})", sources),
-            ),
-            ("  computes", ", ".join(rules.compute)),
-            ("  if constant", ", ".join(rules.weighted)),
-            ("  passes on", ", ".join(rules.forward)),
-            ("  makes alike", ", ".join(rules.unify)),
-            (
-                "  prescribes",
-                ", ".join(
-                    f"{op} {fixed.scale:g} from {fixed.zero_point}"
-                    for op, fixed in rules.fixed_output.items()
-                ),
-            ),
-        ]
+    for title, rules in (("INT8", runtime.quant), ("INT8, INT16", runtime.quant16)):
+        if rules is not None:
+            facts += _rules(title, rules, sources)
+    if runtime.rounds:
+        facts.append(("dynamic in", ", ".join(runtime.rounds)))
     write_facts([(key, value) for key, value in facts if value], indent=2)
+
+
+def _rules(title: str, rules: QuantRules, sources: list[str]) -> list[tuple[str, str]]:
+    symmetric = "symmetric" if rules.symmetric_activation else "affine"
+    scope = "per channel" if rules.per_channel else "per tensor"
+    return [
+        (
+            title,
+            f"activations {rules.activation} {symmetric}; weights {rules.weight_bits} bit {scope}; "
+            f"bias {rules.bias}; scales {rules.scale}  " + _cited(f"{rules.source} ({rules.date})", sources),
+        ),
+        ("  computes", ", ".join(rules.compute)),
+        ("  if constant", ", ".join(rules.weighted)),
+        ("  passes on", ", ".join(rules.forward)),
+        ("  makes alike", ", ".join(rules.unify)),
+        (
+            "  prescribes",
+            ", ".join(
+                f"{op} {fixed.scale:g} from {fixed.zero_point}" for op, fixed in rules.fixed_output.items()
+            ),
+        ),
+    ]
 
 
 def _value(fact: Fact) -> str:

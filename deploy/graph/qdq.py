@@ -24,7 +24,8 @@ from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.tensors import RANGES
 
 _Q, _DQ, _RAW, _INT = "/q", "/dq", "/raw", "/int"
-_NUMPY = {t: np.dtype(t) for t in ("int8", "uint8", "int16", "uint16", "int32")}
+_NUMPY = {t: np.dtype(t) for t in ("int8", "uint8", "int16", "uint16", "int32")} | {"int4": np.dtype(np.int8)}
+"""What codes are held in outside of a graph."""
 
 
 def quantize_array(
@@ -62,7 +63,7 @@ def dequantize_array(codes: np.ndarray, params: QuantParams) -> np.ndarray:
 
 
 def data_digest(codes: np.ndarray) -> str:
-    """SHA-256 (hex) of integer data, little-endian, in row order."""
+    """SHA-256 (hex) of integer data, little-endian, in row order; of those of 4 bits each as a byte."""
     little = codes.astype(codes.dtype.newbyteorder("<"), copy=False)
     return hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()
 
@@ -103,8 +104,10 @@ class _Writing:
     def free(self, name: str) -> str:
         return fresh_name(self.model, name, self.taken)
 
-    def store(self, name: str, array: np.ndarray) -> ir.Value:
-        return add_initializer(self.model, name, array, self.taken)
+    def store(self, name: str, array: np.ndarray, kind: str = "") -> ir.Value:
+        """A constant of the graph; ``kind`` names the type where numpy has none for it."""
+        typed = array.astype(ir.DataType.INT4.numpy()) if kind == "int4" else array
+        return add_initializer(self.model, name, typed, self.taken)
 
     def parameters(self, params: QuantParams, stem: str) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point as constants of the graph."""
@@ -112,18 +115,18 @@ class _Writing:
         scale = self.store(stem + "/scale", np.asarray(params.scale, self.float_type).reshape(shape))
         zero = np.asarray(params.zero_point, _NUMPY[params.type]).reshape(shape)
         if zero.ndim == 0 or zero.any():
-            return scale, self.store(stem + "/zero_point", zero)
+            return scale, self.store(stem + "/zero_point", zero, params.type)
         # All-zero vectors are alike in many tensors: one copy of each length and type is stored.
         key = (params.type, zero.size)
         if key not in self.zeros:
-            self.zeros[key] = self.store(f"zero/{params.type}/{zero.size}", zero)
+            self.zeros[key] = self.store(f"zero/{params.type}/{zero.size}", zero, params.type)
         return scale, self.zeros[key]
 
 
 def _store_constant(writing: _Writing, name: str, plan: TensorPlan, codes: np.ndarray) -> None:
     graph = writing.model.graph
     value = graph.initializers.pop(name)
-    stored = writing.store(name + _INT, codes)
+    stored = writing.store(name + _INT, codes, plan.type)
     node = _linear("DequantizeLinear", writing, name + _DQ, [stored, *writing.parameters(plan, name)], plan)
     node.outputs[0].shape = value.shape
     value.replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
@@ -199,7 +202,8 @@ def read_tensors(model: ir.Model) -> dict[str, TensorPlan]:
     for node in model.graph:
         if node.op_type == "DequantizeLinear" and (codes := constant(_input(node, 0))) is not None:
             name = node.outputs[0].name or ""
-            tensors[name] = TensorPlan(**_params(node), origin="imported", digest=data_digest(codes))
+            kept = codes.astype(np.int8) if codes.dtype.name == "int4" else codes
+            tensors[name] = TensorPlan(**_params(node), origin="imported", digest=data_digest(kept))
         elif node.op_type == "QuantizeLinear":
             source = _input(node, 0)
             name = _planned_name(source)

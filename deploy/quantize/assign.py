@@ -47,7 +47,7 @@ def assign(
     codes: dict[str, np.ndarray] = {}
     for name, uses in placement.weights.items():
         array = _array(model, name)
-        axis = _common_axis(uses, array.ndim) if rules.per_channel else None
+        axis = common_axis(uses, array.ndim) if rules.per_channel else None
         scale = _weight_scale(array, axis, rules)
         for bias, (source, weight) in placement.biases.items():
             if weight == name:
@@ -153,7 +153,7 @@ def _floats(scale: np.ndarray) -> tuple[float, ...]:
     return tuple(float(s) for s in scale)
 
 
-def _common_axis(uses: Iterable[tuple[ir.Node, int]], rank: int) -> int | None:
+def common_axis(uses: Iterable[tuple[ir.Node, int]], rank: int) -> int | None:
     """The axis along which all readers of a weight have their output channels; None where they differ."""
     axes = {_channel_axis(head, slot, rank) for head, slot in uses}
     return axes.pop() if len(axes) == 1 else None
@@ -169,6 +169,8 @@ def _channel_axis(head: ir.Node, slot: int, rank: int) -> int | None:
         return 0 if head.attributes.get_int("transB", 0) else 1
     if head.op_type == "MatMul" and slot == 1 and rank == 2:
         return 1
+    if head.op_type == "Gather":
+        return 0 if head.attributes.get_int("axis", 0) == 0 else None
     return None
 
 

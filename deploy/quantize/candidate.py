@@ -18,6 +18,7 @@ from deploy.graph.qdq import insert
 from deploy.progress import SILENT
 from deploy.quantize.adopt import adopt
 from deploy.quantize.assign import Assignment, assign
+from deploy.quantize.forms import WeightForm, form_plans, store_weights
 from deploy.quantize.place import Chain, place
 from deploy.quantize.ranges import Histogram
 from deploy.spec.artifact import Artifact, Options
@@ -29,7 +30,10 @@ from deploy.spec.tensors import Precision
 
 @dataclass(frozen=True)
 class Subject:
-    """What does not change while candidates are tried: one graph for one runtime of one target."""
+    """What does not change while candidates are tried: one graph for one runtime of one target.
+
+    ``form`` is how weights are stored, where a form was asked for that concerns them alone.
+    """
 
     graph: ir.Model
     graph_sha256: str
@@ -43,6 +47,7 @@ class Subject:
     observer: Observer
     excluded: frozenset[str]
     imported: Mapping[str, TensorPlan] = field(default_factory=dict)
+    form: WeightForm | None = None
 
     @cached_property
     def unbounded(self) -> frozenset[str]:
@@ -63,6 +68,12 @@ class Subject:
     def float_precision(self) -> Precision:
         return self.runtime.float_precision
 
+    @property
+    def integer_precision(self) -> Precision:
+        """What blocks with quantized activations compute in."""
+        wide = self.runtime.quant is not None and self.runtime.quant.activation == "int16"
+        return "w8a16" if wide else "int8"
+
     def int8_blocks(self) -> list[str]:
         """Ids of the blocks that hold an integer kernel and may therefore be INT8, in graph order."""
         if self.imported:
@@ -82,7 +93,8 @@ class Subject:
             everything = {b.id for b in self.blocks} <= set(float_blocks)
             return Assignment({}, {}) if everything else adopt(self.graph, self.imported, self.runtime.quant)
         precision: dict[str, Precision] = {
-            b.id: self.float_precision if b.id in float_blocks else "int8" for b in self.blocks
+            b.id: self.float_precision if b.id in float_blocks else self.integer_precision
+            for b in self.blocks
         }
         placement = place(self.graph, self.blocks, precision, self.chains, self.runtime, self.kept_float)
         return assign(self.graph, placement, self.histograms, self.runtime.quant, self.observer)
@@ -104,7 +116,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan, the graph that carries it, and the artifact it became."""
+    """A plan, the artifact that it became, and the graph that says, node by node, what that computes."""
 
     plan: Plan
     qdq: ir.Model
@@ -120,14 +132,22 @@ def build_candidate(
     reasons: Mapping[str, str] | None = None,
 ) -> Candidate:
     """Assign, insert, lower, read back. Raises VerificationError where the file carries another plan."""
-    assignment = subject.assignment(float_blocks)
-    qdq = insert(subject.graph, assignment.tensors, assignment.codes) if assignment.tensors else subject.graph
+    tensors: Mapping[str, TensorPlan]
+    if subject.form is not None:
+        stored = store_weights(subject.graph, subject.form, subject.runtime, subject.excluded)
+        tensors, qdq, literal = stored.tensors, stored.graph, stored.literal()
+        blocks = form_plans(stored, subject.form, subject.blocks, subject.runtime, subject.excluded)
+    else:
+        assignment = subject.assignment(float_blocks)
+        tensors = assignment.tensors
+        qdq = insert(subject.graph, tensors, assignment.codes) if tensors else subject.graph
+        literal, blocks = qdq, _block_plans(subject, assignment, float_blocks, sqnr or {}, reasons or {})
     plan = Plan(
         graph_sha256=subject.graph_sha256,
         target=subject.target,
         runtime=subject.runtime.name,
-        tensors=assignment.tensors,
-        blocks=_block_plans(subject, assignment, float_blocks, sqnr or {}, reasons or {}),
+        tensors=dict(tensors),
+        blocks=blocks,
     )
     workdir.mkdir(parents=True, exist_ok=True)
     artifact = subject.backend.lower(qdq, plan, subject.runtime, workdir, SILENT)
@@ -139,7 +159,7 @@ def build_candidate(
             f"the {subject.runtime.name} artifact does not carry the plan: {listed}",
             hint="this is a defect of the backend: report it with the model",
         )
-    return Candidate(plan, qdq, artifact)
+    return Candidate(plan, literal, artifact)
 
 
 def _block_plans(
@@ -157,7 +177,7 @@ def _block_plans(
             BlockPlan(
                 id=block.id,
                 nodes=block.nodes,
-                precision="int8" if integer else subject.float_precision,
+                precision=subject.integer_precision if integer else subject.float_precision,
                 reason=reasons.get(block.id, "") or _reason(subject, block, able, integer),
                 sqnr_db=_finite(sqnr.get(block.id)),
             )

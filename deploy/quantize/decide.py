@@ -17,7 +17,7 @@ from deploy.quantize.choose import Decision, hold_budget
 from deploy.quantize.sensitivity import block_sqnr
 from deploy.spec.manifest import Choice
 from deploy.spec.plan import Plan
-from deploy.spec.project import PrecisionRequest
+from deploy.spec.project import WITHOUT_RANGES, PrecisionRequest
 
 _SQNR_SAMPLES = 64
 _NOT_MEASURED: Mapping[str, float] = {}
@@ -69,14 +69,15 @@ def decide(
 
     ``judge`` scores on validation data while searching; ``accept`` on eval data, once if all goes well. If
     eval data refuse what validation data allowed, twice as many blocks go back to float and they are looked
-    at again. ``precision`` "int8" keeps every block INT8 whatever it costs; "float", "fp16" and "bf16" none.
+    at again. ``precision`` "int8" and "w8a16" keep every block so whatever it costs; the forms that need no
+    ranges ("float", "fp16", "w8" ...) are a single candidate.
     ``locked`` names the float blocks of an earlier build, which are then taken as they are; the plan is the
     same as that build's, given ``why_float`` where all of them ended so for another reason than accuracy.
     """
     able = subject.int8_blocks()
-    if subject.imported and able and precision not in ("float", "fp16", "bf16"):
+    if subject.imported and able and precision not in WITHOUT_RANGES:
         return _decide_fixed(subject, frozenset(), judge, accept, max_drop, workdir)
-    if precision in ("float", "fp16", "bf16") or not able or calibration is None:
+    if precision in WITHOUT_RANGES or not able or calibration is None:
         return decide_float(subject, judge, accept, max_drop, workdir)
     sqnr = block_sqnr(
         subject.graph,

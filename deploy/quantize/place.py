@@ -16,7 +16,7 @@ import onnx_ir as ir
 from deploy.graph.blocks import Block
 from deploy.graph.edit import is_constant, sole_consumer
 from deploy.spec.profile import QuantRules, Runtime
-from deploy.spec.tensors import Precision
+from deploy.spec.tensors import INTEGER, Precision
 
 _WEIGHT_SLOT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 _BIAS_SLOT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
@@ -140,7 +140,7 @@ def place(
     placement = Placement()
     if rules is None:
         return placement
-    int8 = {name for b in blocks if precision.get(b.id) == "int8" for name in b.nodes} - set(excluded)
+    int8 = {name for b in blocks if precision.get(b.id) in INTEGER for name in b.nodes} - set(excluded)
     placement.chains = [c for c in chains if all(node.name in int8 for node in c.nodes)]
     needed = _needed(placement.chains, rules)
     movers = _share(model, int8, needed, placement, runtime)

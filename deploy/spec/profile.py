@@ -46,7 +46,7 @@ class QuantRules(Frozen):
     ``pair_moved``: what they move needs a pair behind them too, so that the runtime sees integers go through.
     """
 
-    activation: Literal["int8", "uint8"]
+    activation: Literal["int8", "uint8", "int16"]
     symmetric_activation: bool = False
     weight_bits: Literal[7, 8] = 8
     per_channel: bool = True
@@ -86,7 +86,9 @@ class Runtime(Frozen):
     """One way to run a graph on the device. ``name`` is the backend's name.
 
     ``fuses`` lists operation chains, written ``Conv+Add+Relu``, that the runtime computes as one kernel:
-    nothing is quantized between their members. ``around`` is the type of what stays float.
+    nothing is quantized between their members. ``around`` is the type of what stays float. ``forms`` are the
+    precisions that it has besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules
+    in ``quant16``; ``dynamic`` for the operations in ``rounds``, which round activations while running.
     """
 
     name: str
@@ -96,17 +98,34 @@ class Runtime(Frozen):
     fuses: tuple[str, ...] = ()
     static_shapes: bool = False
     align: int = Field(default=1, ge=1)
+    forms: tuple[Precision, ...] = ()
+    rounds: tuple[str, ...] = ()
     quant: QuantRules | None = None
+    quant16: QuantRules | None = None
     sparsity: Sparsity | None = None
     options: dict[str, bool | int | str] = {}
     cost: tuple[Cost, ...] = ()
     source: str = Field(min_length=1)
     date: date
 
+    @model_validator(mode="after")
+    def _forms_have_rules(self) -> Runtime:
+        if ("w8a16" in self.forms) != (self.quant16 is not None):
+            raise ValueError("the form w8a16 and the table quant16 come together")
+        if ("dynamic" in self.forms) != bool(self.rounds):
+            raise ValueError("the form dynamic and the list rounds come together")
+        return self
+
     @property
     def float_precision(self) -> Precision:
         """What a block computes in that is not INT8."""
         return _FLOATS[self.around]
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Everything that a block can compute in."""
+        integer: tuple[Precision, ...] = () if self.quant is None else ("int8",)
+        return tuple(dict.fromkeys(("float", self.float_precision, *integer, *self.forms)))
 
 
 _FLOATS: dict[str, Precision] = {"float32": "float", "float16": "fp16", "bfloat16": "bf16"}

@@ -11,7 +11,10 @@ from deploy.spec.recipe import Step
 from deploy.spec.tensors import Layout, Normalisation
 
 Observer = Literal["minmax", "percentile", "mse", "kl"]
-PrecisionRequest = Literal["auto", "float", "fp16", "bf16", "int8", "mixed"]
+PrecisionRequest = Literal["auto", "float", "fp16", "bf16", "int8", "mixed", "w8a16", "dynamic", "w8", "w4"]
+
+WITHOUT_RANGES: tuple[PrecisionRequest, ...] = ("float", "fp16", "bf16", "dynamic", "w8", "w4")
+"""Requests for which no ranges of activations are found, so that no calibration data are needed."""
 
 
 class ModelSection(Frozen):

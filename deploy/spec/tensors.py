@@ -14,8 +14,13 @@ Layout = Literal["NCHW", "NHWC", "any"]
 QuantType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"]
 """Integer storage types."""
 
-Precision = Literal["float", "fp16", "bf16", "int8"]
-"""What a block computes in. ``float`` is the runtime's plain float32."""
+Precision = Literal["float", "fp16", "bf16", "int8", "w8a16", "dynamic", "w8", "w4"]
+"""What a block computes in. ``float`` is the runtime's plain float32; ``w8a16`` integers, the activations of
+16 bits; ``dynamic`` integers by scales found while running; ``w8`` and ``w4`` floats, the weights alone are
+integers."""
+
+INTEGER: tuple[Precision, ...] = ("int8", "w8a16")
+"""Those whose activations have parameters in the plan."""
 
 RANGES: dict[QuantType, tuple[int, int]] = {
     "int4": (-8, 7),

@@ -13,6 +13,9 @@ from deploy.spec.tensors import Precision
 from deploy.stages.contest import GIVEN, Entrant, Race
 from deploy.stages.job import Job
 
+_SMALLEST_FIRST: tuple[Precision, ...] = ("w4", "int8", "w8a16", "dynamic", "w8")
+_AROUND: tuple[Precision, ...] = ("float", "fp16", "bf16")
+
 
 def attempts(job: Job, held: Race, winner: Entrant) -> tuple[Attempt, ...]:
     """The baseline, then each runtime's float build and the candidates in the order of the search."""
@@ -80,9 +83,15 @@ def _attempt(job: Job, entrant: Entrant, trial: Trial, outcome: str) -> Attempt:
 
 def _name(plan: Plan) -> str:
     counts = _counts(plan)
-    if "int8" not in counts:
-        return next(iter(counts), "float")
-    return "int8" if len(counts) == 1 else f"int8 in {counts['int8']} of {len(plan.blocks)} blocks"
+    chosen = main_precision(plan)
+    whole = len(counts) <= 1 or chosen not in counts or chosen in _AROUND
+    return chosen if whole else f"{chosen} in {counts[chosen]} of {len(plan.blocks)} blocks"
+
+
+def main_precision(plan: Plan) -> Precision:
+    """The smallest that any block computes in."""
+    present = _counts(plan)
+    return next((p for p in _SMALLEST_FIRST if p in present), next(iter(present), "float"))
 
 
 def _counts(plan: Plan) -> dict[Precision, int]:

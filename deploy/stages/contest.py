@@ -45,7 +45,9 @@ class Entrant:
 
     @property
     def precision(self) -> Precision:
-        return "int8" if self.integer else self.subject.float_precision
+        if self.subject.form is not None:
+            return self.subject.form
+        return self.subject.integer_precision if self.integer else self.subject.float_precision
 
     @property
     def name(self) -> str:

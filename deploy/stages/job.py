@@ -22,10 +22,12 @@ from deploy.measure.host import host
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject
 from deploy.quantize.decide import Judge
+from deploy.quantize.forms import WeightForm
 from deploy.quantize.place import find_chains
 from deploy.quantize.ranges import Histogram
 from deploy.spec.artifact import Artifact
 from deploy.spec.manifest import Lock
+from deploy.spec.profile import Runtime
 from deploy.stages.baseline import Examiner
 from deploy.stages.prepare import Prepared
 from deploy.stages.request import Request, Roles
@@ -159,7 +161,18 @@ def subject_for(
         observer=request.observer,
         excluded=frozenset(request.exclude),
         imported=prepared.facts.imported,
+        form=_weight_form(request, runtime),
     )
+
+
+def _weight_form(request: Request, runtime: Runtime) -> WeightForm | None:
+    """How weights are to be stored; a runtime that computes in float16 stores them so anyway."""
+    match request.precision:
+        case "fp16" if runtime.float_precision != "fp16":
+            return "fp16"
+        case "dynamic" | "w8" | "w4":
+            return request.precision
+    return None
 
 
 def check_request(request: Request, prepared: Prepared) -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from deploy.cache import Cache
 from deploy.graph.blocks import partition
+from deploy.quantize.forms import form_plans, store_weights
 from deploy.spec.artifact import Verdict
+from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import Precision
 from deploy.stages import steps
 from deploy.stages.job import check_request, subject_for
@@ -67,14 +69,19 @@ def preview(request: Request, cache: Cache, record: Record) -> Preview:
 def _route(target: Target, route: Route, prepared: Prepared, roles: Roles, request: Request) -> RoutePreview:
     subject = subject_for(target, route, prepared, {}, request)
     quantizes = roles.calibration is not None or bool(prepared.facts.imported)
-    floats = not quantizes or request.precision in ("float", "fp16", "bf16")
+    floats = not quantizes or request.precision in WITHOUT_RANGES
     able = set() if floats else set(subject.int8_blocks())
     verdicts = route.backend.check(prepared.fused, route.runtime)
+    if subject.form is None:
+        integer, other = subject.integer_precision, subject.float_precision
+        precisions = tuple((b.id, integer if b.id in able else other) for b in subject.blocks)
+    else:
+        stored = store_weights(subject.graph, subject.form, subject.runtime, subject.excluded)
+        plans = form_plans(stored, subject.form, subject.blocks, subject.runtime, subject.excluded)
+        precisions = tuple((plan.id, plan.precision) for plan in plans)
     return RoutePreview(
         runtime=route.runtime.name,
-        precisions=tuple(
-            (block.id, "int8" if block.id in able else subject.float_precision) for block in subject.blocks
-        ),
+        precisions=precisions,
         verdicts=tuple(v for v in verdicts if v.support != "supported"),
     )
 
@@ -83,6 +90,8 @@ def _notes(request: Request, roles: Roles, imported: bool) -> tuple[str, ...]:
     notes = []
     if imported:
         notes.append("ranges as the model brings them: it is already quantized")
+    elif request.precision in WITHOUT_RANGES:
+        notes.append(f"no calibration: precision {request.precision} needs none")
     elif roles.calibration is None:
         notes.append("no calibration: a float build")
     else:

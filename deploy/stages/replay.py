@@ -10,12 +10,11 @@ from deploy.errors import UsageError
 from deploy.progress import Progress
 from deploy.spec.document import digest, parse
 from deploy.spec.manifest import Lock
+from deploy.spec.project import WITHOUT_RANGES
 from deploy.stages.job import Ingredients
 from deploy.stages.prepare import Prepared
 from deploy.stages.request import Request
 from deploy.stages.target import Target, missing_runtime
-
-_FLOATS = ("float", "fp16", "bf16")
 
 
 def read_lock(request: Request, prepared: Prepared) -> Lock | None:
@@ -51,7 +50,7 @@ def follow_lock(request: Request, target: Target, prepared: Prepared) -> tuple[R
             hint="leave --precision out for what the lock chose, or build without --lock to choose anew",
         )
     blind = request.data is None and not request.random_calibration and not prepared.facts.imported
-    if blind and lock.calibration_sha256 is not None and lock.precision not in _FLOATS:
+    if blind and lock.calibration_sha256 is not None and lock.precision not in WITHOUT_RANGES:
         raise UsageError(
             f"{request.lock}: it was made with calibration data, and there are none now",
             hint="give --data (or --random-calibration where it was made so), or build without --lock",

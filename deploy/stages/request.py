@@ -17,7 +17,15 @@ from deploy.errors import DataError, UsageError
 from deploy.execute.compare import random_feeds
 from deploy.frontend.source import factory_name
 from deploy.progress import Progress
-from deploy.spec.project import Budget, InputSection, IoSection, MetricSection, Observer, PrecisionRequest
+from deploy.spec.project import (
+    WITHOUT_RANGES,
+    Budget,
+    InputSection,
+    IoSection,
+    MetricSection,
+    Observer,
+    PrecisionRequest,
+)
 from deploy.spec.recipe import Recipe
 from deploy.spec.tensors import Normalisation, TensorSpec
 from deploy.stages.baseline import Role
@@ -205,7 +213,7 @@ def open_roles(
         parts = [random_feeds(sized, request.seed + i, batch=1) for i in range(_RANDOM_SAMPLES)]
         noise = {spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in inputs}
         calibration, random = open_dataset(noise, inputs), True
-    elif calibration is None and not quantized and request.precision not in ("float", "fp16", "bf16"):
+    elif calibration is None and not quantized and request.precision not in WITHOUT_RANGES:
         progress.warn(
             "no calibration data: a float build (give --data, or --random-calibration to use noise)"
         )

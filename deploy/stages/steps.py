@@ -21,6 +21,7 @@ from deploy.quantize.ranges import Histogram, load_histograms, save_histograms
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import digest
 from deploy.spec.plan import Plan
+from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import TensorSpec
 from deploy.stages.capture import open_source
 from deploy.stages.compile import Compiled, compile_for, load_compiled
@@ -151,7 +152,7 @@ def check(target: Target, prepared: Prepared, request: Request, record: Record) 
 def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, Histogram]:
     """Histograms of every value that may be quantized; none without data, rules or a wish for INT8."""
     target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
-    wanted = request.precision not in ("float", "fp16", "bf16") and not prepared.facts.imported
+    wanted = request.precision not in WITHOUT_RANGES and not prepared.facts.imported
     if roles.calibration is None or not wanted:
         return {}
     dataset = roles.calibration

@@ -13,11 +13,10 @@ from deploy.progress import Progress
 from deploy.spec.artifact import Verdict
 from deploy.spec.profile import Profile, Runtime
 from deploy.spec.project import PrecisionRequest
-from deploy.spec.tensors import Precision
 from deploy.stages.prepare import Prepared
 
-_AROUND: dict[str, Precision] = {"fp16": "fp16", "bf16": "bf16"}
-"""Requests that want another floating type than float32, with the type."""
+_ANYWHERE: tuple[PrecisionRequest, ...] = ("auto", "float", "mixed", "int8")
+"""Requests that every runtime meets: where it has no INT8 the build is float."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,22 @@ def missing_runtime(name: str) -> str:
 
 
 def able_to(target: Target, precision: PrecisionRequest) -> Target:
-    """The target with the runtimes that have the floating type asked for. Raises UsageError if none has."""
-    if precision not in _AROUND:
+    """The target with the runtimes that have the form asked for, and the rules of that form.
+
+    Raises UsageError if none has.
+    """
+    if precision in _ANYWHERE:
         return target
-    able = tuple(r for r in target.routes if r.runtime.float_precision == _AROUND[precision])
+    able = tuple(r for r in target.routes if precision in r.runtime.precisions)
     if not able:
+        has = "; ".join(f"{r.runtime.name} has {', '.join(r.runtime.precisions)}" for r in target.routes)
         raise UsageError(
             f"{target.describe()} has no {precision} form",
-            hint="give --precision float, or a target that has it: `deploy targets` lists what each can",
+            hint=f"{has}: give one of these, or another target (`deploy targets NAME` says what one has)",
         )
+    if precision == "w8a16":
+        wide = [r.runtime.model_copy(update={"quant": r.runtime.quant16}) for r in able]
+        able = tuple(replace(route, runtime=runtime) for route, runtime in zip(able, wide, strict=True))
     return replace(target, routes=able)
 
 
