@@ -21,6 +21,9 @@ from deploy.spec.artifact import Artifact
 from deploy.spec.contents import FileContents
 from deploy.spec.tensors import TensorSpec
 
+MODULE = "backends.tflite.child"
+"""What the child runs."""
+
 _LARGEST = 2**31
 """Bytes that a .tflite file can have."""
 _MEMORY, _PER_FILE_BYTE, _PER_FED_BYTE = 2 * 2**30, 8, 256
@@ -37,7 +40,7 @@ class ForeignRunner:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self._file, self._threads = artifact.main, options.threads
         self._size = _size(artifact.main)
-        self._child = Child("backends.tflite.child", artifact.main.name, "LiteRT")
+        self._child = Child(MODULE, artifact.main.name, "LiteRT")
         asked = {
             "ask": "open",
             "artifact": artifact.model_dump(mode="json"),
@@ -81,7 +84,7 @@ class ForeignRunner:
 def contents(path: Path) -> FileContents:
     """What a file holds. Raises BackendError where it is damaged, too large or crashes LiteRT."""
     size = _size(path)
-    child = Child("backends.tflite.child", path.name, "LiteRT")
+    child = Child(MODULE, path.name, "LiteRT")
     allowed = Allowance(_MEMORY + _PER_FILE_BYTE * size, _READING_S, _READING_S)
     try:
         answer = child.ask(Message({"ask": "contents", "path": str(path.resolve()), "size": size}), allowed)

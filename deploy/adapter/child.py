@@ -84,6 +84,11 @@ class Child:
             raise BackendError(f"{self._subject}: {_printable(str(answer.said['refusal']))}", hint=_HINT)
         return answer
 
+    @property
+    def ended(self) -> bool:
+        """Whether a file ended the process; it answers nothing any more."""
+        return self._ended is not None
+
     def close(self) -> None:
         """End the process, if there is one."""
         self._resources.close()
