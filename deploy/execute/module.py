@@ -16,6 +16,7 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
+from deploy.errors import UsageError
 from deploy.execute.ops import TABLE
 from deploy.execute.ops.cast import TORCH_TYPES
 from deploy.execute.ops.generate import from_tensor
@@ -86,6 +87,17 @@ class GraphModule(nn.Module):
                 value.const_value = TorchTensor(tensor.data, name=name)
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> GraphModule:
+        """What to(), half(), double() and their kin go through. Raises UsageError, with nothing done, where
+        it would change a type: types stand in the graph, in its inputs, casts and formulas too."""
+        for name, place in self._places.items():
+            before: Tensor = getattr(self, place)
+            after = fn(before.detach()[:0] if before.ndim else before.detach()).dtype
+            if after != before.dtype:
+                raise UsageError(
+                    f"a graph computes in the types that it is written in: '{name}' is {before.dtype}, "
+                    f"not {after}",
+                    hint="move it with to(device); train in half precision under torch.autocast",
+                )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # moving to a device makes new buffers
         self._bind()
         return self

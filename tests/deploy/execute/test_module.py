@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -10,7 +11,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from deploy.errors import BackendError, UnsupportedError
+from deploy.errors import BackendError, UnsupportedError, UsageError
 from deploy.execute.module import GraphModule, weight_names
 from deploy.execute.reference import Session
 from deploy.frontend.onnx_file import read, write
@@ -75,9 +76,30 @@ def test_nothing_trained_is_nothing_changed(tmp_path: Path) -> None:
     assert (tmp_path / "before.onnx").read_bytes() == (tmp_path / "after.onnx").read_bytes()
 
 
-def test_another_precision_moves_all_and_stays_bound() -> None:
-    module = GraphModule(model()).double()
-    assert module({"x": torch.randn(2, 3, dtype=torch.float64)})["y"].dtype == torch.float64
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module.double(),
+        lambda module: module.half(),
+        lambda module: module.to(torch.bfloat16),
+        lambda module: module.to("cpu", torch.float64),
+    ],
+)
+def test_another_type_is_refused_and_nothing_done(
+    change: Callable[[GraphModule], object], tmp_path: Path
+) -> None:
+    """Types stand in the graph too, whose inputs and casts would go on saying float32."""
+    module = GraphModule(model())
+    write(module.model, tmp_path / "before.onnx")
+    with pytest.raises(UsageError, match=r"'\w+' is torch.float32, not torch"):
+        change(module)
+    write(module.model, tmp_path / "after.onnx")
+    assert (tmp_path / "before.onnx").read_bytes() == (tmp_path / "after.onnx").read_bytes()
+    assert module({"x": torch.randn(2, 3)})["y"].dtype == torch.float32
+
+
+def test_what_moves_stays_bound() -> None:
+    module = GraphModule(model()).float().to("cpu", torch.float32)._apply(torch.clone)
     with torch.no_grad():
         module.named_weights()["v"].zero_()
     assert not module.model.graph.initializers["v"].const_value.numpy().any()

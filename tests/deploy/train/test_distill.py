@@ -14,6 +14,7 @@ import torch
 
 from deploy.data.dataset import Dataset, open_dataset
 from deploy.errors import DataError, DeployError, ModelError, UsageError
+from deploy.execute.reference import open_graph
 from deploy.graph.summary import tensor_specs
 from deploy.spec.finetune import Augment, Distill, FeaturePair, Finetune
 from deploy.train.distill import Features, soft_loss, temperature
@@ -118,12 +119,11 @@ def test_one_step_is_the_one_done_by_hand(
         batch_norm="keep", trainable=("b3",), distill=Distill(alpha=0.3, temperature=2),
     )  # fmt: skip
     trained = finetune(tiny, step, train=train, teachers=(digits, tiny), workdir=tmp_path)
-    from deploy.execute.module import GraphModule
-
     batch = next(train.batches(300))
-    x, y = torch.from_numpy(batch.feeds["x"]).double(), torch.from_numpy(batch.targets[""])
-    z = GraphModule(tiny).double()({"x": x})["y"].detach().numpy()
-    t = GraphModule(digits).double()({"x": x})["logits"].detach().numpy()
+    x, y = batch.feeds["x"], batch.targets[""]
+    with open_graph(tiny, optimised=False) as student, open_graph(digits, optimised=False) as teacher:
+        z = student.run({"x": x})["y"].astype(np.float64)
+        t = teacher.run({"x": x})["logits"].astype(np.float64)
     hard = softmax(z) - np.eye(10)[y]
     soft = 2 * (softmax(z / 2) - (softmax(t / 2) + softmax(z / 2)) / 2)  # T^2 / T
     wanted = constants(tiny)["b3"] - 0.5 * (0.3 * hard + 0.7 * soft).mean(0)
