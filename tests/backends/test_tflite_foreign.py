@@ -265,7 +265,7 @@ def test_inspect_shows_files_of_others(
 
 
 def test_partitions_are_counted(tmp_path: Path, bundle: Path) -> None:
-    """An operation in the middle that the delegate does not have leaves a stretch before and one behind it."""
+    """An operation in the middle that the delegate does not have leaves one stretch before and one behind."""
 
     def change(model: tfl.ModelT) -> None:
         graph = model.subgraphs[0]
