@@ -16,7 +16,7 @@ from backends.openvino.support import verdicts
 from deploy.adapter.protocol import Arrays, Availability
 from deploy.errors import ToolchainError, UnsupportedError
 from deploy.frontend.opset import retarget
-from deploy.graph.shapes import batch_axis, free_dimensions, pin
+from deploy.graph.fixed import fix_batch
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Options, Verdict
@@ -111,33 +111,10 @@ def _device(runtime: Runtime) -> str:
 
 
 def _fixed(graph: ir.Model, progress: Progress) -> ir.Model:
-    """The graph for a device that takes no free sizes: batch 1. Raises UnsupportedError for others."""
-    free = free_dimensions(graph)
-    batch = batch_axis(graph)
-    others = [f"'{name}' of {places[0][0]}" for name, places in free.items() if name != batch]
-    if others:
-        raise UnsupportedError(
-            f"this device takes fixed sizes only, and these are free: {', '.join(others)}",
-            hint=f"fix them, for example --shape {_example(graph)}",
-        )
-    if batch is None:
-        return graph
-    progress.note("this device takes fixed sizes only: the batch is fixed at 1")
-    return pin(graph, {name: _ones(graph, name, axis) for name, axis in free[batch]})
-
-
-def _ones(graph: ir.Model, name: str, axis: int) -> list[int | None]:
-    shape = next(v.shape for v in graph.graph.inputs if v.name == name)
-    return [1 if i == axis else None for i in range(len(shape or ()))]
-
-
-def _example(graph: ir.Model) -> str:
-    """How the sizes of the first input with free ones could be given."""
-    name = next(places[0][0] for places in free_dimensions(graph).values())
-    shape = next(v.shape for v in graph.graph.inputs if v.name == name)
-    return f"{name}=" + ",".join(
-        str(d) if isinstance(d, int) else "1" if i == 0 else "N" for i, d in enumerate(shape or ())
-    )
+    fixed = fix_batch(graph)
+    if fixed is not graph:
+        progress.note("this device takes fixed sizes only: the batch is fixed at 1")
+    return fixed
 
 
 def _require_static(model: openvino.Model) -> None:

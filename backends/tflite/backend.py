@@ -110,7 +110,8 @@ class TFLite:
 
     def hazards(self, artifact: Artifact, options: Options) -> list[KnownHazard]:
         """What keeps XNNPACK from computing the whole network in one part."""
-        return split(artifact.main, _own(options))
+        own = _own(options)
+        return [] if own.micro else split(artifact.main, own)
 
     def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
         """None: LiteRT's profiler cannot be reached from Python."""

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from backends.tflite.layout import restored, unflattened
+from backends.tflite.micro.interpreter import MicroInterpreter
+from backends.tflite.micro.sdk import runtime
+from backends.tflite.micro.sdk import version as micro_version
 from backends.tflite.sdk import interpreter, quiet, version
 from backends.tflite.write import flattened, notes, orders, read_file
 from deploy.adapter.feeds import require_fit
@@ -24,9 +27,13 @@ if TYPE_CHECKING:
 
 
 class TFLiteOptions(Options):
-    """``delegate`` runs what it can of the graph: XNNPACK, or none for LiteRT's own kernels."""
+    """``delegate`` runs what it can of the graph: XNNPACK, or none for LiteRT's own kernels.
+
+    ``micro``: TensorFlow Lite Micro computes, or LiteRT's reference kernels where it is not installed.
+    """
 
     delegate: Literal["xnnpack", "none"] = "xnnpack"
+    micro: bool = False
 
 
 class TFLiteRunner:
@@ -42,7 +49,6 @@ class TFLiteRunner:
     ) -> None:
         self._path, self._options, self._values = path, options, values
         self.inputs, self.outputs = inputs, outputs
-        self.executed_by = f"LiteRT {version()} on the CPU"
         model = read_file(path)
         self._orders, self._flattened = orders(notes(model)), flattened(notes(model))
         graph = model.subgraphs[0]
@@ -63,9 +69,9 @@ class TFLiteRunner:
             if t.quantization is not None and t.quantization.scale is not None
         }
         """Of every quantized tensor; those of an activation are a single pair."""
-        self._interpreters: dict[bool, Interpreter] = {}
+        self._interpreters: dict[bool, Interpreter | MicroInterpreter] = {}
         self._closed = False
-        self._for(inner=False)
+        self.executed_by = _spoken(self._for(inner=False), options)
 
     def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """The outputs by name, and those of the inner values named in ``want`` that the file has.
@@ -94,7 +100,7 @@ class TFLiteRunner:
                 found[name] = self._inner(engine, index)
         return found
 
-    def _feed(self, engine: Interpreter, feeds: Arrays) -> None:
+    def _feed(self, engine: Interpreter | MicroInterpreter, feeds: Arrays) -> None:
         ports = engine.get_input_details()
         changed = False
         for spec, port in zip(self.inputs, ports, strict=True):
@@ -107,7 +113,7 @@ class TFLiteRunner:
         for spec, port in zip(self.inputs, ports, strict=True):
             engine.set_tensor(port["index"], feeds[spec.name])
 
-    def _inner(self, engine: Interpreter, index: int) -> np.ndarray:
+    def _inner(self, engine: Interpreter | MicroInterpreter, index: int) -> np.ndarray:
         """A tensor in ONNX's order, as floats where it is quantized."""
         array = np.asarray(engine.get_tensor(index))
         if index in self._scales:
@@ -118,7 +124,7 @@ class TFLiteRunner:
         order = self._orders.get(index)
         return array if order is None else restored(array, order)
 
-    def _for(self, *, inner: bool) -> Interpreter:
+    def _for(self, *, inner: bool) -> Interpreter | MicroInterpreter:
         if inner not in self._interpreters:
             try:
                 self._interpreters[inner] = open_interpreter(self._options, path=self._path, inner=inner)
@@ -142,22 +148,38 @@ class TFLiteRunner:
         self.close()
 
 
+def _spoken(engine: Interpreter | MicroInterpreter, options: TFLiteOptions) -> str:
+    if isinstance(engine, MicroInterpreter):
+        taken = engine.arena_bytes()
+        return f"TensorFlow Lite Micro {micro_version()} on the CPU, in {taken:,} bytes of arena"
+    if options.micro:
+        return f"LiteRT {version()}'s reference kernels in place of TensorFlow Lite Micro"
+    return f"LiteRT {version()} on the CPU"
+
+
 def open_interpreter(
     options: TFLiteOptions, *, path: Path | None = None, content: bytes | None = None, inner: bool = False
-) -> Interpreter:
-    """LiteRT over a file or its bytes, ready to run; with ``inner`` it keeps the tensors on the way.
+) -> Interpreter | MicroInterpreter:
+    """The runtime over a file or its bytes, ready to run; with ``inner`` it keeps the tensors on the way.
 
-    Raises RuntimeError or ValueError where LiteRT refuses the file.
+    Raises RuntimeError or ValueError where it refuses the file.
     """
+    if options.micro and (micro := runtime()) is not None:
+        content = path.read_bytes() if content is None and path is not None else content
+        assert content is not None
+        return MicroInterpreter(micro, content, inner=inner)
     kinds = interpreter().OpResolverType
-    own = options.delegate == "none"
+    if options.micro:
+        kind = kinds.BUILTIN_REF
+    else:
+        kind = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if options.delegate == "none" else kinds.AUTO
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore", UserWarning)  # keeping all tensors takes memory: it is wanted
         made: Interpreter = interpreter().Interpreter(
             model_path=None if path is None else str(path),
             model_content=content,
             num_threads=options.threads,
-            experimental_op_resolver_type=kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if own else kinds.AUTO,
+            experimental_op_resolver_type=kind,
             experimental_preserve_all_tensors=inner,
         )
         made.allocate_tensors()

@@ -32,7 +32,8 @@ class Artifact(Frozen):
     ``values`` maps inner values of the graph to their names in the artifact, for comparing layer by layer.
     ``weight_bytes`` counts the constants in the file, quantization parameters included. A ``deferred``
     artifact is finished on the device; here it was checked by other means. ``foreign`` files were not written
-    by this process: whoever opens one may not let it crash us.
+    by this process: whoever opens one may not let it crash us. ``memory_bytes`` is what it takes to run where
+    that is known beforehand: ``arena`` in all, and what that is made of.
     """
 
     backend: str
@@ -41,6 +42,7 @@ class Artifact(Frozen):
     outputs: tuple[TensorSpec, ...]
     values: dict[str, str] = {}
     weight_bytes: int = Field(default=0, ge=0)
+    memory_bytes: dict[str, int] = {}
     deferred: bool = False
     toolchain: dict[str, str] = {}
     folder: Path = Field(default=Path(), exclude=True)
