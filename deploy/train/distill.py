@@ -21,7 +21,7 @@ from deploy.errors import DeployError, ModelError, UsageError
 from deploy.execute.module import GraphModule
 from deploy.progress import SILENT, Progress
 from deploy.spec.finetune import Distill
-from deploy.train.loader import FULL, new_file
+from deploy.train.loader import FULL, found_room, new_file, note_room, require_no_room
 from deploy.train.loss import Head, Tensors, scores_before
 from deploy.train.score import tensors
 
@@ -204,17 +204,23 @@ def remember(
     progress: Progress = SILENT,
 ) -> Answers | None:
     """All teachers' answers on ``dataset``, kept in ``folder`` for a run that goes on later; None, with a
-    warning, where they would take more than half of the free disk."""
+    warning, where they would take more than half of the free disk. Whether they would is found once for each
+    ``folder``, as in `open_loader`; raises UsageError as that does."""
     arrays = []
     for teacher, digest in zip(teachers, digests, strict=True):
         name = hashlib.sha256(f"{digest} {dataset.digest} {teacher.heads} {batch}".encode()).hexdigest()[:32]
         place = folder / f"teacher-{name}"
+        room = found_room(place)
         try:
-            fits = place.is_dir() or _record(teacher, dataset, batch, place, device)
+            fits = place.is_dir() or (
+                room is not False and _record(teacher, dataset, batch, place, device, begun=bool(room))
+            )
         except OSError as e:
             if e.errno not in FULL:
                 raise
+            require_no_room(place, e)
             fits = False
+        note_room(place, fits)
         if not fits:
             progress.warn(f"{folder}: no room for what the teacher says; it runs anew for every batch")
             return None
@@ -227,8 +233,11 @@ def remember(
     return Answers(tuple(arrays))
 
 
-def _record(teacher: Teacher, dataset: Dataset, batch: int, place: Path, device: torch.device) -> bool:
-    """Write one teacher's answers; the folder appears whole or not at all. False for lack of space."""
+def _record(
+    teacher: Teacher, dataset: Dataset, batch: int, place: Path, device: torch.device, *, begun: bool
+) -> bool:
+    """Write one teacher's answers; the folder appears whole or not at all. False where they would take too
+    much of the disk, which is not asked where the training has ``begun`` with them."""
     place.parent.mkdir(parents=True, exist_ok=True)
     for leftover in place.parent.glob(f"{place.name}.new-*"):  # a run that was killed
         shutil.rmtree(leftover, ignore_errors=True)
@@ -240,7 +249,7 @@ def _record(teacher: Teacher, dataset: Dataset, batch: int, place: Path, device:
             found = [t.float().cpu().numpy() for t in teacher.scores(tensors(block.feeds, device))]
             if not arrays:
                 size = sum(a[0].nbytes for a in found) * len(dataset)
-                if size > shutil.disk_usage(scratch).free * _SHARE_OF_DISK:
+                if not begun and size > shutil.disk_usage(scratch).free * _SHARE_OF_DISK:
                     return False
                 arrays = [
                     new_file(scratch / f"{i}.npy", a.dtype, (len(dataset), *a.shape[1:]))

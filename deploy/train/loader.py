@@ -7,6 +7,7 @@ Where not even the disk holds them they stream on, shuffled within windows.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -70,8 +71,10 @@ def open_loader(
     """A loader of ``dataset``, whose unpacked samples lie in ``folder`` if they are more than ``in_memory``
     bytes, and stream if they are more than ``on_disk`` (half of what is free).
 
-    Batches of an epoch differ in size by at most one sample, so that there is no small last one. Raises
-    DataError where values are unfit.
+    Batches of an epoch differ in size by at most one sample, so that there is no small last one. Whether
+    there is room is found once for each ``folder``, since the order of samples follows from it: a training
+    that goes on there finds the same order, however full the disk is by then. Raises DataError where values
+    are unfit, UsageError where samples were unpacked, are gone, and there is no room for them any more.
     """
     if len(dataset) < 1:
         raise DataError(f"{dataset.origin}: no samples to train on", hint="give at least one")
@@ -80,20 +83,49 @@ def open_loader(
     if total <= in_memory:
         return Shuffled(*_arrays(dataset, first, None), batch, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    limit = int(shutil.disk_usage(folder).free * _SHARE_OF_DISK) if on_disk is None else on_disk
     unpacked = folder / f"samples-{dataset.digest[:32]}"
-    if unpacked.is_dir() or total <= limit:
+    room = found_room(unpacked)
+    if room is None and not unpacked.is_dir():
+        limit = int(shutil.disk_usage(folder).free * _SHARE_OF_DISK) if on_disk is None else on_disk
+        room = total <= limit
+    if room is not False:
         try:
-            return Shuffled(*_unpacked(dataset, first, unpacked), batch, seed)
+            loader = Shuffled(*_unpacked(dataset, first, unpacked), batch, seed)
         except OSError as e:
             if e.errno not in FULL:
                 raise
+            require_no_room(unpacked, e)
+        else:
+            note_room(unpacked, True)
+            return loader
+    note_room(unpacked, False)
     window = max(1, in_memory // _bytes(first) // batch) * batch
     progress.warn(
         f"{dataset.origin}: {total / 1e9:.1f} GB of samples do not fit {folder}; they are shuffled only "
         f"among {window} that follow each other"
     )
     return Windows(dataset, batch, window, seed)
+
+
+def found_room(place: Path) -> bool | None:
+    """Whether there was room for ``place`` when a training in that folder began; None before."""
+    note = place.with_name(f"room-{place.name}")
+    return note.read_text() == "yes" if note.is_file() else None
+
+
+def note_room(place: Path, found: bool) -> None:
+    """What `found_room` answers from now on."""
+    with contextlib.suppress(OSError):  # of a disk too full for that the next checkpoint tells
+        place.with_name(f"room-{place.name}").write_text("yes" if found else "no")
+
+
+def require_no_room(place: Path, error: OSError) -> None:
+    """Raises UsageError where the training that lacks room for ``place`` now began with it."""
+    if found_room(place):
+        raise UsageError(
+            f"{place}: no space left for it, and the training that is to go on there began with it",
+            hint=f"free some space, or remove the folder {place.parent} to start anew",
+        ) from error
 
 
 @dataclass(frozen=True)

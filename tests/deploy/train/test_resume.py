@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +17,12 @@ import onnx_ir as ir
 import pytest
 
 from deploy.data.dataset import Dataset
+from deploy.errors import UsageError
 from deploy.frontend import onnx_file
 from deploy.progress import Silent
 from deploy.spec.finetune import Augment, Distill, FeaturePair, Finetune
 from deploy.train.finetune import finetune
+from deploy.train.loader import open_loader
 
 Equal = Callable[[ir.Model, ir.Model], bool]
 
@@ -70,6 +76,49 @@ def test_stopped_after_every_few_batches(
             go("pieces", Pulled(after))
     assert equal(go("pieces", Silent()), whole)
     assert histories["pieces"] == histories["whole"]
+
+
+def test_the_disk_may_fill_or_empty_meanwhile(
+    tiny: ir.Model, train: Dataset, tmp_path: Path, equal: Equal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found at the start holds: whether samples are unpacked, and teachers' answers kept."""
+    monkeypatch.setattr("deploy.train.finetune.open_loader", partial(open_loader, in_memory=1))
+    used = shutil.disk_usage(tmp_path)
+    free = {"little": used._replace(free=0), "much": used._replace(free=10**12)}
+    step = STEPS["taught"]
+
+    def go(folder: str, disk: str, progress: Silent) -> ir.Model:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: free[disk])
+        return finetune(
+            tiny, step, train=train, workdir=tmp_path / folder, seed=5, checkpoint_s=0, progress=progress
+        ).model
+
+    ended = {}
+    for first, then in (("little", "much"), ("much", "little")):
+        whole = go(f"{first} all along", first, Silent())
+        with pytest.raises(KeyboardInterrupt):
+            go(first, first, Pulled(3))
+        ended[first] = go(first, then, Silent())
+        assert equal(ended[first], whole), first
+    assert not equal(ended["little"], ended["much"]), "another order of samples"
+    assert list((tmp_path / "much").glob("samples-*")) and list((tmp_path / "much").glob("teacher-*"))
+
+
+def test_what_training_began_with_and_has_no_room_any_more_is_told(
+    tiny: ir.Model, train: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.train.finetune.open_loader", partial(open_loader, in_memory=1))
+    with pytest.raises(KeyboardInterrupt):
+        finetune(tiny, STEPS["plain"], train=train, workdir=tmp_path, checkpoint_s=0, progress=Pulled(2))
+    (unpacked,) = tmp_path.glob("samples-*")
+    shutil.rmtree(unpacked)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UsageError, match=r"no space left for it, and the training .* began with it"):
+        finetune(tiny, STEPS["plain"], train=train, workdir=tmp_path)
 
 
 CHILD = """
