@@ -59,12 +59,13 @@ class TFLite:
     def lower(
         self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
     ) -> Artifact:
-        del plan  # the Q/DQ graph carries it
+        # All else that the plan says stands in the Q/DQ graph.
+        rounding = {name for b in plan.blocks if b.precision == "dynamic" for name in b.nodes}
         if runtime.static_shapes:
             given, graph = graph, fix_batch(graph)
             if graph is not given:
                 progress.note("this device takes fixed sizes only: the batch is fixed at 1")
-        out, values = emitted(graph)
+        out, values = emitted(graph, rounding)
         micro = bool(runtime.options.get("micro"))
         if micro:
             adapt(out)
@@ -81,7 +82,7 @@ class TFLite:
             inputs=inputs,
             outputs=outputs,
             values=values,
-            weight_bytes=sum(t.data.nbytes for t in out.tensors if t.data is not None),
+            weight_bytes=sum(tensor.stored_bytes for tensor in out.tensors),
             memory_bytes={} if needed is None else needed.figures(),
             toolchain={"ai-edge-litert": version()},
             folder=workdir,

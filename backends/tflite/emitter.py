@@ -34,6 +34,9 @@ Options = tuple[str, dict[str, Setting]]
 NO_OPTIONS: Options = ("", {})
 ABSENT = -1
 """Stands for an operand that is left out."""
+_HALF = "float16"
+_DEQUANTIZE = {"int8": 2, "int32": 2, "int16": 3, _HALF: 3, "int4": 6}
+"""The version of DEQUANTIZE from which it takes a type; INT8 by channel takes 5."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Tensor:
     data: np.ndarray | None = None
     flattened: Flattened | None = None
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of a constant, two numbers of 4 bits in a byte."""
+        nbytes = 0 if self.data is None else self.data.nbytes
+        return (nbytes + 1) // 2 if self.dtype == "int4" else nbytes
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -75,7 +84,10 @@ class Operator:
 
 @dataclass
 class Emitter:
-    """What was emitted so far. ``planned``: plan name, tensor, whether it is for some readers only."""
+    """What was emitted so far. ``planned``: plan name, tensor, whether it is for some readers only.
+
+    ``rounding`` are the nodes that compute in integers by scales found while running.
+    """
 
     tensors: list[Tensor] = field(default_factory=list)
     operators: list[Operator] = field(default_factory=list)
@@ -84,6 +96,7 @@ class Emitter:
     carried: dict[ir.Value, int] = field(default_factory=dict)
     fused: set[ir.Node] = field(default_factory=set)
     planned: list[tuple[str, int, bool]] = field(default_factory=list)
+    rounding: frozenset[str] = frozenset()
     node: str = ""
     _names: set[str] = field(default_factory=set)
     _derived: dict[tuple[int, str, Order], int] = field(default_factory=dict)
@@ -125,6 +138,11 @@ class Emitter:
         """As `integer`, where the operation cannot change the parameters."""
         wanted = self.integer(result, operands)
         return wanted if wanted and all(self.params(value) == wanted for value in operands) else None
+
+    def hybrid(self, node: ir.Node, weights: ir.Value | None) -> bool:
+        """Whether a node reads its weights as integers, rounding the floats beside them while it runs."""
+        params = self.params(weights)
+        return node.name in self.rounding and params is not None and params.type == "int8"
 
     def activation(self, node: ir.Node) -> tuple[ir.Value, str]:
         """The result of a node with the activation behind it, if TFLite fuses that, and its name."""
@@ -191,23 +209,25 @@ class Emitter:
         if key not in self._constants:
             array = stored_constant(value)
             assert array is not None
-            if array.dtype.name not in TYPES:
+            if array.dtype.name not in (*TYPES, _HALF):
                 raise Unsupported(f"a constant of {array.dtype}")
             params = self.params(value)
             if params is not None and params.axis is not None:
                 axis = order.index(params.axis % array.ndim)
                 params = params.model_copy(update={"axis": axis})
             own = own_axes(order)
-            array = array.reshape(*([1] * (len(own) - array.ndim)), *array.shape)
+            array = array.reshape((1,) * (len(own) - array.ndim) + array.shape)
             data = np.ascontiguousarray(array.transpose(own)).reshape(
                 shape or stored_sizes(array.shape, order)
             )
             name = value.name or "constant"
-            self._constants[key] = self.add(Tensor(name, data.shape, data.dtype.name, order, params, data))
+            dtype = "int4" if params is not None and params.type == "int4" else data.dtype.name
+            self._constants[key] = self.add(Tensor(name, data.shape, dtype, order, params, data))
             if params is not None:
                 self.planned.append((name, self._constants[key], False))
         index = self._constants[key]
-        return index if integer or self.tensors[index].params is None else self._dequantized(index, value)
+        is_float = self.tensors[index].params is None and self.tensors[index].dtype != _HALF
+        return index if integer or is_float else self._dequantized(index, value)
 
     # --- writing --------------------------------------------------------------------------------------------
 
@@ -349,7 +369,9 @@ class Emitter:
         if key not in self._derived:
             made = replace(tensor, name=f"{value.name}/float", dtype="float32", params=None, data=None)
             node, self.node = self.node, ""
-            self._derived[key] = self.inner("DEQUANTIZE", [index], made, version=2)
+            channels = tensor.params is not None and tensor.params.axis is not None
+            version = 5 if channels and tensor.dtype == "int8" else _DEQUANTIZE[tensor.dtype]
+            self._derived[key] = self.inner("DEQUANTIZE", [index], made, version=version)
             self.node = node
         return self._derived[key]
 
@@ -357,13 +379,13 @@ class Emitter:
         """A QuantizeLinear: nothing where its source is stored by its parameters, an operator otherwise."""
         source, codes = node.inputs[0], node.outputs[0]
         params = params_of(node)
-        if source is None or params.type != "int8" or params.axis is not None:
-            raise Unsupported("activations are quantized to int8, with one scale")
+        if source is None or params.type not in ("int8", "int16") or params.axis is not None:
+            raise Unsupported("activations are quantized to int8 or int16, with one scale")
         index = self.carried[source] if source in self.carried else self.read(source, integer=True)
         tensor = self.tensors[index]
         if tensor.params != params:
-            made = replace(tensor, name=codes.name or "", dtype="int8", params=params, data=None)
-            version = 1 if tensor.params is None else 2
+            made = replace(tensor, name=codes.name or "", dtype=params.type, params=params, data=None)
+            version = 1 if tensor.params is None and params.type == "int8" else 2
             kept, self.node = self.node, ""
             index = self.inner("QUANTIZE", [index], made, version=version)
             self.node = kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,8 +11,7 @@ import onnx_ir as ir
 from backends.tflite.emitter import Emitter, Tensor
 from backends.tflite.layout import plain
 from backends.tflite.ops import OPERATIONS
-from backends.tflite.reading import Unsupported
-from backends.tflite.write import DTYPES
+from backends.tflite.reading import TYPES, Unsupported, widens
 from deploy.errors import UnsupportedError
 from deploy.graph.shapes import model_inputs
 from deploy.spec.artifact import Verdict
@@ -49,12 +49,12 @@ def emit(graph: ir.Model) -> Emitted:
     return walk
 
 
-def emitted(graph: ir.Model) -> tuple[Emitter, dict[str, str]]:
+def emitted(graph: ir.Model, rounding: Collection[str] = ()) -> tuple[Emitter, dict[str, str]]:
     """The graph's operators, and of inner values whose tensor has another name that name.
 
     Raises UnsupportedError listing everything that TFLite cannot express.
     """
-    walk = emit(graph)
+    walk = emit(graph, rounding)
     refused = [f"{v.op} '{v.node}': {v.reason}" for v in walk.verdicts if v.support == "unsupported"]
     wrong = walk.wrong_ends + refused
     if not wrong:
@@ -73,7 +73,7 @@ def emitted(graph: ir.Model) -> tuple[Emitter, dict[str, str]]:
 def _input(value: ir.Value, out: Emitter) -> None:
     shape = out.shape(value)
     dtype = "" if value.dtype is None or value.dtype.is_string() else value.dtype.numpy().name
-    if dtype not in DTYPES:
+    if dtype not in TYPES:
         raise Unsupported(f"a tensor of {dtype or 'unknown type'}")
     index = out.add(Tensor(value.name or "", shape, dtype, plain(len(shape))))
     out.inputs.append(index)
@@ -90,6 +90,8 @@ def _refused(node: ir.Node, out: Emitter) -> str:
             out.quantize(node)
         elif node.op_type == "DequantizeLinear":
             out.dequantize(node)
+        elif widens(node):
+            pass  # who reads it takes the constant
         elif node.op_type not in OPERATIONS or node.domain not in ("", "ai.onnx"):
             raise Unsupported("this operation is not written for TFLite yet")
         else:

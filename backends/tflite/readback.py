@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from backends.tflite.layout import plain, restored, unflattened
 from backends.tflite.sdk import schema
-from backends.tflite.write import flattened, notes, orders
+from backends.tflite.write import flattened, notes, orders, unpacked
 from deploy.graph.qdq import data_digest
 from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.tensors import QuantType
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as tfl
+
+_KINDS: tuple[QuantType, ...] = ("int8", "int16", "int32", "int4")
 
 
 def read_tensors(model: tfl.ModelT) -> dict[str, TensorPlan]:
@@ -69,9 +72,8 @@ class _Graph:
         tensor = self._graph.tensors[index]
         scale, zero = tensor.quantization.scale, tensor.quantization.zeroPoint
         order = self._orders.get(index, plain(len(tensor.shape)))
-        kind: QuantType = "int8" if tensor.type == schema().TensorType.INT8 else "int32"
         return QuantParams(
-            type=kind,
+            type=self._kind(index),
             scale=tuple(float(s) for s in scale),
             zero_point=tuple(int(z) for z in zero),
             axis=order[tensor.quantization.quantizedDimension] if along else None,
@@ -83,12 +85,17 @@ class _Graph:
         if buffer is None:
             return None
         tensor = self._graph.tensors[index]
-        array = buffer.view(np.int8 if tensor.type == schema().TensorType.INT8 else np.int32)
-        shaped = array.reshape(tuple(int(size) for size in tensor.shape))
+        shape = tuple(int(size) for size in tensor.shape)
+        kind = self._kind(index)
+        shaped = (unpacked(buffer, prod(shape)) if kind == "int4" else buffer.view(kind)).reshape(shape)
         if index in self._flattened:
             shaped = unflattened(shaped, *self._flattened[index])
         order = self._orders.get(index)
         return shaped if order is None else restored(shaped, order)
+
+    def _kind(self, index: int) -> QuantType:
+        types, stored = schema().TensorType, self._graph.tensors[index].type
+        return next(name for name in _KINDS if getattr(types, name.upper()) == stored)
 
     def _buffer(self, index: int) -> np.ndarray | None:
         data = self._model.buffers[self._graph.tensors[index].buffer].data

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from deploy.graph.edit import constant, scalar
+from deploy.graph.edit import constant, constant_tensor, scalar
 from deploy.spec.plan import QuantParams
+from deploy.spec.tensors import QuantType
 
 TYPES = ("float32", "int8", "uint8", "int32", "int64", "bool")
 """What tensors can be of."""
+_STORED: dict[str, QuantType] = {"int8": "int8", "int16": "int16", "int32": "int32", "int4": "int4"}
+"""What values can be quantized to, by the name of the type in the graph."""
 
 
 class Unsupported(Exception):  # noqa: N818 (it is a verdict, caught for each node)
@@ -50,11 +53,20 @@ def dtype_of(value: ir.Value) -> str:
 
 
 def stored_constant(value: ir.Value) -> np.ndarray | None:
-    """The numbers that a file stores for a constant: its integers, where it is dequantized."""
+    """The numbers that a file stores for a constant: integers, where it is dequantized, or float16."""
     source = value.producer()
     if source is not None and source.op_type == "DequantizeLinear":
-        return constant(source.inputs[0])
-    return constant(value)
+        codes = constant(source.inputs[0])
+        return codes.astype(np.int8) if codes is not None and codes.dtype.name == "int4" else codes
+    return constant(source.inputs[0]) if source is not None and widens(source) else constant(value)
+
+
+def widens(node: ir.Node) -> bool:
+    """Whether a node makes float32 of a float16 constant."""
+    if node.op_type != "Cast" or node.attributes.get_int("to", 0) != ir.DataType.FLOAT.value:
+        return False
+    tensor = constant_tensor(node.inputs[0])
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT16
 
 
 def quantize_of(value: ir.Value) -> ir.Node | None:
@@ -80,10 +92,10 @@ def params_of(node: ir.Node) -> QuantParams:
     zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if scale is None or zero is None or scale.dtype != np.float32:
         raise Unsupported("scale and zero point must be constants, the scale float32")
-    if zero.dtype.name not in ("int8", "int32"):
-        raise Unsupported(f"quantized to {zero.dtype}; so far it is written for int8 only")
+    if zero.dtype.name not in _STORED:
+        raise Unsupported(f"quantized to {zero.dtype}; written are {', '.join(_STORED)}")
     return QuantParams(
-        type="int8" if zero.dtype == np.int8 else "int32",
+        type=_STORED[zero.dtype.name],
         scale=tuple(float(s) for s in np.atleast_1d(scale)),
         zero_point=tuple(int(z) for z in np.atleast_1d(zero)),
         axis=node.attributes.get_int("axis", 1) if scale.ndim else None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,21 +27,25 @@ if TYPE_CHECKING:
 METADATA = "deploy"
 DTYPES = {
     "float32": "FLOAT32", "int8": "INT8", "uint8": "UINT8", "int32": "INT32", "int64": "INT64",
-    "bool": "BOOL",
+    "bool": "BOOL", "float16": "FLOAT16", "int16": "INT16", "int4": "INT4",
 }  # fmt: skip
+REDUCED_PRECISION, _HALF_WHOLLY = b"reduced_precision_support", b"fp16accfp16"
+"""By this XNNPACK computes in float16 where the processor can, sums included; else it does not."""
 _LARGEST = 2**31 - 2**20
 """Bytes that offsets of 32 bits reach, less some for what is no constant."""
+_NAMED = 3
 _FIRST_NEW_CODE = 127
 """Codes from here on do not fit the field that old readers look at; this number stands there."""
 
 
 def to_bytes(out: Emitter, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:
     """The file. Raises UnsupportedError for constants of more than 2 GB."""
-    constants = sum(0 if t.data is None else t.data.nbytes for t in out.tensors)
+    constants = sum(tensor.stored_bytes for tensor in out.tensors)
     if constants > _LARGEST:
         raise UnsupportedError(
-            f"the constants take {constants / 2**30:.1f} GB, and a .tflite file holds 2",
-            hint="quantize the model or build for ONNX Runtime",
+            f"the constants take {constants / 2**30:.1f} GB, and a .tflite file holds 2; most take "
+            + ", ".join(_largest(out)),
+            hint="integer weights take a quarter: give --data or --precision w8; or build for ONNX Runtime",
         )
     tfl = schema()
     model, graph = tfl.ModelT(), tfl.SubGraphT()
@@ -66,9 +70,22 @@ def to_bytes(out: Emitter, inputs: Sequence[TensorSpec], outputs: Sequence[Tenso
     entry = tfl.MetadataT()
     entry.name, entry.buffer = METADATA.encode(), _store(model, _notes(out))
     model.metadata = [entry]
+    if any(tensor.dtype == "float16" for tensor in out.tensors):
+        allowed = tfl.MetadataT()
+        allowed.name, allowed.buffer = REDUCED_PRECISION, _store(model, np.frombuffer(_HALF_WHOLLY, np.uint8))
+        model.metadata.append(allowed)
     builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def _largest(out: Emitter) -> Iterator[str]:
+    """The largest constants, each with the node that reads it."""
+    sizes = {i: t.stored_bytes for i, t in enumerate(out.tensors) if t.data is not None}
+    for index in sorted(sizes, key=lambda i: -sizes[i])[:_NAMED]:
+        readers = [o.node for o in out.operators if index in o.inputs and o.node]
+        of = f" of node '{readers[0]}'" if readers else ""
+        yield f"'{out.tensors[index].name}'{of} ({sizes[index] / 2**30:.2f} GB)"
 
 
 def read_file(path: Path) -> tfl.ModelT:
@@ -133,13 +150,34 @@ def _tensor(tensor: Tensor, model: tfl.ModelT) -> tfl.TensorT:
         made.shapeSignature = list(tensor.shape)
     made.type = getattr(tfl.TensorType, DTYPES[tensor.dtype])
     made.hasRank = True
-    made.buffer = 0 if tensor.data is None else _store(model, tensor.data)
+    data = tensor.data
+    made.buffer = 0 if data is None else _store(model, packed(data) if tensor.dtype == "int4" else data)
     if tensor.params is not None:
         made.quantization = tfl.QuantizationParametersT()
         made.quantization.scale = np.array(tensor.params.scale, np.float32)
         made.quantization.zeroPoint = np.array(tensor.params.zero_point, np.int64)
         made.quantization.quantizedDimension = tensor.params.axis or 0
     return made
+
+
+def packed(codes: np.ndarray) -> np.ndarray:
+    """Codes of 4 bits as bytes, the first in the lower half.
+
+    >>> packed(np.array([1, -1, 7], np.int8)).tolist()
+    [241, 7]
+    """
+    halves = np.append(codes.ravel(), np.zeros(codes.size % 2, np.int8)).astype(np.uint8) & 15
+    return np.asarray(halves[0::2] | halves[1::2] << 4, np.uint8)
+
+
+def unpacked(content: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` codes that `packed` made bytes of.
+
+    >>> unpacked(np.array([241, 7], np.uint8), 3).tolist()
+    [1, -1, 7]
+    """
+    halves = np.stack([content & 15, content >> 4], axis=1).ravel()[:count].astype(np.int8)
+    return np.asarray(np.where(halves > 7, halves - 16, halves), np.int8)
 
 
 def _store(model: tfl.ModelT, array: np.ndarray) -> int:
