@@ -28,9 +28,9 @@ class Emitted:
     wrong_ends: list[str] = field(default_factory=list)
 
 
-def emit(graph: ir.Model) -> Emitted:
-    """Lower every node of a graph, noting what each says."""
-    walk = Emitted(Emitter())
+def emit(graph: ir.Model, rounding: Collection[str] = ()) -> Emitted:
+    """Lower every node of a graph, noting what each says; those named in ``rounding`` as hybrid ones."""
+    walk = Emitted(Emitter(rounding=frozenset(rounding)))
     for value in model_inputs(graph):
         try:
             _input(value, walk.out)
