@@ -42,7 +42,7 @@ from deploy.spec.tensors import TensorSpec
 from deploy.stages.prepare import prepare
 from deploy.stages.target import find_target
 
-DEPLOY = [sys.executable, "-c", "from deploy.cli import main; main()"]
+DEPLOY = [sys.executable, "-c", "import sys; from deploy.cli import main; sys.exit(main())"]
 CHILD = Path(__file__).with_name("converters_child.py")
 OURS = "deploy"
 KINDS = ("float", "int8")
@@ -146,8 +146,10 @@ def ours(case: Path, kind: str, scratch: Path) -> Made:
         return Made(OURS, kind, None, failed=_last(done.stderr, "error: "), process_s=seconds)
     bundle = out / "android"
     timed = subprocess.run(
-        [sys.executable, __file__, "--lower", str(bundle)], capture_output=True, text=True, check=True
+        [sys.executable, __file__, "--lower", str(bundle)], capture_output=True, text=True, check=False
     )
+    if timed.returncode:
+        raise SystemExit(f"{case.name} {kind}: {timed.stderr}")
     first = float(json.loads(timed.stdout)["first"])
     return Made(OURS, kind, bundle / "artifact" / "model.tflite", convert_s=first, process_s=seconds)
 
