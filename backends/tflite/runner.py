@@ -91,7 +91,10 @@ class TFLiteRunner:
             ) from e
         ports = engine.get_output_details()
         found = {
-            spec.name: engine.get_tensor(port["index"])
+            # What is empty cannot be asked for.
+            spec.name: np.zeros(port["shape"], port["dtype"])
+            if 0 in port["shape"]
+            else engine.get_tensor(port["index"])
             for spec, port in zip(self.outputs, ports, strict=True)
         }
         for name in want:

@@ -1,0 +1,141 @@
+"""ONNX's own node cases of the operations that are written for TFLite, each through LiteRT.
+
+    python tests/backends/litert_cases.py [Operation ...]      what is refused or differs, and why
+
+A case is tried as it stands, then with every input but the first as a constant: sizes, axes and weights are
+constants in real models.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from backends.tflite import TFLite
+from backends.tflite.ops import OPERATIONS
+from deploy.adapter.profiles import load_profile
+from deploy.errors import DeployError, UnsupportedError
+from deploy.frontend.onnx_file import read
+from deploy.frontend.opset import upgrade
+from deploy.graph.shapes import infer
+from deploy.progress import SILENT
+from deploy.spec.plan import Plan
+
+RUNTIME = load_profile("android").runtime_named("tflite")
+PLAN = Plan(graph_sha256="", target="", runtime="tflite")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``result``: passes, refused, differs, fails in LiteRT, or not ours: the reader refuses it."""
+
+    case: str
+    op: str
+    result: str
+    said: str = ""
+
+
+def outcomes(only: Collection[str] = ()) -> Iterator[Outcome]:
+    """All cases whose operations are all listed; ``only`` those of these operations."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cases = collect_testcases(None)
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases:
+            ops = {node.op_type for node in case.model.graph.node}
+            if "_expanded" in case.name or not ops <= set(OPERATIONS) or (only and not ops & set(only)):
+                continue
+            inputs, outputs = case.data_sets[0]
+            if all(isinstance(array, np.ndarray | np.generic) for array in (*inputs, *outputs)):
+                yield _outcome(case.name, min(ops), case.model, inputs, outputs, Path(folder))
+
+
+def _outcome(
+    name: str,
+    op: str,
+    proto: onnx.ModelProto,
+    inputs: list[np.ndarray],
+    outputs: list[np.ndarray],
+    folder: Path,
+) -> Outcome:
+    try:
+        onnx.save(proto, folder / "case.onnx")
+        given = read(folder / "case.onnx").model
+        model = infer(upgrade(given))
+    except (DeployError, ValueError) as e:
+        return Outcome(name, op, "not ours", str(e))
+    feeds = {v.name or "": np.asarray(a) for v, a in zip(given.graph.inputs, inputs, strict=False)}
+    want = {v.name or "": np.asarray(a) for v, a in zip(model.graph.outputs, outputs, strict=False)}
+    live = _tried(name, op, model, feeds, want, folder)
+    if live.result in ("differs", "fails") or (live.result == "passes" and len(feeds) == 1):
+        return live
+    held = _tried(name, op, constant_but_first(model, feeds), feeds, want, folder)
+    return held if live.result == "refused" else live if held.result != "differs" else held
+
+
+def _tried(
+    name: str,
+    op: str,
+    model: ir.Model,
+    feeds: dict[str, np.ndarray],
+    want: dict[str, np.ndarray],
+    folder: Path,
+) -> Outcome:
+    try:
+        artifact = TFLite().lower(model, PLAN, RUNTIME, folder, SILENT)
+    except UnsupportedError as e:
+        said = e.message.partition("': ")[2] if "': " in e.message else ""
+        return Outcome(name, op, "refused", said)
+    try:
+        with TFLite().open(artifact, TFLite().options(RUNTIME, 1)) as runner:
+            got = runner.run({v.name or "": feeds[v.name or ""] for v in model.graph.inputs})
+    except DeployError as e:
+        return Outcome(name, op, "fails", e.message)
+    wrong = [output for output, array in want.items() if not agrees(array, got[output])]
+    return Outcome(name, op, "differs" if wrong else "passes", ", ".join(wrong))
+
+
+def constant_but_first(model: ir.Model, feeds: dict[str, np.ndarray]) -> ir.Model:
+    """A copy with the other inputs as constants."""
+    model = model.clone()
+    graph = model.graph
+    for value in list(graph.inputs)[1:]:
+        if value.name in feeds and feeds[value.name].dtype.kind in "fiub":
+            value.const_value = ir.tensor(feeds[value.name], name=value.name)
+            graph.inputs.remove(value)
+            graph.register_initializer(value)
+    return model
+
+
+def agrees(want: np.ndarray, got: np.ndarray) -> bool:
+    """As ONNX's own tests compare, with what float32 rounds where they expect float64's digits."""
+    if want.shape != got.shape or want.dtype != got.dtype:
+        return False
+    if want.dtype.kind != "f":
+        return np.array_equal(want, got)
+    half = want.dtype == np.float16
+    loose = max(2e-3 if half else 1e-5, 1e-6 * float(np.abs(want[np.isfinite(want)]).max(initial=0)))
+    return np.allclose(got.astype(float), want.astype(float), rtol=1e-3, atol=loose, equal_nan=True)
+
+
+def main() -> None:
+    found = list(outcomes(sys.argv[1:]))
+    for outcome in found:
+        if outcome.result != "passes":
+            print(f"{outcome.result:9} {outcome.case}: {outcome.said}")
+    results = [outcome.result for outcome in found]
+    print({result: results.count(result) for result in sorted(set(results))})
+
+
+if __name__ == "__main__":
+    main()
