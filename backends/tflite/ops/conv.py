@@ -13,6 +13,8 @@ from deploy.spec.plan import QuantParams
 
 ops = OpTable()
 
+_HYBRID = 5
+"""The version of CONV_2D that reads floats beside weights with one scale a channel."""
 _DENSE: Order = (0, 2, 3, 1)
 _DEPTHWISE: Order = (1, 2, 3, 0)
 
@@ -32,7 +34,8 @@ def conv(node: ir.Node, out: Emitter) -> None:
     result, activation = out.activation(node)
     params = out.integer(result, [image, weights])
     order = _DEPTHWISE if depthwise else _DENSE
-    kernel = out.weight(weights, order, integer=params is not None)
+    hybrid = groups == 1 and out.hybrid(node, weights)
+    kernel = out.weight(weights, order, integer=params is not None or hybrid)
     scale = None if params is None else bias_scale(out, image, kernel)
     bias_index = out.bias(bias, shape[0], scale)
     source = out.read(image, NHWC, integer=params is not None)
@@ -58,7 +61,7 @@ def conv(node: ir.Node, out: Emitter) -> None:
         options,
         order=NHWC,
         params=params,
-        version=3 if params else 2 if dilated else 1,
+        version=_HYBRID if hybrid else 3 if params else 2 if dilated else 1,
     )
 
 

@@ -13,6 +13,9 @@ from deploy.graph.edit import is_constant
 
 ops = OpTable()
 
+_HYBRID = 12
+"""The version of FULLY_CONNECTED that reads floats beside weights with one scale a channel."""
+
 
 @ops.lower("Gemm")
 def gemm(node: ir.Node, out: Emitter) -> None:
@@ -47,16 +50,19 @@ def _fully_connected(node: ir.Node, out: Emitter, bias: ir.Value | None, order: 
         raise Unsupported("the size of its last axis is free")
     result, activation = out.activation(node)
     params = out.integer(result, [left, right])
-    kernel = out.weight(right, order, integer=params is not None)
+    hybrid = out.hybrid(node, right)
+    kernel = out.weight(right, order, integer=params is not None or hybrid)
     bias_index = out.bias(bias, units, None if params is None else bias_scale(out, left, kernel))
     source = out.read(left, plain(len(shape)), integer=params is not None)
     keep = len(shape) > 2
     options: dict[str, Setting] = {"fusedActivationFunction": activation, "keepNumDims": keep}
+    if hybrid:
+        options["asymmetricQuantizeInputs"] = True
     out.emit(
         "FULLY_CONNECTED",
         [source, kernel, bias_index],
         result,
         ("FullyConnectedOptions", options),
         params=params,
-        version=5 if params else 2 if keep else 1,
+        version=_HYBRID if hybrid else 5 if params else 2 if keep else 1,
     )
