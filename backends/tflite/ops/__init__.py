@@ -1,12 +1,13 @@
 """Every operation that is written for TFLite, by family. One claimed twice is an error."""
 
-from backends.tflite.ops import activation, conv, elementwise, matmul, norm, pool, reduce, shape
+from backends.tflite.ops import activation, conv, elementwise, matmul, norm, pool, reduce, shape, unpool
 from backends.tflite.optable import joined
 
 OPERATIONS = joined(
     (
         conv.ops,
         pool.ops,
+        unpool.ops,
         matmul.ops,
         elementwise.ops,
         activation.ops,
