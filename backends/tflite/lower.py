@@ -31,13 +31,17 @@ class Emitted:
 def emit(graph: ir.Model, rounding: Collection[str] = ()) -> Emitted:
     """Lower every node of a graph, noting what each says; those named in ``rounding`` as hybrid ones."""
     walk = Emitted(Emitter(rounding=frozenset(rounding)))
+    inputs: dict[ir.Value, str] = {}
     for value in model_inputs(graph):
         try:
             _input(value, walk.out)
         except Unsupported as e:
-            walk.wrong_ends.append(f"input '{value.name}': {e}")
+            inputs[value] = f"input '{value.name}': {_of_sizes(value) or e}"
     for node in graph.graph:
-        reason = _refused(node, walk.out)
+        refused = [inputs[value] for value in node.inputs if value in inputs]
+        reason = refused[0] if refused else _refused(node, walk.out)
+        if refused:
+            _stand_ins(node, walk.out)
         walk.verdicts.append(
             Verdict(
                 node=node.name or "",
@@ -46,6 +50,8 @@ def emit(graph: ir.Model, rounding: Collection[str] = ()) -> Emitted:
                 reason=reason,
             )
         )
+    read = {value for node in graph.graph for value in node.inputs}
+    walk.wrong_ends += [reason for value, reason in inputs.items() if value not in read]
     return walk
 
 
@@ -93,23 +99,35 @@ def _refused(node: ir.Node, out: Emitter) -> str:
         elif widens(node):
             pass  # who reads it takes the constant
         elif node.op_type not in OPERATIONS or node.domain not in ("", "ai.onnx"):
-            raise Unsupported("this operation is not written for TFLite yet")
+            raise Unsupported("not written for TFLite yet: say it in other operations")
         else:
             if any(len(out.shape(value)) > _LARGEST_RANK for value in node.outputs if value.name):
-                raise Unsupported(f"results of more than {_LARGEST_RANK} axes")
+                raise Unsupported(f"more than {_LARGEST_RANK} axes: join some by a Reshape before it")
             OPERATIONS[node.op_type](node, out)
     except Unsupported as e:
-        for value in node.outputs:
-            _stand_in(value, out)
-        return str(e)
+        _stand_ins(node, out)
+        said = [
+            _of_sizes(value) for value in (*node.inputs, *node.outputs) if value is not None and value.name
+        ]
+        return next(filter(None, said), str(e))
     return ""
 
 
-def _stand_in(value: ir.Value, out: Emitter) -> None:
-    """A tensor for what a refused node would make, so that the nodes behind it can still be judged."""
-    if value.shape is not None:
-        shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
-        out.carried[value] = out.add(Tensor(value.name or "", shape, "float32", plain(len(shape))))
+def _of_sizes(value: ir.Value) -> str:
+    """What is the matter with a value whatever the operation; empty where it is nothing."""
+    if value.shape is None:
+        return f"the rank of '{value.name}' is unknown: fix the sizes of the model's inputs (--shape)"
+    if 0 in tuple(value.shape) and value.const_value is None:
+        return f"'{value.name}' has a size of 0, of which TFLite makes no tensor: remove what makes it"
+    return ""
+
+
+def _stand_ins(node: ir.Node, out: Emitter) -> None:
+    """Tensors for what a refused node would make, so that the nodes behind it can still be judged."""
+    for value in node.outputs:
+        if value.shape is not None:
+            shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+            out.carried[value] = out.add(Tensor(value.name or "", shape, "float32", plain(len(shape))))
 
 
 def _finish(graph: ir.Model, out: Emitter) -> None:
