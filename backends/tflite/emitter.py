@@ -304,9 +304,7 @@ class Emitter:
             made.append(self.add(Tensor(name, stored, dtype, kept, params)))
             self.carried[result] = made[-1]
         lowest = 1 if params is None else 2
-        self.operators.append(
-            Operator(code, version or lowest, tuple(inputs), tuple(made), options, self.node)
-        )
+        self._append(code, version or lowest, inputs, made, options)
         return made
 
     def step(
@@ -331,8 +329,15 @@ class Emitter:
     ) -> int:
         """As `step`, its tensor given."""
         index = self.add(like)
-        self.operators.append(Operator(code, version, tuple(inputs), (index,), options, self.node))
+        self._append(code, version, inputs, [index], options)
         return index
+
+    def _append(
+        self, code: str, version: int, inputs: Sequence[int], made: Sequence[int], options: Options
+    ) -> None:
+        if code == "RESHAPE" and not self.tensors[made[0]].shape:  # no vector of sizes can be empty
+            code, inputs, options = "SQUEEZE", inputs[:1], ("SqueezeOptions", {})
+        self.operators.append(Operator(code, version, tuple(inputs), tuple(made), options, self.node))
 
     def reordered(self, index: int, order: Order) -> int:
         """A tensor in another order: itself where it has it, a reshape where no element moves."""

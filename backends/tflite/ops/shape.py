@@ -1,141 +1,158 @@
-"""What moves elements. Integers go through as they are where the parameters on both sides are the same."""
+"""Reshapes and transposes, and which of them need nothing to be done. Integers go through as they are."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter
-from backends.tflite.layout import NHWC, Order, plain
-from backends.tflite.ops.elementwise import common_order
-from backends.tflite.optable import ANY, NUMBERS, OpTable
+from backends.tflite.emitter import Emitter, Flattened
+from backends.tflite.known import (
+    as_int32,
+    carry,
+    known,
+    meets_images,
+    product_behind,
+    readers,
+    size_vector,
+    sizes,
+)
+from backends.tflite.layout import NHWC, Order, channels_last, plain, same_memory
+from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported
-from deploy.graph.edit import constant, scalar
-from deploy.spec.plan import QuantParams
+from backends.tflite.regroup import regrouped
+from deploy.graph.edit import scalar
 
 ops = OpTable()
 
 
 @ops.lower("Reshape", "Flatten", "Squeeze", "Unsqueeze", types=ANY)
 def reshape(node: ir.Node, out: Emitter) -> None:
-    """To the shape that the result is known to have; one size may be free."""
+    """RESHAPE; a transpose before only where axes that become one do not lie together.
+
+    An image flattened for a product with a constant matrix is not even then transposed: the matrix is.
+    """
     value, result = node.inputs[0], node.outputs[0]
-    shape = out.shape(result)
-    if shape.count(-1) > 1:
-        raise Unsupported("more than one size of its result is free")
+    array = known(out, value)
+    if array is not None and -1 not in out.shape(result):
+        carry(out, result, array.reshape(out.shape(result)))
+        return
     params = out.moved(result, [value])
-    source = out.flat(value, integer=params is not None)
-    sizes = out.numbers(np.array(shape, np.int32), f"{node.name}/shape")
-    out.emit("RESHAPE", [source, sizes], result, params=params, version=1)
+    source = out.read(value, integer=params is not None)
+    lies = out.tensors[source].order
+    have, want = sizes(value), sizes(result)
+    found = regrouped(have, want, lies)
+    order = plain(len(want)) if found is None else _easiest(out, result, found.result)
+    if found is None:
+        source = out.reordered(source, plain(len(have)))
+    elif not same_memory(out.shape(value), lies, found.source):
+        flattened = _flattened(out, value, result, lies)
+        if flattened is not None:
+            shape = size_vector(out, want, source, [have[axis] for axis in lies])
+            if shape is not None:
+                made = out.emit("RESHAPE", [source, shape], result, params=params, version=1)
+                out.tensors[made].flattened = flattened
+                return
+        source = out.reordered(source, found.source)
+    lies = out.tensors[source].order
+    shape = size_vector(out, [want[axis] for axis in order], source, [have[axis] for axis in lies])
+    if shape is None:
+        source, order = out.reordered(source, plain(len(have))), plain(len(want))
+        shape = _given_shape(node, out)
+    out.emit("RESHAPE", [source, shape], result, order=order, params=params, version=1)
+
+
+def _given_shape(node: ir.Node, out: Emitter) -> int:
+    """The shape that a Reshape was given, where it is computed from more than the sizes of its source."""
+    given = node.inputs[1] if node.op_type == "Reshape" else None
+    if given is None or known(out, given) is not None or node.attributes.get_int("allowzero", 0) != 0:
+        raise Unsupported(
+            "more than one size of its result is free: fix the sizes of the model's inputs (--shape)"
+        )
+    return as_int32(out, given)
+
+
+def _easiest(out: Emitter, result: ir.Value, order: Order) -> Order:
+    """The order by which the same bytes are best called: channels last before what reads them so."""
+    shape = out.shape(result)
+    rank = len(shape)
+    last = channels_last(rank) if rank > 2 else plain(rank)
+    straight = same_memory(shape, order, plain(rank))
+    if same_memory(shape, order, last) and (not straight or meets_images(out, result)):
+        return last
+    return plain(rank) if straight else order
+
+
+def _flattened(out: Emitter, value: ir.Value | None, result: ir.Value, lies: Order) -> Flattened | None:
+    """How a value lies in its flattened result, where that is only the rows of a constant matrix."""
+    assert value is not None
+    shape, have, want = out.shape(value), sizes(value), sizes(result)
+    rows = len(want) - 1
+    straight = lies[:rows] == plain(rows) and have[:rows] == want[:rows]
+    if product_behind(result) is None or not straight or shape.count(-1) > 1:
+        return None
+    return Flattened(shape, lies)
 
 
 @ops.lower("Identity", "Dropout", types=ANY)
 def identity(node: ir.Node, out: Emitter) -> None:
     """Nothing: whoever reads its result reads its input."""
-    if len(node.outputs) > 1 and node.outputs[1].name:
-        raise Unsupported("the mask of what was dropped")
     training = node.inputs[2] if len(node.inputs) > 2 else None
-    if training is not None and scalar(training) != 0:
-        raise Unsupported("it drops numbers, as in training")
-    out.carried[node.outputs[0]] = out.read(node.inputs[0], integer=True)
+    ratio = node.inputs[1] if len(node.inputs) > 1 else None
+    if training is not None and scalar(training) != 0 and (ratio is None or scalar(ratio) != 0):
+        raise Unsupported("it drops numbers at random, as in training: export the model in evaluation mode")
+    value, result = node.inputs[0], node.outputs[0]
+    array = known(out, value)
+    if array is not None:
+        carry(out, result, array)
+    else:
+        assert value is not None
+        out.read(value, integer=True)
+        out.carried[result] = out.carried[value]
+    if len(node.outputs) > 1 and node.outputs[1].name:
+        if -1 in out.shape(value):
+            raise Unsupported("the mask of what was dropped, of a free size")
+        carry(out, node.outputs[1], np.ones(out.shape(value), bool))
 
 
 @ops.lower("Transpose", types=ANY)
 def transpose(node: ir.Node, out: Emitter) -> None:
-    """Nothing where the tensor already lies as one of the orders of the result; else an operator."""
+    """Nothing where the tensor already lies as its readers want the result; else an operator."""
     value, result = node.inputs[0], node.outputs[0]
     rank = len(out.shape(value))
     perm = tuple(node.attributes.get_ints("perm", tuple(reversed(range(rank)))))
+    array = known(out, value)
+    if array is not None:
+        carry(out, result, np.ascontiguousarray(array.transpose(perm)))
+        return
     params = out.moved(result, [value])
     source = out.read(value, integer=params is not None)
     tensor = out.tensors[source]
     lies = tuple(perm.index(axis) for axis in tensor.order)
-    lies_plain, lies_last = lies == plain(rank), rank == 4 and lies == NHWC
-    if not lies_plain and not lies_last:
-        given = out.numbers(
-            np.array([tensor.order.index(axis) for axis in perm], np.int32), f"{node.name}/perm"
-        )
-        out.emit("TRANSPOSE", [source, given], result, ("TransposeOptions", {}), params=params)
+    order = next((o for o in _welcome(result, rank) if same_memory(out.shape(result), lies, o)), None)
+    if order is None and _absorbed(result):
+        order = lies
+    if order is not None and tensor.shape.count(-1) <= 1:
+        stored = tuple(out.shape(result)[axis] for axis in order)
+        if stored == tensor.shape:
+            out.view(source, result, order, params)
+        else:
+            shape = out.numbers(np.array(stored, np.int32), f"{node.name}/shape")
+            out.emit("RESHAPE", [source, shape], result, order=order, params=params, version=1)
         return
-    # A second tensor would copy: the operator that does nothing is a reshape to the same sizes.
-    if tensor.shape.count(-1) > 1:
-        raise Unsupported("more than one size of its result is free")
-    sizes = out.numbers(np.array(tensor.shape, np.int32), f"{node.name}/shape")
-    order = plain(rank) if lies_plain else NHWC
-    out.emit("RESHAPE", [source, sizes], result, order=order, params=params, version=1)
+    given = out.numbers(np.array([tensor.order.index(axis) for axis in perm], np.int32), f"{node.name}/perm")
+    out.emit("TRANSPOSE", [source, given], result, ("TransposeOptions", {}), params=params)
 
 
-@ops.lower("Concat", types=NUMBERS)
-def concat(node: ir.Node, out: Emitter) -> None:
-    result = node.outputs[0]
-    rank = len(out.shape(result))
-    if rank > 4:
-        raise Unsupported("more than 4 axes")
-    params = out.moved(result, node.inputs)
-    order = common_order(out, list(node.inputs), rank)
-    read = [out.read(value, order, integer=params is not None) for value in node.inputs]
-    axis = order.index(node.attributes.get_int("axis", 0) % rank)
-    out.emit(
-        "CONCATENATION", read, result, ("ConcatenationOptions", {"axis": axis}), order=order, params=params
-    )
+def _welcome(result: ir.Value, rank: int) -> list[Order]:
+    """The orders that readers take as they are: ONNX's, and channels last for images and signals."""
+    signals = any(reader is not None and reader.op_type == "Conv" for reader in readers(result))
+    return [plain(rank), *([channels_last(rank)] if rank == 4 or (rank > 2 and signals) else [])]
 
 
-@ops.lower("Pad")
-def pad(node: ir.Node, out: Emitter) -> None:
-    """With zeros: PADV2, which takes other numbers, would split the delegated graph."""
-    value, result = node.inputs[0], node.outputs[0]
-    if node.attributes.get_string("mode", "constant") != "constant":
-        raise Unsupported("only padding with zeros is written")
-    fill = node.inputs[2] if len(node.inputs) > 2 else None
-    if fill is not None and scalar(fill) != 0:
-        raise Unsupported("only padding with zeros is written")
-    rank = len(out.shape(value))
-    widths = constant(node.inputs[1])
-    axes = (
-        constant(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else np.arange(rank)
-    )
-    if widths is None or axes is None or rank > 4 or rank == 0:
-        raise Unsupported("widths and axes must be constants, of 1 to 4 axes")
-    if widths.size and widths.min() < 0:
-        raise Unsupported("negative widths")
-    table = np.zeros((rank, 2), np.int32)
-    table[[int(axis) % rank for axis in axes]] = widths.reshape(2, -1).T
-    source, order, params = _moved(out, value, result)
-    given = out.numbers(np.ascontiguousarray(table[list(order)]), f"{node.name}/pads")
-    out.emit("PAD", [source, given], result, ("PadOptions", {}), order=order, params=params)
-
-
-@ops.lower("Slice", types=NUMBERS)
-def slice_(node: ir.Node, out: Emitter) -> None:
-    value, result = node.inputs[0], node.outputs[0]
-    shape = out.shape(value)
-    rank = len(shape)
-    starts, ends = constant(node.inputs[1]), constant(node.inputs[2])
-    if starts is None or ends is None or rank > 4:
-        raise Unsupported("its bounds must be constants, of 1 to 4 axes")
-    axes = _optional(node, 3, np.arange(starts.size))
-    steps = _optional(node, 4, np.ones(starts.size, np.int64))
-    begin, end, stride = [0] * rank, list(shape), [1] * rank
-    for axis, start, stop, step in zip(axes, starts, ends, steps, strict=True):
-        at, size = int(axis) % rank, shape[int(axis) % rank]
-        if size < 0 or step <= 0:
-            raise Unsupported("a slice of a free axis, or backwards")
-        begin[at], end[at], stride[at] = slice(int(start), int(stop), int(step)).indices(size)
-    source, order, params = _moved(out, value, result)
-    whole = sum(1 << place for place, axis in enumerate(order) if shape[axis] < 0)
-    given = [
-        out.numbers(np.array([max(numbers[axis], 0) for axis in order], np.int32), f"{node.name}/{name}")
-        for name, numbers in (("begin", begin), ("end", end), ("strides", stride))
-    ]
-    options = {"beginMask": whole, "endMask": whole}
-    out.emit(
-        "STRIDED_SLICE",
-        [source, *given],
-        result,
-        ("StridedSliceOptions", {**options}),
-        order=order,
-        params=params,
-    )
+def _absorbed(result: ir.Value) -> bool:
+    """Whether all who read a value can do with any order."""
+    kinds = {reader.op_type if reader is not None else "" for reader in readers(result)}
+    return kinds <= {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MatMul"}
 
 
 @ops.lower("DepthToSpace", "SpaceToDepth")
@@ -153,20 +170,3 @@ def depth_to_space(node: ir.Node, out: Emitter) -> None:
         else ("SPACE_TO_DEPTH", "SpaceToDepthOptions")
     )
     out.emit(code, [source], result, (table, {"blockSize": size}), order=NHWC, params=params)
-
-
-def _moved(out: Emitter, value: ir.Value | None, result: ir.Value) -> tuple[int, Order, QuantParams | None]:
-    """The operand in the order that it has, that order, and the parameters if integers go through."""
-    params = out.moved(result, [value])
-    source = out.read(value, integer=params is not None)
-    return source, out.tensors[source].order, params
-
-
-def _optional(node: ir.Node, index: int, otherwise: np.ndarray) -> np.ndarray:
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None:
-        return otherwise
-    array = constant(value)
-    if array is None:
-        raise Unsupported("its axes and steps must be constants")
-    return array
