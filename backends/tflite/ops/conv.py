@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Options, Setting
-from backends.tflite.layout import LACKING, Order
+from backends.tflite.layout import LACKING, Order, plain
 from backends.tflite.ops.window import Window, image_order, padded, window
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported, stored_constant
@@ -70,6 +70,23 @@ def _kernel(out: Emitter, weights: ir.Value | None, order: Order, *, integer: bo
     if weights is not None and stored_constant(weights) is None and not integer:
         return out.read(weights, order)
     return out.weight(weights, order, integer=integer)
+
+
+def floats(out: Emitter, value: ir.Value | None) -> np.ndarray:
+    """A constant's numbers, dequantized; its integers stand in the file all the same, for the plan's sake."""
+    array = None if value is None else stored_constant(value)
+    if value is None or array is None:
+        raise Unsupported("its weights must be constants")
+    params = out.params(value)
+    if params is None:
+        return array.astype(np.float32)
+    out.weight(value, plain(array.ndim), integer=True)
+    shape = [1] * array.ndim
+    if params.axis is not None:
+        shape[params.axis] = -1
+    scale, zero = (np.array(numbers).reshape(shape) for numbers in (params.scale, params.zero_point))
+    found: np.ndarray = (array - zero) * scale
+    return found.astype(np.float32)
 
 
 def _volume(node: ir.Node, out: Emitter, found: Window) -> None:

@@ -16,7 +16,7 @@ from backends.tflite.known import (
     size_vector,
     sizes,
 )
-from backends.tflite.layout import NHWC, Order, channels_last, plain, same_memory
+from backends.tflite.layout import Order, channels_last, plain, same_memory
 from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported
 from backends.tflite.regroup import regrouped
@@ -153,20 +153,3 @@ def _absorbed(result: ir.Value) -> bool:
     """Whether all who read a value can do with any order."""
     kinds = {reader.op_type if reader is not None else "" for reader in readers(result)}
     return kinds <= {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MatMul"}
-
-
-@ops.lower("DepthToSpace", "SpaceToDepth")
-def depth_to_space(node: ir.Node, out: Emitter) -> None:
-    """Blocks before channels, as TFLite has them: ONNX's mode DCR, and its SpaceToDepth."""
-    value, result = node.inputs[0], node.outputs[0]
-    if node.attributes.get_string("mode", "DCR") != "DCR":
-        raise Unsupported("only mode DCR is written")
-    size = node.attributes.get_int("blocksize", 0)
-    params = out.moved(result, [value])
-    source = out.read(value, NHWC, integer=params is not None)
-    code, table = (
-        ("DEPTH_TO_SPACE", "DepthToSpaceOptions")
-        if node.op_type == "DepthToSpace"
-        else ("SPACE_TO_DEPTH", "SpaceToDepthOptions")
-    )
-    out.emit(code, [source], result, (table, {"blockSize": size}), order=NHWC, params=params)
