@@ -8,7 +8,6 @@ runs as long as the process (``Constant_19``); here it is called after the node 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ import onnx_ir as ir
 
 from backends.openvino.sdk import core, reason, sdk
 from backends.openvino.simplify import simplify
+from deploy.cache import scratch
 from deploy.errors import BackendError
 from deploy.frontend.onnx_file import EXTERNAL_BEYOND, to_bytes, write
 from deploy.graph.edit import weight_bytes
@@ -31,8 +31,8 @@ def to_openvino(graph: ir.Model) -> openvino.Model:
     if weight_bytes(graph) <= EXTERNAL_BEYOND // 16:
         model = _read(to_bytes(graph))
     else:
-        with tempfile.TemporaryDirectory(prefix="deploy-openvino-") as folder:
-            path = Path(folder) / "graph.onnx"
+        with scratch("openvino") as folder:
+            path = folder / "graph.onnx"
             write(graph, path, embed=0)
             model = _read(path)
     inputs = model_inputs(graph)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from statistics import median
 import numpy as np
 import onnx_ir as ir
 
+from deploy.cache import scratch
 from deploy.errors import BackendError
 from deploy.execute.reference import session_options
 from deploy.graph.edit import all_nodes
@@ -46,11 +46,11 @@ def operation_times(
     """
     import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory(prefix="deploy-profile-") as scratch:
-        optimised = Path(scratch) / "optimised.onnx"
+    with scratch("profile") as folder:
+        optimised = folder / "optimised.onnx"
         options = session_options(threads=threads, settings=settings)
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "profile")
+        options.profile_file_prefix = str(folder / "profile")
         options.optimized_model_filepath = str(optimised)
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", "weights.bin"

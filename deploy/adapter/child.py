@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from typing import BinaryIO, cast
 
 from deploy import errors
 from deploy.adapter.message import Garbled, Message, receive, send
+from deploy.cache import scratch
 from deploy.errors import BackendError, DeployError
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Child:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None:
             return self._process
-        work = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="deploy-child-")))
+        work = self._resources.enter_context(scratch("child"))
         said = self._resources.enter_context((work / "stderr").open("w+b"))
         self._said = said
         # -P: what lies in the working folder is not imported, were it called numpy or json.

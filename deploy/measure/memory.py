@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.adapter.child import die_with
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError
 from deploy.spec.artifact import Artifact, Options
@@ -43,7 +45,11 @@ def _start(artifact: Artifact, options: Options, feeds: Arrays, scratch: Path) -
     np.savez(scratch / _FEEDS, allow_pickle=False, **{f"{_INPUT}{name}": a for name, a in feeds.items()})
     (scratch / _ARTIFACT).write_text(render(artifact))
     request = json.dumps(
-        {"folder": str(artifact.folder.resolve()), "options": options.model_dump(mode="json")}
+        {
+            "folder": str(artifact.folder.resolve()),
+            "options": options.model_dump(mode="json"),
+            "parent": os.getpid(),
+        }
     )
     return subprocess.Popen(
         # -P: what lies in the working folder is not imported, were it called deploy or json.
@@ -93,6 +99,7 @@ def _child(scratch: Path, request: str) -> None:
     from deploy.adapter.discover import find_backend
 
     asked = json.loads(request)
+    die_with(asked["parent"])
     artifact = parse(Artifact, (scratch / _ARTIFACT).read_text(), origin=scratch / _ARTIFACT)
     artifact = artifact.model_copy(update={"folder": Path(asked["folder"])})
     backend = find_backend(artifact.backend)

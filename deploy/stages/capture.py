@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -28,7 +27,7 @@ import numpy as np
 
 from deploy import errors
 from deploy.adapter.child import clean_environment
-from deploy.cache import Cache
+from deploy.cache import Cache, scratch
 from deploy.errors import BackendError, DeployError, ModelError, missing_extra
 from deploy.execute.compare import HALF_TOLERANCE, TOLERANCE, relative_error
 from deploy.execute.reference import Session
@@ -218,7 +217,7 @@ class _Child:
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None:
             return self._process
-        work = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="deploy-torch-")))
+        work = self._resources.enter_context(scratch("torch"))
         self._errors = self._resources.enter_context((work / "stderr").open("w+", errors="replace"))
         size = 0 if self._path is None else self._path.stat().st_size
         request = {
@@ -227,6 +226,7 @@ class _Child:
             "root": str((self._root or Path.cwd()).resolve()),
             "shapes": self._shapes,
             "seed": self._seed,
+            "parent": os.getpid(),
             "memory": _MEMORY_BYTES + _MEMORY_PER_BYTE * size,
         }
         process = subprocess.Popen(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.cache import Cache, default_root
+from deploy.cache import Cache, default_root, drop_leftovers, scratch
 from deploy.progress import Progress
 from deploy.spec.manifest import StageTime
 
@@ -55,8 +55,9 @@ class Record:
 def open_cache(root: Path | None, progress: Progress) -> Iterator[Cache]:
     """The cache at ``root`` or in the user's cache folder; one for this build alone where that fails.
 
-    It is trimmed when the build is over.
+    It is trimmed when the build is over. What builds that were killed left among temporary files goes first.
     """
+    drop_leftovers()
     wanted = root or default_root()
     try:
         wanted.mkdir(parents=True, exist_ok=True)
@@ -64,8 +65,8 @@ def open_cache(root: Path | None, progress: Progress) -> Iterator[Cache]:
             pass
     except OSError as e:
         progress.warn(f"the cache {wanted} cannot be written ({e.strerror}); this build keeps nothing")
-        with tempfile.TemporaryDirectory(prefix="deploy-cache-") as folder:
-            yield Cache(Path(folder))
+        with scratch("cache") as folder:
+            yield Cache(folder)
     else:
         cache = Cache(wanted)
         yield cache

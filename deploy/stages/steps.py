@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.adapter.discover import provider
-from deploy.cache import Cache
+from deploy.cache import Cache, scratch
 from deploy.data.dataset import Dataset
 from deploy.data.python_ref import code_digest
 from deploy.frontend.onnx_file import Source, release
@@ -227,8 +226,8 @@ def compile(
     )
 
     def write_into(new: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="deploy-build-") as work:
-            job = open_job(made_of, against.artifact, histograms, lock, Path(work), record.progress)
+        with scratch("build") as work:
+            job = open_job(made_of, against.artifact, histograms, lock, work, record.progress)
             compile_for(job, new, record)
 
     folder, cached = cache.fetch(key, write_into)

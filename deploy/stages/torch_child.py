@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from deploy.adapter.child import die_with
 from deploy.errors import DeployError, ModelError, missing_extra
 from deploy.stages.torch_factory import find_function, make_program
 
@@ -77,6 +78,7 @@ def _start() -> int:
     name = "the model"
     try:
         request = json.loads(sys.argv[1])
+        die_with(request["parent"])  # the user's code may run for hours yet
         name = request["name"]
         main(request, answers)
     except DeployError as e:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deploy.cache
-from deploy.cache import Cache, code_version, default_root
+from deploy.cache import Cache, code_version, default_root, drop_leftovers, scratch
 from deploy.errors import UsageError
 
 
@@ -162,6 +162,120 @@ def test_a_killed_build_leaves_no_entry_and_its_rest_is_swept_a_day_later(cache:
     os.utime(left, (0, time.time() - 2 * 24 * 3600))
     cache.fetch("ab" + "1" * 62, writes("x"))
     assert not left.exists()
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from deploy.cache import Cache
+
+cache, key, seconds = Cache(Path(sys.argv[1])), "ab" * 32, float(sys.argv[2])
+
+def work(folder):
+    (folder / "result").write_text("whole")
+
+with cache.alone(key, lambda: print("waits", flush=True)) as folder:
+    print("found", *sorted(p.name for p in folder.iterdir() if p.name[0] != "."), flush=True)
+    (folder / "checkpoint").write_text("half")
+    time.sleep(seconds)
+    print("cached" if cache.fetch(key, work)[1] else "computed", flush=True)
+"""
+
+
+def holder(cache: Cache, seconds: float) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(cache.root), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_of_two_builds_at_one_thing_the_second_waits_for_the_first_ones_result(cache: Cache) -> None:
+    with holder(cache, 0.7) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "found\n"
+        with holder(cache, 0) as second:
+            assert second.communicate()[0].split() == ["waits", "found", "cached"]
+        assert first.stdout.read() == "computed\n"
+    assert everything(cache.root / "unfinished") == []
+
+
+def test_where_the_first_is_killed_the_second_goes_on(cache: Cache) -> None:
+    with holder(cache, 60) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "found\n"
+        with holder(cache, 0) as second:
+            assert second.stdout is not None
+            assert second.stdout.readline() == "waits\n"
+            assert cache.clear() == 0
+            assert (cache.unfinished("ab" * 32) / "checkpoint").exists(), "what a build is at stays"
+            first.kill()
+            assert second.communicate()[0].split() == ["found", "checkpoint", "computed"]
+
+
+def test_what_failed_keeps_what_it_has_if_it_has_anything(cache: Cache) -> None:
+    for names in ((), ("checkpoint",)):
+        with pytest.raises(ValueError, match="stop"), cache.alone("ab" * 32, never_waits) as folder:
+            for name in names:
+                (folder / name).write_text("half")
+            raise ValueError("stop")
+        assert [p.name for p in (cache.root / "unfinished").iterdir()] == ["ab" * 32] * len(names)
+    cache.clear()
+    assert everything(cache.root) == []
+
+
+def never_waits() -> None:
+    pytest.fail("somebody holds it")
+
+
+SCRATCH = """
+import os, signal, sys
+from deploy.cache import scratch
+
+with scratch("build") as folder:
+    (folder / "weights").mkdir()
+    print(folder, flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_temporary_folders_of_killed_builds_go_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    somebodys = tmp_path / "deploy-build-mine"
+    somebodys.mkdir()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRATCH],
+        stdin=pipe,
+        stdout=pipe,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as child:
+        assert child.stdout is not None and child.stdin is not None
+        folder = Path(child.stdout.readline().strip())
+        with scratch("build") as own:
+            drop_leftovers()
+            assert own.is_dir() and folder.is_dir(), "of those who live"
+            child.stdin.close()
+            child.wait()
+            assert (folder / "weights").is_dir()
+            drop_leftovers()
+            assert [p for p in tmp_path.iterdir() if p != own] == [somebodys]
+    assert list(tmp_path.iterdir()) == [somebodys]
+
+
+def test_a_file_system_without_locks_does_without(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with cache.alone("ab" * 32, never_waits) as folder:
+        assert folder.is_dir()
+        cache.clear()
+        assert folder.is_dir(), "nobody knows whether a build is at it"
 
 
 def test_info_counts_whole_entries(cache: Cache) -> None:

@@ -3,7 +3,11 @@
 import contextlib
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -276,6 +280,45 @@ def test_a_child_that_fails_is_one_error(
     with pytest.raises(error) as caught:
         opened(reference, Cache(tmp_path / "cache"), project)
     assert said in caught.value.message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems leave children alone")
+def test_the_child_of_a_killed_build_ends_too(project: Path, tmp_path: Path) -> None:
+    (project / "slow.py").write_text(
+        "import os, pathlib, time\n"
+        "def net():\n"
+        f"    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()) + chr(10))\n"
+        "    time.sleep(100)\n"
+    )
+    code = (
+        "import sys; from pathlib import Path; from deploy.progress import SILENT\n"
+        "from deploy.stages.capture import _Child\n"
+        "with _Child('slow:net', None, Path(sys.argv[1]), {}, 0, SILENT) as child: child.program()"
+    )
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    with subprocess.Popen([sys.executable, "-c", code, str(project)], env=environment) as build:
+        wait_until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text().endswith("\n"))
+        child = int((tmp_path / "pid").read_text())
+        assert runs(child)
+        build.kill()
+    wait_until(lambda: not runs(child))
+    assert [p.name.startswith("deploy-torch-") for p in (tmp_path / "tmp").glob("deploy-*")] == [True]
+
+
+def runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.05)
+    pytest.fail("nothing happened in 30 seconds")
 
 
 def test_a_wrong_export_is_refused(pt2: Path, captured: Opened, tmp_path: Path) -> None:
