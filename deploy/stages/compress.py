@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from deploy.train.curve import History
     from deploy.train.finetune import Trained
 
+_BUSY = "another build is at the same step: waiting for what comes of it"
 TRAINING = "training"
 """The folder of curves, in the cache entry and in the bundle."""
 
@@ -94,16 +96,16 @@ def compress(prepared: Prepared, roles: Roles, request: Request, cache: Cache, r
                 threads=request.threads,
                 torch=version("torch"),
             )
-            task = Task(step, prepared, teachers, train, validation, request, record, cache.unfinished(key))
 
-            def write(folder: Path, task: Task = task, number: int = number) -> None:
+            def write(folder: Path, task: Task, number: int = number) -> None:
                 if (task.prepared.folder / TRAINING).is_dir():
                     shutil.copytree(task.prepared.folder / TRAINING, folder / TRAINING)
                 done = _RUN[type(task.step)](task, folder / TRAINING / f"{number}-{task.step.type}")
                 advance(task.prepared, done.model, done.attempt, folder, request.threads)
 
-            folder, stage.cached = cache.fetch(key, write)
-            shutil.rmtree(cache.unfinished(key), ignore_errors=True)
+            with cache.alone(key, lambda: record.progress.note(_BUSY)) as work:
+                task = Task(step, prepared, teachers, train, validation, request, record, work)
+                folder, stage.cached = cache.fetch(key, partial(write, task=task))
             prepared = load(folder)
             stage.outcome = prepared.facts.steps[-1].outcome
     return prepared
