@@ -1,32 +1,62 @@
-"""Activations that stand alone; those behind a convolution, product or sum are part of it."""
+"""Activations that stand alone; those behind a convolution, product or sum are part of it.
+
+Those that TFLite lacks are spelled out in operators that XNNPACK takes, so that the delegated graph stays
+whole.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Callable
+
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options, Tensor
-from backends.tflite.layout import NHWC, plain
-from backends.tflite.ops.elementwise import common_order, operand, unary
-from backends.tflite.optable import OpTable
+from backends.tflite.emitter import Emitter, Options
+from backends.tflite.ops.elementwise import common_order, operand, term, unary
+from backends.tflite.optable import NUMBERS, Lowering, OpTable
 from backends.tflite.reading import Unsupported, activation_of
-from deploy.graph.edit import is_constant
+from backends.tflite.terms import Term
+from deploy.graph.edit import is_constant, scalar
 
 ops = OpTable()
 
 _FIXED = {"LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0)}
 """Scale and zero point that these kernels always write."""
 
-ops.lower("Relu")(unary("RELU"))
+
+# ------------------------------------------------------------------------------------- operators of TFLite
+
 ops.lower("HardSwish")(unary("HARD_SWISH", "HardSwishOptions"))
 
 
-@ops.lower("Clip")
+@ops.lower("Relu", types=NUMBERS)
+def relu(node: ir.Node, out: Emitter) -> None:
+    """RELU knows floats only."""
+    x = term(node, out)
+    (x.relu() if x.dtype == "float32" else x.at_least(0)).becomes(node.outputs[0])
+
+
+@ops.lower("Clip", types=NUMBERS)
 def clip(node: ir.Node, out: Emitter) -> None:
+    """As one operator where TFLite has one for these bounds that XNNPACK takes: not from 0 to 1."""
+    x = term(node, out)
     code = activation_of(node)
-    if code == "NONE":
-        raise Unsupported("only Clip from 0, from 0 to 6 and from -1 to 1 is written")
-    unary(code)(node, out)
+    if code != "NONE" and x.dtype == "float32":
+        x.apply(code).becomes(node.outputs[0])
+        return
+    made = x
+    for place, operator in ((1, "MAXIMUM"), (2, "MINIMUM")):
+        bound = node.inputs[place] if len(node.inputs) > place else None
+        if bound is None:
+            continue
+        number = scalar(bound)
+        if number is not None and x.dtype == "float32" and not math.isfinite(number):
+            if math.isnan(number):
+                raise Unsupported("a bound that is no number")
+            if (number < 0) == (place == 1):
+                continue  # it bounds nothing
+        made = made.apply(operator, Term(out, out.read(bound)))
+    made.becomes(node.outputs[0])
 
 
 @ops.lower("Sigmoid")
@@ -52,61 +82,19 @@ def leaky_relu(node: ir.Node, out: Emitter) -> None:
     _emit(node, out, "LEAKY_RELU", options, out.integer(node.outputs[0], node.inputs) is not None)
 
 
+@ops.lower("Gelu")
+def gelu(node: ir.Node, out: Emitter) -> None:
+    tanh_form = node.attributes.get_string("approximate", "none") == "tanh"
+    _emit(node, out, "GELU", ("GeluOptions", {"approximate": tanh_form}), False)
+
+
 @ops.lower("Elu")
 def elu(node: ir.Node, out: Emitter) -> None:
-    if node.attributes.get_float("alpha", 1.0) != 1.0:
-        raise Unsupported("only alpha = 1 is written")
-    _emit(node, out, "ELU", ("", {}), out.integer(node.outputs[0], node.inputs) is not None, version=1)
-
-
-@ops.lower("PRelu")
-def prelu(node: ir.Node, out: Emitter) -> None:
-    value, slope = node.inputs[:2]
-    rank = len(out.shape(value))
-    if not is_constant(slope) or rank > 4 or rank < 2:
-        raise Unsupported("its slopes must be constants, for 2 to 4 axes")
-    order = common_order(out, [value], rank)
-    read = [operand(out, v, order, integer=False) for v in (value, slope)]
-    # The kernel wants the slopes without the batch.
-    slopes = out.tensors[read[1]]
-    if slopes.data is None or slopes.shape[0] != 1:
-        raise Unsupported("slopes of their own for each sample")
-    read[1] = out.numbers(slopes.data.reshape(slopes.shape[1:]), f"{node.name}/slopes")
-    out.emit("PRELU", read, node.outputs[0], order=order)
-
-
-@ops.lower("HardSigmoid")
-def hard_sigmoid(node: ir.Node, out: Emitter) -> None:
-    """relu6(x + 3) / 6, which XNNPACK takes whole, where TFLite has no operation of its own."""
-    alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
-    if abs(alpha - 1 / 6) > 1e-6 or beta != 0.5:
-        raise Unsupported("only alpha = 1/6 and beta = 1/2 are written")
-    source = out.read(node.inputs[0])
-    tensor = out.tensors[source]
-    three, sixth = (
-        out.numbers(np.array(number, np.float32), f"{node.name}/{name}")
-        for name, number in (("three", 3), ("sixth", 1 / 6))
-    )
-    made = Tensor(f"{node.name}/relu6", tensor.shape, "float32", tensor.order)
-    shifted = out.inner("ADD", [source, three], made, ("AddOptions", {"fusedActivationFunction": "RELU6"}))
-    out.emit("MUL", [shifted, sixth], node.outputs[0], ("MulOptions", {}), order=tensor.order)
-
-
-@ops.lower("Softmax", "LogSoftmax")
-def softmax(node: ir.Node, out: Emitter) -> None:
-    """Over the last axis as stored: the channels of an image where it is stored channels last."""
-    rank = len(out.shape(node.inputs[0]))
-    axis = node.attributes.get_int("axis", -1) % rank
-    if axis != rank - 1 and (axis, rank) != (1, 4):
-        raise Unsupported("only the last axis, or the channels of an image")
-    if rank > 4:
-        raise Unsupported("more than 4 axes")
-    order = plain(rank) if axis == rank - 1 else NHWC
-    source = out.read(node.inputs[0], order)
-    if node.op_type == "Softmax":
-        out.emit("SOFTMAX", [source], node.outputs[0], ("SoftmaxOptions", {"beta": 1.0}), order=order)
+    alpha = node.attributes.get_float("alpha", 1.0)
+    if alpha == 1:
+        _emit(node, out, "ELU", ("", {}), out.integer(node.outputs[0], node.inputs) is not None, version=1)
     else:
-        out.emit("LOG_SOFTMAX", [source], node.outputs[0], ("LogSoftmaxOptions", {}), order=order)
+        _bent(term(node, out), 1.0, alpha).becomes(node.outputs[0])
 
 
 def _emit(
@@ -116,3 +104,123 @@ def _emit(
     params = out.stored(node.outputs[0]) if integer else None
     order = out.tensors[source].order
     out.emit(code, [source], node.outputs[0], options, order=order, params=params, version=version)
+
+
+@ops.lower("PRelu")
+def prelu(node: ir.Node, out: Emitter) -> None:
+    """PRELU with a slope a channel is delegated; other slopes: what is above zero and, scaled, below."""
+    value, slope = node.inputs[:2]
+    rank = len(out.shape(value))
+    order = common_order(out, [value], rank)
+    x, slopes = (Term(out, operand(out, v, order)) for v in (value, slope))
+    sizes = slopes.shape
+    if is_constant(slope) and rank > 1 and sizes[-1] == x.shape[-1] and max((1, *sizes[:-1])) == 1:
+        # The kernel wants the slopes without the batch.
+        array = out.tensors[slopes.index].data
+        assert array is not None
+        shape = (*(1,) * (rank - 2), sizes[-1])
+        given = out.numbers(array.reshape(shape), f"{node.name}/slopes")
+        out.emit("PRELU", [x.index, given], node.outputs[0], order=order)
+        return
+    (x.relu() + x.at_most(0) * slopes).becomes(node.outputs[0])
+
+
+# --------------------------------------------------------------------------------------------- spelled out
+
+
+def _formula(function: Callable[[Term], Term]) -> Lowering:
+    def lower(node: ir.Node, out: Emitter) -> None:
+        function(term(node, out)).becomes(node.outputs[0])
+
+    return lower
+
+
+def _bent(x: Term, above: float, below: float) -> Term:
+    """``above * x`` from 0 on, ``below * (exp(x) - 1)`` under it."""
+    upper = x.relu() if above == 1 else x.relu() * above
+    return upper + x.at_most(0).apply("ELU") * below
+
+
+@ops.lower("Selu")
+def selu(node: ir.Node, out: Emitter) -> None:
+    alpha = node.attributes.get_float("alpha", 1.67326319217681884765625)
+    gamma = node.attributes.get_float("gamma", 1.05070102214813232421875)
+    _bent(term(node, out), gamma, gamma * alpha).becomes(node.outputs[0])
+
+
+@ops.lower("Celu")
+def celu(node: ir.Node, out: Emitter) -> None:
+    alpha = node.attributes.get_float("alpha", 1.0)
+    if alpha <= 0:
+        raise Unsupported("alpha must be above zero")
+    x = term(node, out)
+    made = x.apply("ELU") if alpha == 1 else (x * (1 / alpha)).apply("ELU") * alpha
+    made.becomes(node.outputs[0])
+
+
+@ops.lower("ThresholdedRelu")
+def thresholded_relu(node: ir.Node, out: Emitter) -> None:
+    x = term(node, out)
+    above = x.apply("GREATER", node.attributes.get_float("alpha", 1.0), dtype="bool")
+    x.where(above, 0).becomes(node.outputs[0])
+
+
+@ops.lower("Shrink")
+def shrink(node: ir.Node, out: Emitter) -> None:
+    bias, width = node.attributes.get_float("bias", 0.0), node.attributes.get_float("lambd", 0.5)
+    x = term(node, out)
+    above, below = x.apply("GREATER", width, dtype="bool"), x.apply("LESS", -width, dtype="bool")
+    (x - bias).where(above, (x + bias).where(below, 0)).becomes(node.outputs[0])
+
+
+@ops.lower("HardSigmoid")
+def hard_sigmoid(node: ir.Node, out: Emitter) -> None:
+    """relu6(6 (alpha x + beta)) / 6, which XNNPACK takes whole, where TFLite has no operation of its own."""
+    alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+    x = term(node, out)
+    slope = 6 * alpha
+    scaled = x if abs(slope - 1) < 1e-6 else x * slope
+    (scaled.apply("ADD", 6 * beta, activation="RELU6") * (1 / 6)).becomes(node.outputs[0])
+
+
+@ops.lower("Softsign")
+def softsign(node: ir.Node, out: Emitter) -> None:
+    x = term(node, out)
+    (x / (x.abs() + 1.0)).becomes(node.outputs[0])
+
+
+def _softplus(x: Term) -> Term:
+    """``log(1 + exp(x))``; the exponential is at most 1, and what it adds to 1 is not lost where tiny."""
+    small = (-x.abs()).exp()
+    return x.relu() + log1p(small)
+
+
+def log1p(y: Term) -> Term:
+    """``log(1 + y)`` of a finite y with the precision of y.
+
+    u = 1 + y is rounded, and (y - (u - 1)) / u is what the logarithm lost by that.
+    """
+    u = y + 1.0
+    return u.log() + (y - (u - 1.0)) / u
+
+
+def _mish(x: Term) -> Term:
+    """``x tanh(softplus(x))``: with e = exp(x), tanh(log(1 + e)) is n / (n + 2) for n = e (e + 2).
+
+    From 20 on it is 1 in float32.
+    """
+    e = x.at_most(20).exp()
+    n = e * (e + 2.0)
+    return x * (n / (n + 2.0))
+
+
+ops.lower("Softplus")(_formula(_softplus))
+ops.lower("Mish")(_formula(_mish))
+
+
+@ops.lower("Swish")
+def swish(node: ir.Node, out: Emitter) -> None:
+    x = term(node, out)
+    alpha = node.attributes.get_float("alpha", 1.0)
+    inner = x if alpha == 1 else x * alpha
+    (x * inner.apply("LOGISTIC")).becomes(node.outputs[0])

@@ -2,81 +2,216 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Options
-from backends.tflite.layout import Order, plain
-from backends.tflite.optable import Lowering, OpTable
-from backends.tflite.reading import Unsupported
+from backends.tflite.layout import Order, plain, same_memory
+from backends.tflite.optable import FLOATS, NUMBERS, Lowering, OpTable
+from backends.tflite.reading import Unsupported, dtype_of
+from backends.tflite.terms import Term, options, version
+from deploy.graph.edit import constant, scalar
 
 ops = OpTable()
 
-_LARGEST_RANK = 4
-_FUSING = {
-    "Add": ("ADD", "AddOptions", True),
-    "Sub": ("SUB", "SubOptions", True),
-    "Mul": ("MUL", "MulOptions", True),
-    "Div": ("DIV", "DivOptions", False),
+_INTS = ("float32", "int32")
+_PAIRS: dict[str, tuple[str, Collection[str], bool]] = {
+    "Add": ("ADD", NUMBERS, True),
+    "Sub": ("SUB", NUMBERS, True),
+    "Mul": ("MUL", NUMBERS, True),
+    "Div": ("DIV", _INTS, False),
 }
-"""ONNX name -> TFLite's, options, whether it has an INT8 kernel in XNNPACK."""
-_PAIRS = {
-    "Max": ("MAXIMUM", "MaximumMinimumOptions"),
-    "Min": ("MINIMUM", "MaximumMinimumOptions"),
-    "Pow": ("POW", "PowOptions"),
+"""ONNX name -> TFLite's, the kernel's types, whether it has an INT8 form in XNNPACK."""
+_MANY: dict[str, tuple[str, Collection[str]]] = {
+    "Max": ("MAXIMUM", NUMBERS),
+    "Min": ("MINIMUM", NUMBERS),
+    "Sum": ("ADD", FLOATS),
 }
 _UNARY = {
-    "Abs": ("ABS", "AbsOptions"),
-    "Ceil": ("CEIL", ""),
-    "Cos": ("COS", "CosOptions"),
-    "Exp": ("EXP", "ExpOptions"),
-    "Floor": ("FLOOR", ""),
-    "Log": ("LOG", ""),
-    "Neg": ("NEG", "NegOptions"),
-    "Round": ("ROUND", ""),
-    "Sign": ("SIGN", ""),
-    "Sin": ("SIN", ""),
-    "Sqrt": ("SQRT", ""),
-}
+    "Ceil": "CEIL", "Cos": "COS", "Exp": "EXP", "Floor": "FLOOR", "Log": "LOG", "Round": "ROUND",
+    "Sin": "SIN", "Sqrt": "SQRT",
+}  # fmt: skip
 
 
-def common_order(out: Emitter, values: list[ir.Value | None], rank: int) -> Order:
-    """The order in which operands are read together: channels last if one of full rank is stored so."""
-    for value in values:
-        if value in out.carried and len(out.shape(value)) == rank and out.order(value) != plain(rank):
-            if any(v in out.carried and len(out.shape(v)) != rank for v in values):
-                return plain(rank)  # ONNX lines axes up from the last one on
-            return out.order(value)
-    return plain(rank)
+# ----------------------------------------------------------------------------------------- how operands lie
 
 
-def operand(out: Emitter, value: ir.Value | None, order: Order, *, integer: bool) -> int:
-    """An operand in ``order``; a lower rank is read as it is, for TFLite lines axes up as ONNX does."""
+def common_order(out: Emitter, values: Sequence[ir.Value | None], rank: int) -> Order:
+    """The order in which operands are read together: the one for which the fewest elements move.
+
+    Constants are stored in any order at no cost. Of orders that cost the same, channels last is taken.
+    """
+    lying = [(out.shape(value), out.order(value)) for value in values if value in out.carried]
+    orders = [order for shape, order in lying if len(shape) == rank and order != plain(rank)]
+
+    def cost(order: Order) -> int:
+        return sum(_moved(shape, own, order) for shape, own in lying)
+
+    return min((*orders, plain(rank)), key=cost)
+
+
+def _moved(shape: Sequence[int], own: Order, order: Order) -> int:
+    """How many elements a value of perhaps fewer axes has to move."""
+    more = len(order) - len(shape)
+    wide = (*(1,) * more, *shape)
+    lies = (*range(more), *(axis + more for axis in own))
+    return 0 if same_memory(wide, lies, order) else int(np.prod(np.maximum(wide, 1)))
+
+
+def operand(out: Emitter, value: ir.Value | None, order: Order, *, integer: bool = False) -> int:
+    """An operand in ``order``; one of fewer axes gets them, unless TFLite lines them up as ONNX does."""
     assert value is not None
-    if value.dtype not in (None, ir.DataType.FLOAT):
-        raise Unsupported(f"an operand of {value.dtype}; so far it is written for float32 only")
     rank = len(out.shape(value))
-    if value in out.carried and rank != len(order):
-        return out.read(value, plain(rank), integer=integer)
-    return out.read(value, order, integer=integer)
+    if value not in out.carried or rank == len(order):
+        return out.read(value, order, integer=integer)
+    index = out.read(value, plain(rank), integer=integer)
+    if order == plain(len(order)):
+        return index
+    tensor = out.tensors[index]
+    if tensor.shape.count(-1) > 1:
+        raise Unsupported("an operand of fewer axes with more than one free size")
+    shape = (*(1,) * (len(order) - rank), *tensor.shape)
+    sizes = out.numbers(np.array(shape, np.int32), f"{tensor.name}/shape")
+    wide = out.step("RESHAPE", [index, sizes], shape, dtype=tensor.dtype, params=tensor.params)
+    return out.reordered(wide, order)
 
 
-def _binary(code: str, table: str, *, fuses: bool, integers: bool) -> Lowering:
+def operands(
+    out: Emitter, values: Sequence[ir.Value | None], result: ir.Value, *, integer: bool = False
+) -> tuple[list[int], Order]:
+    """Operands that are broadcast together, in the order in which the result will lie."""
+    order = common_order(out, values, len(out.shape(result)))
+    return [operand(out, value, order, integer=integer) for value in values], order
+
+
+def terms(
+    out: Emitter, values: Sequence[ir.Value | None], result: ir.Value, *, integer: bool = False
+) -> tuple[list[Term], Order]:
+    """As `operands`, to calculate with."""
+    read, order = operands(out, values, result, integer=integer)
+    return [Term(out, index) for index in read], order
+
+
+def term(node: ir.Node, out: Emitter) -> Term:
+    """A node's first operand as it lies, to calculate with."""
+    return Term(out, out.read(node.inputs[0]))
+
+
+def elementwise(
+    code: str, read: Sequence[int], result: ir.Value, out: Emitter, order: Order, activation: str = "NONE"
+) -> None:
+    """The operator that makes a node's result, of operands in the result's order."""
+    shapes = [out.tensors[index].shape for index in read]
+    out.emit(code, read, result, options(code, activation), order=order, version=version(code, shapes))
+
+
+# ------------------------------------------------------------------------------------------ of two and more
+
+
+def _pair(code: str, *, integers: bool) -> Lowering:
     def lower(node: ir.Node, out: Emitter) -> None:
-        if len(node.inputs) != 2:
-            raise Unsupported("only two operands are written")
-        operands = list(node.inputs)
-        rank = len(out.shape(node.outputs[0]))
-        if rank > _LARGEST_RANK:
-            raise Unsupported(f"more than {_LARGEST_RANK} axes")
-        result, activation = out.activation(node) if fuses else (node.outputs[0], "NONE")
-        params = out.integer(result, operands) if integers else None
-        order = common_order(out, operands, rank)
-        read = [operand(out, value, order, integer=params is not None) for value in operands]
-        options: Options = (table, {"fusedActivationFunction": activation} if fuses else {})
-        out.emit(code, read, result, options, order=order, params=params)
+        of_floats = node.outputs[0].dtype == ir.DataType.FLOAT
+        result, activation = out.activation(node) if of_floats else (node.outputs[0], "NONE")
+        params = out.integer(result, node.inputs) if integers else None
+        if params is None or any((p := out.params(v)) is None or p.axis is not None for v in node.inputs):
+            read, order = operands(out, node.inputs, result)
+            elementwise(code, read, result, out, order, activation)
+            return
+        read, order = operands(out, node.inputs, result, integer=True)
+        out.emit(code, read, result, options(code, activation), order=order, params=params)
 
     return lower
+
+
+def _of_many(code: str) -> Lowering:
+    def lower(node: ir.Node, out: Emitter) -> None:
+        result = node.outputs[0]
+        params = out.moved(result, node.inputs) if code != "ADD" else None
+        if len(node.inputs) == 1:
+            out.carried[result] = out.read(node.inputs[0], integer=params is not None)
+            return
+        read, order = terms(out, node.inputs, result, integer=params is not None)
+        if params is not None:
+            if len(read) > 2:
+                raise Unsupported("more than two operands as integers")
+            pair = [read[0].index, read[1].index]
+            out.emit(code, pair, result, options(code), order=order, params=params)
+            return
+        first = read[0]
+        for following in read[1:-1]:
+            first = first.apply(code, following)
+        elementwise(code, [first.index, read[-1].index], result, out, order)
+
+    return lower
+
+
+for _name, (_code, _types, _integers) in _PAIRS.items():
+    ops.lower(_name, types=_types)(_pair(_code, integers=_integers))
+for _name, (_code, _types) in _MANY.items():
+    ops.lower(_name, types=_types)(_of_many(_code))
+
+
+@ops.lower("Mean")
+def mean(node: ir.Node, out: Emitter) -> None:
+    read, _ = terms(out, node.inputs, node.outputs[0])
+    total = read[0]
+    for following in read[1:]:
+        total = total + following
+    (total * (1 / len(read))).becomes(node.outputs[0])
+
+
+@ops.lower("Mod", types=NUMBERS)
+def mod(node: ir.Node, out: Emitter) -> None:
+    """The sign of the divisor, as FLOOR_MOD has it, or with fmod that of the dividend."""
+    (x, y), order = terms(out, node.inputs, node.outputs[0])
+    if not node.attributes.get_int("fmod", 0):
+        elementwise("FLOOR_MOD", [x.index, y.index], node.outputs[0], out, order)
+        return
+    rest = x.abs().apply("FLOOR_MOD", y.abs())
+    (-rest).where(x.apply("LESS", 0, dtype="bool"), rest).becomes(node.outputs[0])
+
+
+@ops.lower("Pow", types=NUMBERS)
+def power(node: ir.Node, out: Emitter) -> None:
+    """By small constants with operators that XNNPACK has, which lacks POW."""
+    base, exponent = node.inputs[:2]
+    result = node.outputs[0]
+    dtype, number = dtype_of(result), constant(exponent)
+    known = scalar(exponent)
+    if known is not None and len(out.shape(exponent)) <= len(out.shape(base)):
+        made = _small_power(known, term(node, out))
+        if made is not None:
+            made.becomes(result)
+            return
+    if dtype == "int64":
+        raise Unsupported("POW knows float32 and int32 only")
+    if dtype == "int32" and (
+        number is None or not np.array_equal(number, np.round(number)) or (number < 0).any()
+    ):
+        raise Unsupported("POW of integers wants whole exponents from 0 on, which are constants")
+    order = common_order(out, node.inputs[:2], len(out.shape(result)))
+    x, y = (Term(out, operand(out, value, order)) for value in (base, exponent))
+    elementwise("POW", [x.index, y.cast(dtype).index], result, out, order)
+
+
+def _small_power(exponent: float, x: Term) -> Term | None:
+    if exponent == 2:
+        return x.square()
+    if exponent == 3:
+        return x.square() * x
+    if x.dtype != "float32":
+        return None
+    # A negative zero, or an infinite one, has roots and powers that differ: nobody's network depends on it.
+    if exponent == 0.5:
+        return x.sqrt()
+    if exponent == -0.5:
+        return x.apply("RSQRT")
+    return 1.0 / x if exponent == -1 else None
+
+
+# ---------------------------------------------------------------------------------------------------- of one
 
 
 def unary(code: str, table: str = "") -> Lowering:
@@ -84,29 +219,45 @@ def unary(code: str, table: str = "") -> Lowering:
 
     def lower(node: ir.Node, out: Emitter) -> None:
         source = out.read(node.inputs[0])
-        out.emit(code, [source], node.outputs[0], (table, {}), order=out.tensors[source].order)
+        given: Options = (table, {}) if table else options(code)
+        out.emit(code, [source], node.outputs[0], given, order=out.tensors[source].order)
 
     return lower
 
 
-for _name, (_code, _table, _integers) in _FUSING.items():
-    ops.lower(_name)(_binary(_code, _table, fuses=True, integers=_integers))
-for _name, (_code, _table) in _PAIRS.items():
-    ops.lower(_name)(_binary(_code, _table, fuses=False, integers=False))
-for _name, (_code, _table) in _UNARY.items():
-    ops.lower(_name)(unary(_code, _table))
+for _name, _code in _UNARY.items():
+    ops.lower(_name)(unary(_code))
+ops.lower("Neg", types=NUMBERS)(unary("NEG"))
+
+
+def _formula(function: Callable[[Term], Term]) -> Lowering:
+    def lower(node: ir.Node, out: Emitter) -> None:
+        function(term(node, out)).becomes(node.outputs[0])
+
+    return lower
+
+
+ops.lower("Abs", types=NUMBERS)(_formula(Term.abs))
+
+
+@ops.lower("Sign", types=NUMBERS)
+def sign(node: ir.Node, out: Emitter) -> None:
+    """SIGN lacks int64."""
+    x = term(node, out)
+    if x.dtype != "int64":
+        order = out.tensors[x.index].order
+        out.emit("SIGN", [x.index], node.outputs[0], order=order, version=2 if x.dtype == "int32" else 1)
+        return
+    above, below = (x.apply(code, 0, dtype="bool").cast("int64") for code in ("GREATER", "LESS"))
+    (above - below).becomes(node.outputs[0])
 
 
 @ops.lower("Reciprocal")
 def reciprocal(node: ir.Node, out: Emitter) -> None:
-    source = out.read(node.inputs[0])
-    one = out.numbers(np.ones((), np.float32), f"{node.name}/one")
-    out.emit("DIV", [one, source], node.outputs[0], ("DivOptions", {}), order=out.tensors[source].order)
-
-
-@ops.lower("Cast")
-def cast(node: ir.Node, out: Emitter) -> None:
-    source = out.read(node.inputs[0])
-    tensor = out.tensors[source]
-    options: Options = ("CastOptions", {"inDataType": tensor.dtype.upper(), "outDataType": "FLOAT32"})
-    out.emit("CAST", [source], node.outputs[0], options, order=tensor.order)
+    """Of a root it is one operator."""
+    value = node.inputs[0]
+    root = None if value is None else value.producer()
+    if root is not None and root.op_type == "Sqrt" and root.domain == "":
+        Term(out, out.read(root.inputs[0])).apply("RSQRT").becomes(node.outputs[0])
+        return
+    (1.0 / term(node, out)).becomes(node.outputs[0])

@@ -1,35 +1,189 @@
-"""Batch normalisation that no convolution took in: a product and a sum for each channel."""
+"""Normalisations, spelled out in operators that XNNPACK takes, over axes as they are stored.
+
+They stay float: as INT8 their steps would split the delegated graph.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Tensor
-from backends.tflite.layout import NHWC, plain
+from backends.tflite.emitter import Emitter
+from backends.tflite.layout import Order, channels_last, plain
+from backends.tflite.ops.elementwise import elementwise, operand, term
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported
+from backends.tflite.terms import Term
 from deploy.graph.edit import constant
 
 ops = OpTable()
 
+_TINY = float(np.finfo(np.float32).tiny)
+
 
 @ops.lower("BatchNormalization")
 def batch_normalization(node: ir.Node, out: Emitter) -> None:
-    rank = len(out.shape(node.inputs[0]))
+    """A product and a sum for each channel, where no convolution took it in."""
     arrays = [constant(value) for value in node.inputs[1:5]]
-    if rank not in (2, 4) or any(array is None for array in arrays):
-        raise Unsupported("only images or vectors, with constant parameters")
-    if node.attributes.get_int("training_mode", 0):
+    if any(array is None for array in arrays):
+        raise Unsupported("its parameters must be constants")
+    if node.attributes.get_int("training_mode", 0) or any(value.name for value in node.outputs[1:]):
         raise Unsupported("it normalises by the batch, as in training")
     scale, shift, mean, variance = (np.asarray(array, np.float64) for array in arrays)
     factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-    order = NHWC if rank == 4 else plain(2)
+    x = Term(out, out.read(node.inputs[0], _image_order(node, out)))
+    factors, shifts = (_of_channels(out, x, array) for array in (factor, shift - mean * factor))
+    _last(node, out, "ADD", x * factors, shifts)
+
+
+@ops.lower("LayerNormalization")
+def layer_normalization(node: ir.Node, out: Emitter) -> None:
+    x, order, places = _trailing(node, out)
+    normal, mean, inverse = _normal(x, places, node.attributes.get_float("epsilon", 1e-5))
+    for result, made in zip(node.outputs[1:], (mean, inverse), strict=False):
+        if result.name:
+            made.becomes(result)
+    _scaled(node, out, normal, order)
+
+
+@ops.lower("RMSNormalization")
+def rms_normalization(node: ir.Node, out: Emitter) -> None:
+    x, order, places = _trailing(node, out)
+    power = x.square().reduced("MEAN", places) + node.attributes.get_float("epsilon", 1e-5)
+    _scaled(node, out, x * power.apply("RSQRT"), order)
+
+
+@ops.lower("InstanceNormalization")
+def instance_normalization(node: ir.Node, out: Emitter) -> None:
+    order = _image_order(node, out)
+    x = Term(out, out.read(node.inputs[0], order))
+    places = [place for place, axis in enumerate(order) if axis > 1]
+    normal, _, _ = _normal(x, places, node.attributes.get_float("epsilon", 1e-5))
+    _by_channel(node, out, normal)
+
+
+@ops.lower("GroupNormalization")
+def group_normalization(node: ir.Node, out: Emitter) -> None:
+    """The channels of a group lie together: (N, G, all), or channels last (N, pixels, G, C / G)."""
+    value = node.inputs[0]
+    order = _image_order(node, out)
+    rank = len(order)
+    x = Term(out, out.read(value, order))
+    sizes = out.shape(value)
+    groups = node.attributes.get_int("num_groups", 1)
+    pixels = int(np.prod(sizes[2:])) if min(sizes[2:], default=1) > 0 else -1
+    if order == plain(rank) and pixels > 0:
+        split: tuple[int, ...] = (sizes[0], groups, sizes[1] // groups * pixels)
+    elif order == plain(rank):
+        split = (sizes[0], groups, -1)
+    else:
+        split = (sizes[0], pixels, groups, sizes[1] // groups)
+    if split.count(-1) > 1 or x.shape.count(-1) > 1 or sizes[1] < 0:
+        raise Unsupported("more than one size of it is free")
+    apart = x.reshaped(split)
+    places = (2,) if len(split) == 3 else (1, 3)
+    normal, _, _ = _normal(apart, places, node.attributes.get_float("epsilon", 1e-5))
+    _by_channel(node, out, normal.reshaped(x.shape, order))
+
+
+@ops.lower("MeanVarianceNormalization")
+def mean_variance_normalization(node: ir.Node, out: Emitter) -> None:
+    """By the standard deviation and 1e-9, as ONNX's own function has it."""
+    x = term(node, out)
+    order = out.tensors[x.index].order
+    axes = node.attributes.get_ints("axes", (0, 2, 3))
+    places = [order.index(axis % len(order)) for axis in axes]
+    centred = x - x.reduced("MEAN", places)
+    deviation = centred.square().reduced("MEAN", places).sqrt()
+    (centred / (deviation + 1e-9)).becomes(node.outputs[0])
+
+
+@ops.lower("LpNormalization")
+def lp_normalization(node: ir.Node, out: Emitter) -> None:
+    """Nothing but zeros stays zeros."""
+    x = term(node, out)
+    order = out.tensors[x.index].order
+    places = [order.index(node.attributes.get_int("axis", -1) % len(order))]
+    if node.attributes.get_int("p", 2) == 1:
+        norm = x.abs().reduced("SUM", places).at_least(_TINY)
+    else:
+        norm = x.square().reduced("SUM", places).at_least(_TINY).sqrt()
+    (x / norm).becomes(node.outputs[0])
+
+
+@ops.lower("LRN")
+def lrn(node: ir.Node, out: Emitter) -> None:
+    """Over neighbouring channels, as many on either side."""
+    rank, size = len(out.shape(node.inputs[0])), node.attributes.get_int("size", 1)
+    if rank != 4 or size % 2 == 0:
+        raise Unsupported("TFLite has it for images only, over an odd number of channels")
+    options: dict[str, int | float | bool | str] = {
+        "radius": size // 2,
+        "bias": node.attributes.get_float("bias", 1.0),
+        "alpha": node.attributes.get_float("alpha", 1e-4) / size,
+        "beta": node.attributes.get_float("beta", 0.75),
+    }
+    order = channels_last(4)
     source = out.read(node.inputs[0], order)
-    factors = out.numbers(factor.astype(np.float32), f"{node.name}/factor")
-    shifts = out.numbers((shift - mean * factor).astype(np.float32), f"{node.name}/shift")
-    made = Tensor(f"{node.name}/scaled", out.tensors[source].shape, "float32", order)
-    scaled = out.inner("MUL", [source, factors], made, ("MulOptions", {}))
+    table = "LocalResponseNormalizationOptions"
+    out.emit("LOCAL_RESPONSE_NORMALIZATION", [source], node.outputs[0], (table, options), order=order)
+
+
+# ------------------------------------------------------------------------------------------------ their parts
+
+
+def _image_order(node: ir.Node, out: Emitter) -> Order:
+    """Channels last for images, where they meet convolutions; others as they lie."""
+    rank = len(out.shape(node.inputs[0]))
+    return channels_last(rank) if rank == 4 else out.tensors[out.read(node.inputs[0])].order
+
+
+def _trailing(node: ir.Node, out: Emitter) -> tuple[Term, Order, list[int]]:
+    """The operand, its order, and where the axes from attribute ``axis`` on are stored."""
+    x = term(node, out)
+    order = out.tensors[x.index].order
+    first = node.attributes.get_int("axis", -1) % len(order)
+    return x, order, [place for place, axis in enumerate(order) if axis >= first]
+
+
+def _normal(x: Term, places: Collection[int], epsilon: float) -> tuple[Term, Term, Term]:
+    """With mean 0 and variance 1 over axes; the mean; the inverse of the standard deviation."""
+    mean = x.reduced("MEAN", places)
+    centred = x - mean
+    inverse = (centred.square().reduced("MEAN", places) + epsilon).apply("RSQRT")
+    return centred * inverse, mean, inverse
+
+
+def _scaled(node: ir.Node, out: Emitter, normal: Term, order: Order) -> None:
+    """Times the scale, plus the bias if there is one: operands of trailing axes."""
+    scale = Term(out, operand(out, node.inputs[1], order))
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        _last(node, out, "MUL", normal, scale)
+    else:
+        _last(node, out, "ADD", normal * scale, Term(out, operand(out, bias, order)))
+
+
+def _by_channel(node: ir.Node, out: Emitter, normal: Term) -> None:
+    scale, bias = (constant(value) for value in node.inputs[1:3])
+    if scale is None or bias is None:
+        raise Unsupported("its scale and bias must be constants")
+    scaled = normal * _of_channels(out, normal, scale)
+    _last(node, out, "ADD", scaled, _of_channels(out, normal, bias))
+
+
+def _of_channels(out: Emitter, x: Term, array: np.ndarray) -> Term:
+    """A number for each channel, lined up with them."""
+    order = out.tensors[x.index].order
+    behind = len(order) - 1 - order.index(1)
+    shaped = array.astype(np.float32).reshape(-1, *(1,) * behind)
+    return Term(out, out.numbers(shaped, f"{out.node}/channels"))
+
+
+def _last(node: ir.Node, out: Emitter, code: str, one: Term, other: Term) -> None:
+    """The operator that makes the node's result, with the activation behind it."""
     result, activation = out.activation(node)
-    options = {"fusedActivationFunction": activation}
-    out.emit("ADD", [scaled, shifts], result, ("AddOptions", {**options}), order=order)
+    order = out.tensors[one.index].order
+    elementwise(code, [one.index, other.index], result, out, order, activation)

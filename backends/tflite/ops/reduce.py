@@ -1,59 +1,116 @@
-"""Sums, means and extremes over constant axes."""
+"""Sums, means and extremes over constant axes, counted as they are stored: nothing is transposed for them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection
 
 import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter
-from backends.tflite.layout import plain
-from backends.tflite.optable import Lowering, OpTable
+from backends.tflite.optable import FLOATS, NUMBERS, Lowering, OpTable
 from backends.tflite.reading import Unsupported
+from backends.tflite.terms import Term, without
 from deploy.graph.edit import constant
 
 ops = OpTable()
 
+_HUGE = float(np.finfo(np.float32).max)
+_OF_BOOL = {"REDUCE_MAX": "REDUCE_ANY", "REDUCE_MIN": "REDUCE_ALL"}
 
-def _reduction(code: str, integers: bool) -> Lowering:
+
+def axes_of(node: ir.Node, out: Emitter) -> list[int]:
+    """The axes that a node reduces, in ONNX's order; none where it is told to do nothing without any."""
+    rank = len(out.shape(node.inputs[0]))
+    given = node.inputs[1] if len(node.inputs) > 1 else None
+    axes = constant(given)
+    if given is not None and axes is None:
+        raise Unsupported("its axes must be constants")
+    if axes is None or not axes.size:
+        return [] if node.attributes.get_int("noop_with_empty_axes", 0) else list(range(rank))
+    return sorted({int(axis) % rank for axis in axes.reshape(-1)})
+
+
+def _reduction(code: str, *, integers: bool) -> Lowering:
     def lower(node: ir.Node, out: Emitter) -> None:
         value, result = node.inputs[0], node.outputs[0]
-        rank = len(out.shape(value))
-        given = node.inputs[1] if len(node.inputs) > 1 else None
-        axes = constant(given)
-        if given is not None and axes is None:
-            raise Unsupported("its axes must be constants")
-        if axes is None or not axes.size:
-            if node.attributes.get_int("noop_with_empty_axes", 0):
-                raise Unsupported("it reduces over no axis")
-            axes = np.arange(rank)
-        if rank == 0 or rank > 4:
-            raise Unsupported("no axis, or more than 4")
-        chosen = sorted({int(axis) % rank for axis in axes.reshape(-1)})
+        chosen = axes_of(node, out)
+        if not chosen:
+            out.carried[result] = out.read(value)
+            return
         keep = bool(node.attributes.get_int("keepdims", 1))
         params = out.integer(result, [value]) if integers else None
         source = out.read(value, integer=params is not None)
-        order = out.tensors[source].order
-        left = [axis for axis in order if axis not in chosen]
-        if not keep and left != sorted(left):
-            source = out.reordered(source, plain(rank))
-            order = plain(rank)
-        stored = np.array(sorted(order.index(axis) for axis in chosen), np.int32)
-        given_axes = out.numbers(stored, f"{node.name}/axes")
-        kept = order if keep else None
+        tensor = out.tensors[source]
+        places = sorted(tensor.order.index(axis) for axis in chosen)
+        given = out.numbers(np.array(places, np.int32), f"{node.name}/axes")
         out.emit(
-            code,
-            [source, given_axes],
+            _OF_BOOL[code] if tensor.dtype == "bool" else code,
+            [source, given],
             result,
             ("ReducerOptions", {"keepDims": keep}),
-            order=kept,
+            order=tensor.order if keep else without(tensor.order, chosen),
             params=params,
         )
 
     return lower
 
 
+_Composed = Callable[[Term, Collection[int], bool], Term]
+
+
+def _composed(function: _Composed) -> Lowering:
+    def lower(node: ir.Node, out: Emitter) -> None:
+        chosen = axes_of(node, out)
+        if not chosen:
+            raise Unsupported("it reduces over no axis")
+        source = out.read(node.inputs[0])
+        order = out.tensors[source].order
+        keep = bool(node.attributes.get_int("keepdims", 1))
+        places = [order.index(axis) for axis in chosen]
+        function(Term(out, source), places, keep).becomes(node.outputs[0])
+
+    return lower
+
+
+def _l1(x: Term, places: Collection[int], keep: bool) -> Term:
+    return x.abs().reduced("SUM", places, keep=keep)
+
+
+def _l2(x: Term, places: Collection[int], keep: bool) -> Term:
+    return _sum_square(x, places, keep).sqrt()
+
+
+def _sum_square(x: Term, places: Collection[int], keep: bool) -> Term:
+    return x.square().reduced("SUM", places, keep=keep)
+
+
+def _log_sum(x: Term, places: Collection[int], keep: bool) -> Term:
+    return x.reduced("SUM", places, keep=keep).log()
+
+
+def _log_sum_exp(x: Term, places: Collection[int], keep: bool) -> Term:
+    """Less the greatest, so that nothing overflows; infinite ones are no numbers to subtract."""
+    greatest = x.reduced("REDUCE_MAX", places).at_least(-_HUGE).at_most(_HUGE)
+    rest = _log_sum((x - greatest).exp(), places, keep)
+    if not keep:
+        if rest.shape.count(-1) > 1:
+            raise Unsupported("more than one size of its result is free")
+        greatest = greatest.reshaped(rest.shape, x.out.tensors[rest.index].order)
+    return rest + greatest
+
+
 for _name, _code in {
     "ReduceMax": "REDUCE_MAX", "ReduceMin": "REDUCE_MIN", "ReduceSum": "SUM", "ReduceProd": "REDUCE_PROD",
+    "ReduceMean": "MEAN",
 }.items():  # fmt: skip
-    ops.lower(_name)(_reduction(_code, integers=False))
-ops.lower("ReduceMean")(_reduction("MEAN", integers=True))
+    _own = (*NUMBERS, "bool") if _code in _OF_BOOL else NUMBERS
+    ops.lower(_name, types=_own)(_reduction(_code, integers=_code == "MEAN"))
+for _name, _function, _types in (
+    ("ReduceL1", _l1, NUMBERS),
+    ("ReduceSumSquare", _sum_square, NUMBERS),
+    ("ReduceL2", _l2, FLOATS),
+    ("ReduceLogSum", _log_sum, FLOATS),
+    ("ReduceLogSumExp", _log_sum_exp, FLOATS),
+):
+    ops.lower(_name, types=_types)(_composed(_function))
