@@ -11,20 +11,20 @@ from backends.tflite.layout import Order, plain
 from backends.tflite.ops.join import emit_slice
 from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported
+from backends.tflite.terms import Term
 from deploy.spec.plan import QuantParams
 
 ops = OpTable()
 
 _COORDINATE_RANK = 6
+_COUNTING = ("ArgMax", "ArgMin", "TopK")
+"""What makes indices that are never negative."""
 _REVERSED = ("float32", "uint8", "int32", "int64")
 
 
 @ops.lower("Gather", types=ANY)
 def gather(node: ir.Node, out: Emitter) -> None:
-    """A slice where the indices follow each other, which XNNPACK takes; else GATHER.
-
-    Indices that are computed must not be negative: LiteRT refuses to run with such.
-    """
+    """A slice where the indices follow each other, which XNNPACK takes; else GATHER."""
     value, result = node.inputs[0], node.outputs[0]
     shape = out.shape(value)
     rank = len(shape)
@@ -49,7 +49,8 @@ def gather(node: ir.Node, out: Emitter) -> None:
         where = out.numbers(indices.astype(np.int32), f"{node.name}/indices")
     else:
         given = node.inputs[1]
-        where = out.read(given, plain(len(out.shape(given))))
+        assert given is not None
+        where = _wrapped(out, out.read(given, plain(len(out.shape(given)))), shape[axis], given)
     taken = len(out.shape(node.inputs[1]))
     order: Order = ()
     for held in out.tensors[source].order:
@@ -209,13 +210,15 @@ def _counted(indices: np.ndarray, size: int) -> np.ndarray:
     return np.where(indices < 0, indices + size, indices)
 
 
-def _wrapped(out: Emitter, index: int, size: int | tuple[int, ...]) -> int:
-    """Computed indices from the start of their axis: FLOOR_MOD leaves those alone that are so already."""
-    if np.min(size) < 0:
+def _wrapped(out: Emitter, index: int, size: int | tuple[int, ...], given: ir.Value | None = None) -> int:
+    """Computed indices from the start of their axis; LiteRT refuses to run with those beyond it."""
+    maker = None if given is None else given.producer()
+    if np.min(size) < 0 or (maker is not None and maker.op_type in _COUNTING):
         return index
-    tensor = out.tensors[index]
-    divisor = out.numbers(np.array(size, np.int32), f"{out.node}/sizes")
-    return out.step("FLOOR_MOD", [index, divisor], tensor.shape, ("FloorModOptions", {}), dtype="int32")
+    term = Term(out, index)
+    sizes = Term(out, out.numbers(np.array(size, term.dtype), f"{out.node}/sizes"))
+    negative = term.apply("LESS", 0, dtype="bool")
+    return (term + sizes).where(negative, term).index
 
 
 def _with_grid(out: Emitter, where: int, given: tuple[int, ...], batches: int) -> int:
@@ -242,12 +245,8 @@ def one_hot(node: ir.Node, out: Emitter) -> None:
         raise Unsupported("its depth and values are computed: make them constants")
     rank = len(out.shape(indices))
     count = int(depth.reshape(-1)[0])
-    index = cast(out, out.read(indices, plain(rank)), "int32")
-    shape = out.tensors[index].shape
-    zero, size = (out.numbers(np.array(n, np.int32), f"{node.name}/{n}") for n in (0, count))
-    negative = out.step("LESS", [index, zero], shape, ("LessOptions", {}), dtype="bool")
-    moved = out.step("ADD", [index, size], shape, ("AddOptions", {}), dtype="int32")
-    index = out.step("SELECT_V2", [negative, moved, index], shape, ("SelectV2Options", {}), dtype="int32")
+    index = _wrapped(out, cast(out, out.read(indices, plain(rank)), "int32"), count)
+    size = out.numbers(np.array(count, np.int32), f"{node.name}/depth")
     off, on = (out.numbers(values[i], f"{node.name}/{name}") for i, name in ((0, "off"), (1, "on")))
     axis = node.attributes.get_int("axis", -1)
     options: Options = ("OneHotOptions", {"axis": axis + rank + 1 if axis < -1 else axis})

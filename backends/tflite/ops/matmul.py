@@ -48,7 +48,7 @@ def gemm(node: ir.Node, out: Emitter) -> None:
 @ops.lower("MatMul")
 def matmul(node: ir.Node, out: Emitter) -> None:
     """A sum with a constant for each column behind it becomes the bias."""
-    left, right = node.inputs[:2]
+    right = node.inputs[1]
     if right not in out.carried and _is_stored(right) and len(out.shape(right)) == 2:
         _fully_connected(node, out, (1, 0))
     else:
