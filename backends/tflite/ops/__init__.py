@@ -2,6 +2,7 @@
 
 from backends.tflite.ops import (
     activation,
+    blocks,
     cast,
     conv,
     cut,
@@ -19,6 +20,7 @@ from backends.tflite.ops import (
     shape,
     softmax,
     transcendental,
+    transposed,
     unpool,
 )
 from backends.tflite.optable import joined
@@ -26,6 +28,8 @@ from backends.tflite.optable import joined
 OPERATIONS = joined(
     (
         conv.ops,
+        transposed.ops,
+        blocks.ops,
         pool.ops,
         unpool.ops,
         matmul.ops,
