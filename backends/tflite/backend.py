@@ -15,6 +15,7 @@ from backends.tflite.micro.fit import adapt, judged, refusals, require_kernels
 from backends.tflite.micro.source import HEADER, SOURCE, write_sources
 from backends.tflite.partitions import split
 from backends.tflite.pieces import OperatorPiece, pieces
+from backends.tflite.profile import operation_times
 from backends.tflite.readback import read_tensors
 from backends.tflite.runner import TFLiteOptions, TFLiteRunner
 from backends.tflite.sdk import INSTALL, interpreter, version
@@ -115,9 +116,7 @@ class TFLite:
         return [] if own.micro else split(artifact.main, own)
 
     def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
-        """None: LiteRT's profiler cannot be reached from Python."""
-        del artifact, options, feeds
-        return {}
+        return operation_times(artifact.main, feeds, _own(options))
 
 
 def _own(options: Options) -> TFLiteOptions:

@@ -22,22 +22,32 @@ _DELEGATE = "DELEGATE"
 
 def partitions(engine: Interpreter) -> tuple[int, list[tuple[int, str]]]:
     """How many stretches the delegate took, and place and name of each operator that it left."""
+    names, stretches = operators_by_stretch(engine)
+    taken = {place for stretch in stretches for place in stretch}
+    return len(stretches), [(place, name) for place, name in enumerate(names) if place not in taken]
+
+
+def operators_by_stretch(engine: Interpreter) -> tuple[list[str], list[list[int]]]:
+    """The names of all operators of the file, and the places of those of each stretch, in order."""
     nodes = engine._get_ops_details()
     delegates = [node for node in nodes if node["op_name"] == _DELEGATE]
     own = [node for node in nodes if node["op_name"] != _DELEGATE]
-    makers = {int(i): node for node in own for i in node["outputs"]}
+    makers = {int(i): place for place, node in enumerate(own) for i in node["outputs"]}
     taken: set[int] = set()
+    stretches = []
     for delegate in delegates:
         borders = {int(i) for i in delegate["inputs"]}
         waiting = [int(i) for i in delegate["outputs"]]
+        stretch = []
         while waiting:
-            node = makers.get(waiting.pop())
-            if node is None or node["index"] in taken:
+            place = makers.get(waiting.pop())
+            if place is None or place in taken:
                 continue
-            taken.add(node["index"])
-            waiting += [int(i) for i in node["inputs"] if int(i) not in borders]
-    left = [(int(node["index"]), str(node["op_name"])) for node in own if node["index"] not in taken]
-    return len(delegates), left
+            taken.add(place)
+            stretch.append(place)
+            waiting += [int(i) for i in own[place]["inputs"] if int(i) not in borders]
+        stretches.append(sorted(stretch))
+    return [str(node["op_name"]) for node in own], stretches
 
 
 def split(path: Path, options: TFLiteOptions) -> list[KnownHazard]:
