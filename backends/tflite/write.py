@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as tfl
 
 METADATA = "deploy"
+_SLIDES = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D", "MAX_POOL_2D", "AVERAGE_POOL_2D")
+_SIDES = {3: 1024, 4: 224, 5: 32}
+"""By rank of an input: of a signal, an image, a volume."""
 DTYPES = {
     "float32": "FLOAT32", "int8": "INT8", "uint8": "UINT8", "int32": "INT32", "int64": "INT64",
     "bool": "BOOL", "float16": "FLOAT16", "int16": "INT16", "int4": "INT4",
@@ -52,7 +55,11 @@ def to_bytes(out: Emitter, inputs: Sequence[TensorSpec], outputs: Sequence[Tenso
     model.version, model.description = 3, b"deploy"
     model.buffers = [tfl.BufferT()]
     graph.name = b"main"
-    graph.tensors = [_tensor(t, model) for t in out.tensors]
+    slides = any(operator.code in _SLIDES for operator in out.operators)
+    graph.tensors = [
+        _tensor(t, model, _at_rest(t.shape, slides=slides and i in out.inputs))
+        for i, t in enumerate(out.tensors)
+    ]
     graph.inputs, graph.outputs = out.inputs, out.outputs
     codes: dict[tuple[str, int], int] = {}
     for operator in out.operators:
@@ -141,11 +148,20 @@ def _notes(out: Emitter) -> np.ndarray:
     return np.frombuffer(json.dumps(said, separators=(",", ":")).encode(), np.uint8)
 
 
-def _tensor(tensor: Tensor, model: tfl.ModelT) -> tfl.TensorT:
+def _at_rest(shape: Sequence[int], *, slides: bool) -> list[int]:
+    """Sizes that stand in the file for free ones until somebody resizes the input.
+
+    1, but for sides that windows slide over: a window must fit, or the file does not open.
+    """
+    side = _SIDES.get(len(shape), 1) if slides else 1
+    return [size if size >= 0 else side if axis > 1 else 1 for axis, size in enumerate(shape)]
+
+
+def _tensor(tensor: Tensor, model: tfl.ModelT, shape: list[int]) -> tfl.TensorT:
     tfl = schema()
     made = tfl.TensorT()
     made.name = tensor.name.encode()
-    made.shape = [max(size, 1) for size in tensor.shape]
+    made.shape = shape
     if -1 in tensor.shape:
         made.shapeSignature = list(tensor.shape)
     made.type = getattr(tfl.TensorType, DTYPES[tensor.dtype])

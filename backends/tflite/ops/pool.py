@@ -109,7 +109,10 @@ def _window(node: ir.Node, out: Emitter) -> Window:
     if any(begin >= reach for begin, reach in zip(found.begins, found.reach, strict=True)):
         raise Unsupported("pads as wide as the window")
     gaps = zip(found.kernel, found.dilations, strict=True)
-    return replace(found, dilations=tuple(1 if size == 1 else gap for size, gap in gaps))
+    found = replace(found, dilations=tuple(1 if size == 1 else gap for size, gap in gaps))
+    if max(found.dilations) > 1 and node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME"):
+        raise Unsupported("auto_pad SAME of windows with gaps, of which ONNX Runtime does not count the gaps")
+    return found
 
 
 def _slide(out: Emitter, code: str, source: int, found: Window) -> Step:

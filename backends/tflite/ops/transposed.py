@@ -100,7 +100,10 @@ def _axes(node: ir.Node, out: Emitter, kernel: Sequence[int]) -> tuple[list[_Axi
             if asked and size < 0:
                 raise Unsupported("output_shape for an image of free size")
             longer = asked[i] - size * strides[i] if asked else 0
-            total = max(whole - longer, 0)
+            total = whole - longer
+            if total < 0 and not asked:
+                raise Unsupported("auto_pad SAME with filters smaller than the stride")
+            total = max(total, 0)
             begin = total // 2 if auto == "SAME_UPPER" else total - total // 2
         elif auto == "VALID":
             begin, longer = 0, whole
