@@ -11,7 +11,7 @@ import onnx_ir as ir
 from backends.tflite.child import ForeignRunner, contents
 from backends.tflite.lower import emit, emitted
 from backends.tflite.micro.arena import arena
-from backends.tflite.micro.fit import adapt, judged, refusals, require_kernels
+from backends.tflite.micro.fit import adapt, floats, judged, refusals, require_kernels
 from backends.tflite.micro.source import HEADER, SOURCE, write_sources
 from backends.tflite.partitions import split
 from backends.tflite.pieces import OperatorPiece, pieces
@@ -69,22 +69,21 @@ class TFLite:
         out, values = emitted(graph, rounding)
         micro = bool(runtime.options.get("micro"))
         if micro:
-            adapt(out)
+            adapt(out, {n for block in plan.blocks if block.precision == "int8" for n in block.nodes})
+            out.prune()
             require_kernels(out)
         inputs, outputs = tensor_specs(graph.graph.inputs), tensor_specs(graph.graph.outputs)
         content = to_bytes(out, inputs, outputs)
         (workdir / _FILE).write_bytes(content)
-        needed = arena(out) if micro else None
-        if needed is not None:
-            write_sources(workdir, content, out, needed)
+        memory = write_sources(workdir, content, out, arena(out)) if micro else {}
         return Artifact(
             backend=self.name,
-            files=(_FILE,) if needed is None else (_FILE, HEADER, SOURCE),
+            files=(_FILE, HEADER, SOURCE) if micro else (_FILE,),
             inputs=inputs,
             outputs=outputs,
             values=values,
             weight_bytes=sum(tensor.stored_bytes for tensor in out.tensors),
-            memory_bytes={} if needed is None else needed.figures(),
+            memory_bytes=memory,
             toolchain={"ai-edge-litert": version()},
             folder=workdir,
         )
@@ -111,9 +110,9 @@ class TFLite:
         return pieces(artifact.main, known, _own(options))
 
     def hazards(self, artifact: Artifact, options: Options) -> list[KnownHazard]:
-        """What keeps XNNPACK from computing the whole network in one part."""
+        """What keeps XNNPACK from computing the whole network in one part, or a small device from INT8."""
         own = _own(options)
-        return [] if own.micro else split(artifact.main, own)
+        return floats(artifact.main) if own.micro else split(artifact.main, own)
 
     def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
         return operation_times(artifact.main, feeds, _own(options))

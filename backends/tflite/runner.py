@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from backends.tflite.layout import restored, unflattened
+from backends.tflite.micro.bare import bare
 from backends.tflite.micro.interpreter import MicroInterpreter
 from backends.tflite.micro.sdk import runtime
 from backends.tflite.micro.sdk import version as micro_version
@@ -170,7 +171,7 @@ def open_interpreter(
     if options.micro and (micro := runtime()) is not None:
         content = path.read_bytes() if content is None and path is not None else content
         assert content is not None
-        return MicroInterpreter(micro, content, inner=inner)
+        return MicroInterpreter(micro, bare(content), inner=inner)
     kinds = interpreter().OpResolverType
     if options.micro:
         kind = kinds.BUILTIN_REF

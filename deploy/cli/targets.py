@@ -57,14 +57,13 @@ def targets(
 
 def stand_in(profile: Profile) -> str:
     """What this machine can do for the target: ``measures`` it, ``builds`` for it without timing it, or
-    ``lacks`` a backend for any of its runtimes (that of TFLite writes nothing for microcontrollers yet)."""
+    ``lacks`` a backend for any of its runtimes."""
     from deploy.adapter.profiles import resolve
     from deploy.errors import UsageError
     from deploy.measure.host import host
 
     runtimes = _runtimes(profile)
-    micro = bool(profile.runtime) and all(runtime.options.get("micro") for runtime in profile.runtime)
-    if micro or len(_missing(runtimes)) == len(runtimes):
+    if len(_missing(runtimes)) == len(runtimes):
         return "lacks"
     here = host()
     try:
@@ -200,6 +199,8 @@ def _show_runtime(runtime: Runtime, sources: list[str]) -> None:
 def _rules(title: str, rules: QuantRules, sources: list[str]) -> list[tuple[str, str]]:
     symmetric = "symmetric" if rules.symmetric_activation else "affine"
     scope = "per channel" if rules.per_channel else "per tensor"
+    if rules.per_channel and rules.per_tensor:
+        scope += f" (per tensor: {', '.join(rules.per_tensor)})"
     return [
         (
             title,

@@ -47,7 +47,8 @@ def assign(
     codes: dict[str, np.ndarray] = {}
     for name, uses in placement.weights.items():
         array = _array(model, name)
-        axis = common_axis(uses, array.ndim) if rules.per_channel else None
+        single = not rules.per_channel or any(head.op_type in rules.per_tensor for head, _ in uses)
+        axis = None if single else common_axis(uses, array.ndim)
         scale = _weight_scale(array, axis, rules)
         for bias, (source, weight) in placement.biases.items():
             if weight == name:

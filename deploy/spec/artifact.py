@@ -33,7 +33,7 @@ class Artifact(Frozen):
     ``weight_bytes`` counts the constants in the file, quantization parameters included. A ``deferred``
     artifact is finished on the device; here it was checked by other means. ``foreign`` files were not written
     by this process: whoever opens one may not let it crash us. ``memory_bytes`` is what it takes to run where
-    that is known beforehand: ``arena`` in all, and what that is made of.
+    that is known beforehand: ``flash`` for the network, ``arena`` for what changes while it runs, and parts.
     """
 
     backend: str

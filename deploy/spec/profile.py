@@ -44,12 +44,14 @@ class QuantRules(Frozen):
     integer domain without being requantized; ``forward`` operations that only move data, so that their
     output shares its input's parameters; ``unify`` operations all of whose operands share one set.
     ``pair_moved``: what they move needs a pair behind them too, so that the runtime sees integers go through.
+    ``per_tensor``: operations whose weights have one scale where others have one for each channel.
     """
 
     activation: Literal["int8", "uint8", "int16"]
     symmetric_activation: bool = False
     weight_bits: Literal[7, 8] = 8
     per_channel: bool = True
+    per_tensor: tuple[str, ...] = ()
     bias: Literal["int32", "float"] = "int32"
     scale: Literal["float32", "float16"] = "float32"
     compute: tuple[str, ...]

@@ -24,6 +24,7 @@ from deploy.spec.tensors import INTEGER, Precision
 from deploy.stages.attempts import attempts, times_by_block
 from deploy.stages.contest import GIVEN, Entrant, Race, enter, figures, hold_race, pick
 from deploy.stages.job import Job
+from deploy.stages.memory import shortages
 from deploy.stages.record import Record
 
 _RESULT = "compiled.json"
@@ -175,6 +176,9 @@ def _verdict(job: Job, decided: Decided) -> Outcome:
         blame = f", worst block {min(worst, key=lambda b: b.sqnr_db or 0).id}" if worst else ""
         missed = f"drop {decided.drop.drop:.4f} over the budget of {request.budget.max_drop:.4f}{blame}"
         return Outcome(status="missed", reasons=(missed, *reasons))
+    short = shortages(job.target.profile.memory, decided.candidate.artifact)
+    if short:
+        return Outcome(status="missed", reasons=(*short, *reasons))
     if request.precision in WITHOUT_RANGES:
         reasons.append(f"precision {request.precision} was asked for")
     elif not decided.candidate.plan.quantized and roles.calibration is None:

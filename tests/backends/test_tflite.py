@@ -10,7 +10,7 @@ import pytest
 
 from deploy.adapter.profiles import load_profile
 from deploy.bundle.operations import Deviation, deviations
-from deploy.errors import BackendError, ToolchainError, UnsupportedError
+from deploy.errors import BackendError, UnsupportedError
 from deploy.execute.compare import largest_error
 from deploy.execute.reference import open_graph
 from deploy.graph.edit import constant
@@ -200,15 +200,6 @@ def test_everything_refused_is_listed_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"2 nodes.*Conv0.*RandomNormalLike1") as e:
         lowered(model, tmp_path)
     assert e.value.hint
-
-
-def test_a_microcontroller_is_refused_in_so_many_words(tmp_path: Path) -> None:
-    runtime = load_profile("microcontroller").runtime_named("tflite")
-    model = graph(NET, SHAPES)
-    with pytest.raises(ToolchainError, match="TensorFlow Lite Micro"):
-        TFLite().check(model, runtime)
-    with pytest.raises(ToolchainError, match="TensorFlow Lite Micro"):
-        TFLite().lower(model, PLAN, runtime, tmp_path, SILENT)
 
 
 def test_an_operation_stands_in_one_family_only() -> None:

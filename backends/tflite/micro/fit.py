@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from backends.tflite.emitter import Emitter, Operator, Options, Tensor
 from backends.tflite.micro.kernels import KERNELS, WEIGHTS
+from backends.tflite.sdk import schema
+from backends.tflite.write import notes, read_file
 from deploy.errors import UnsupportedError
 from deploy.spec.artifact import Verdict
+from deploy.spec.manifest import KnownHazard
 from deploy.spec.plan import QuantParams
 
 _QUANTIZES = {
@@ -18,12 +24,18 @@ _QUANTIZES = {
     "int16": ("int8", "int16", "int32"),
 }
 """What QUANTIZE makes of what."""
+_INTEGER = ("HARD_SWISH",)
+"""What is computed in INT8 here and is not so emitted."""
 _CODES = QuantParams(type="uint8", scale=(1.0,), zero_point=(0,))
 """Of bytes that mean themselves."""
 
 
-def adapt(out: Emitter) -> None:
-    """Say what has no kernel by what has one, in place, where the results are the same to the last bit."""
+def adapt(out: Emitter, integer: Collection[str] = ()) -> None:
+    """Say what has no kernel by what has one, in place; what is quantized on both sides by its INT8 kernel.
+
+    ``integer`` names the nodes that were decided to be INT8.
+    """
+    _use_integer_kernels(out, integer)
     adapted = []
     for operator in out.operators:
         source = out.tensors[operator.inputs[0]] if operator.inputs and operator.inputs[0] >= 0 else None
@@ -42,6 +54,31 @@ def adapt(out: Emitter) -> None:
         else:
             adapted.append(operator)
     out.operators[:] = adapted
+
+
+def _use_integer_kernels(out: Emitter, integer: Collection[str]) -> None:
+    """DEQUANTIZE, operation, QUANTIZE becomes the operation on integers, for those that XNNPACK has as float
+    only, so that the emitter writes them so."""
+    maker = {index: op for op in out.operators for index in op.outputs}
+    readers = Counter(index for op in out.operators for index in op.inputs)
+    readers.update(out.outputs)
+    replaced: dict[int, Operator] = {}
+    dropped: set[int] = set()
+    for quantize in out.operators:
+        middle = maker.get(quantize.inputs[0]) if quantize.code == "QUANTIZE" else None
+        if middle is None or middle.code not in _INTEGER or middle.node not in integer:
+            continue
+        before = maker.get(middle.inputs[0])
+        if before is None or before.code != "DEQUANTIZE" or readers[middle.outputs[0]] > 1:
+            continue
+        if out.tensors[before.inputs[0]].dtype != "int8" or out.tensors[quantize.outputs[0]].dtype != "int8":
+            continue
+        replaced[id(quantize)] = replace(middle, inputs=before.inputs, outputs=quantize.outputs)
+        dropped.add(id(middle))
+        readers[before.outputs[0]] -= 1
+        if not readers[before.outputs[0]]:
+            dropped.add(id(before))
+    out.operators[:] = [replaced.get(id(op), op) for op in out.operators if id(op) not in dropped]
 
 
 def refusal(operator: Operator, out: Emitter) -> str:
@@ -99,6 +136,31 @@ def require_kernels(out: Emitter) -> None:
             + "; ".join(f"'{node}': {reason}" for node, reason in refused.items()),
             hint="replace these operations in the model, or exclude them and compute them in the program",
         )
+
+
+def floats(path: Path) -> list[KnownHazard]:
+    """What a file computes in float, by node."""
+    model = read_file(path)
+    graph, nodes = model.subgraphs[0], notes(model)["nodes"]
+    assert isinstance(nodes, list)
+    names = {value: name for name, value in vars(schema().BuiltinOperator).items() if name.isupper()}
+    found = [
+        (names[model.operatorCodes[operator.opcodeIndex].builtinCode], str(node))
+        for operator, node in zip(graph.operators, nodes, strict=True)
+        if node and graph.tensors[int(operator.outputs[0])].type == schema().TensorType.FLOAT32
+    ]
+    if not found:
+        return []
+    kinds = Counter(code for code, _ in found)
+    listed = ", ".join(f"{count} {code}" if count > 1 else code for code, count in sorted(kinds.items()))
+    return [
+        KnownHazard(
+            kind="float",
+            severity="note",
+            text=f"computed in float, at four times the memory of INT8: {listed}",
+            nodes=tuple(dict.fromkeys(node for _, node in found)),
+        )
+    ]
 
 
 def _with(operator: Operator, code: str, inputs: tuple[int, ...], options: str = "") -> Operator:

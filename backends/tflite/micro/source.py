@@ -9,27 +9,30 @@ import numpy as np
 
 from backends.tflite.emitter import Emitter
 from backends.tflite.micro.arena import Arena
+from backends.tflite.micro.bare import bare
 from backends.tflite.micro.kernels import KERNELS
 
 HEADER, SOURCE = "model.h", "model.cc"
 _PER_LINE = 20
 
 
-def write_sources(folder: Path, content: bytes, out: Emitter, needed: Arena) -> None:
-    """Both files, beside the one whose bytes they hold."""
-    (folder / HEADER).write_text(header(out, len(content), needed))
-    (folder / SOURCE).write_bytes(source(content))
+def write_sources(folder: Path, content: bytes, out: Emitter, needed: Arena) -> dict[str, int]:
+    """Both files, beside the one whose network they hold; returns the memory that it takes, by kind."""
+    stripped = bare(content)
+    (folder / HEADER).write_text(header(out, len(stripped), needed))
+    (folder / SOURCE).write_bytes(source(stripped))
+    return {"flash": len(stripped), **needed.figures()}
 
 
 def header(out: Emitter, size: int, needed: Arena) -> str:
-    """The declarations. ``size`` is the file's, in bytes.
+    """The declarations. ``size`` is the array's, in bytes.
 
     The operators are added by a template, so that the header needs none of TensorFlow Lite Micro's.
     """
     adds = resolver_calls(op.code for op in out.operators)
     failing = " ||\n        ".join(f"resolver.{call}() != 0" for call in adds)
     return f"""\
-// Written by deploy from model.tflite.
+// Written by deploy: the network of model.tflite, without names and notes.
 #ifndef DEPLOY_MODEL_H_
 #define DEPLOY_MODEL_H_
 
@@ -60,7 +63,7 @@ def source(content: bytes) -> bytes:
     """The file's bytes as an array, at a multiple of 16 bytes as its tensors must be."""
     table = np.array([f"{code}," for code in range(256)], "S4")
     lines = bytearray(
-        b'// Written by deploy from model.tflite.\n#include "model.h"\n\n'
+        b'// Written by deploy: the network of model.tflite, without names and notes.\n#include "model.h"\n\n'
         b"alignas(16) const unsigned char g_model[kModelBytes] = {\n"
     )
     codes = np.frombuffer(content, np.uint8)

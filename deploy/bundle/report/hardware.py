@@ -104,6 +104,8 @@ def _runtime_facts(runtime: Runtime) -> dict[str, str]:
 def _quant_facts(rules: QuantRules) -> dict[str, str]:
     symmetric = "symmetric" if rules.symmetric_activation else "with a zero point"
     channels = "per output channel" if rules.per_channel else "per tensor"
+    if rules.per_channel and rules.per_tensor:
+        channels += f" (per tensor: {', '.join(rules.per_tensor)})"
     return {
         "activations": f"{rules.activation}, {symmetric}",
         "weights": f"{rules.weight_bits} bits, {channels}",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SNIPPETS = Path(__file__).with_name("snippets")
 _KINDS = (("sh", "Shell"), ("py", "Python"), ("cpp", "C++"))
-"""Endings of the templates, named ``<backend>.<ending>.j2``, in the order in which they are shown."""
+"""Endings of the templates, named ``<runtime>.<ending>.j2``, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Fed:
 def running(bundle: Bundle) -> Running:
     """How the artifact of a bundle is run on the device."""
     artifact = bundle.manifest.artifact
-    note = ""
+    note = _memory(artifact.memory_bytes)
     if artifact.deferred:
         note = "The artifact is finished on the device: its engine belongs to one device and one version."
     return Running(
@@ -135,17 +135,30 @@ def snippets(bundle: Bundle) -> tuple[Snippet, ...]:
         "options": bundle.manifest.options,
         "normalises": any(port is not None and port.mean for port in fed),
         "selftest": SELFTEST,
+        "memory": artifact.memory_bytes,
     }
+    runtime = "micro" if bundle.manifest.options.get("micro") else artifact.backend
     environment = _environment()
     present = {path.name for path in _SNIPPETS.iterdir()}
     found = []
     for ending, language in _KINDS:
-        template = f"{artifact.backend}.{ending}.j2"
+        template = f"{runtime}.{ending}.j2"
         if template in present:
-            found.append(
-                Snippet(language, f"run_{artifact.backend}.{ending}", _render(environment, template, given))
-            )
+            found.append(Snippet(language, f"run_{runtime}.{ending}", _render(environment, template, given)))
     return tuple(found)
+
+
+def _memory(taken: Mapping[str, int]) -> str:
+    """What the network takes of a small device's memory."""
+    if "arena" not in taken:
+        return ""
+    flash = f"{taken['flash']:,} bytes of flash and " if "flash" in taken else ""
+    parts = ", ".join(f"{name} {size:,}" for name, size in taken.items() if name not in ("flash", "arena"))
+    return (
+        f"The network takes {flash}an arena of {taken['arena']:,} bytes of memory, by estimate"
+        + (f" ({parts})" if parts else "")
+        + "; the program and the runtime's kernels come on top."
+    )
 
 
 def _render(environment: jinja2.Environment, template: str, given: Mapping[str, object]) -> str:

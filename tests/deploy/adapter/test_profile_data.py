@@ -14,7 +14,6 @@ import pytest
 from deploy.adapter.discover import backend_names
 from deploy.adapter.profiles import all_profiles, load_profile, profile_names
 from deploy.bundle.read import load_plan
-from deploy.errors import ToolchainError
 from deploy.pipeline import build
 from deploy.spec.profile import Fact, Figure, Profile, QuantRules
 from deploy.stages.target import find_target
@@ -247,14 +246,6 @@ def test_every_device_with_a_usable_runtime_builds(name: str, tiny: Path, tmp_pa
     assert bundle.manifest.target == name
     assert bundle.manifest.runtime in {r.name for r in load_profile(name).runtime}
     assert load_plan(bundle).quantized
-
-
-def test_a_microcontroller_is_refused_for_its_rules_are_not_there_yet(tiny: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ai_edge_litert")
-    data = {"x": np.zeros((4, 8, 6, 6), np.float32)}
-    with pytest.raises(ToolchainError, match="TensorFlow Lite Micro cannot be built for yet") as e:
-        build(tiny, target="microcontroller", data=data, out=tmp_path, cache=tiny.parent / "cache")
-    assert e.value.exit_code == 6 and e.value.hint
 
 
 @pytest.mark.parametrize("name", PHONES)

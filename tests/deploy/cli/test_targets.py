@@ -63,10 +63,6 @@ def test_what_is_said_of_this_machine_is_what_a_build_does(name: str) -> None:
     assert (stand_in(load_profile(name)) == "measures") == find_target(name).stands_here()
 
 
-def test_a_microcontroller_lacks_a_backend_even_where_tflite_is_there() -> None:
-    assert stand_in(load_profile("microcontroller")) == "lacks"
-
-
 def test_a_runtime_without_a_backend_is_marked(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.adapter.discover.backend_names", lambda: ["ort"])
     out = deploy("targets")[1]
