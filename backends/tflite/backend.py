@@ -51,7 +51,8 @@ class TFLite:
 
     def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
         """A dry run of `lower`. Raises UnsupportedError where a size is free that must be fixed."""
-        walk = emit(fix_batch(graph) if runtime.static_shapes else graph)
+        fixed = fix_batch(graph) if runtime.static_shapes else graph
+        walk = emit(fixed, integers=None if runtime.quant is None else runtime.quant.compute)
         if not runtime.options.get("micro"):
             return walk.verdicts
         adapt(walk.out)
@@ -66,7 +67,7 @@ class TFLite:
             given, graph = graph, fix_batch(graph)
             if graph is not given:
                 progress.note("this device takes fixed sizes only: the batch is fixed at 1")
-        out, values = emitted(graph, rounding)
+        out, values = emitted(graph, rounding, None if runtime.quant is None else runtime.quant.compute)
         micro = bool(runtime.options.get("micro"))
         if micro:
             adapt(out, {n for block in plan.blocks if block.precision == "int8" for n in block.nodes})

@@ -86,7 +86,8 @@ class Operator:
 class Emitter:
     """What was emitted so far. ``planned``: plan name, tensor, whether it is for some readers only.
 
-    ``rounding`` are the nodes that compute in integers by scales found while running.
+    ``rounding`` are the nodes that compute in integers by scales found while running. ``integers`` are the
+    operations that the runtime computes in INT8; None for all that have a kernel.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
@@ -97,6 +98,7 @@ class Emitter:
     fused: set[ir.Node] = field(default_factory=set)
     planned: list[tuple[str, int, bool]] = field(default_factory=list)
     rounding: frozenset[str] = frozenset()
+    integers: frozenset[str] | None = None
     node: str = ""
     _names: set[str] = field(default_factory=set)
     _derived: dict[tuple[int, str, Order], int] = field(default_factory=dict)
@@ -138,6 +140,10 @@ class Emitter:
         """As `integer`, where the operation cannot change the parameters."""
         wanted = self.integer(result, operands)
         return wanted if wanted and all(self.params(value) == wanted for value in operands) else None
+
+    def listed(self, node: ir.Node) -> bool:
+        """Whether the runtime computes such a node in INT8: a kernel that it has may split the graph."""
+        return self.integers is None or node.op_type in self.integers
 
     def hybrid(self, node: ir.Node, weights: ir.Value | None) -> bool:
         """Whether a node reads its weights as integers, rounding the floats beside them while it runs."""

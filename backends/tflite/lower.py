@@ -28,9 +28,13 @@ class Emitted:
     wrong_ends: list[str] = field(default_factory=list)
 
 
-def emit(graph: ir.Model, rounding: Collection[str] = ()) -> Emitted:
-    """Lower every node of a graph, noting what each says; those named in ``rounding`` as hybrid ones."""
+def emit(graph: ir.Model, rounding: Collection[str] = (), integers: Collection[str] | None = None) -> Emitted:
+    """Lower every node of a graph, noting what each says; those named in ``rounding`` as hybrid ones.
+
+    ``integers`` are the operations that the runtime computes in INT8, None for all that can be.
+    """
     walk = Emitted(Emitter(rounding=frozenset(rounding)))
+    walk.out.integers = None if integers is None else frozenset(integers)
     inputs: dict[ir.Value, str] = {}
     for value in model_inputs(graph):
         try:
@@ -55,12 +59,14 @@ def emit(graph: ir.Model, rounding: Collection[str] = ()) -> Emitted:
     return walk
 
 
-def emitted(graph: ir.Model, rounding: Collection[str] = ()) -> tuple[Emitter, dict[str, str]]:
+def emitted(
+    graph: ir.Model, rounding: Collection[str] = (), integers: Collection[str] | None = None
+) -> tuple[Emitter, dict[str, str]]:
     """The graph's operators, and of inner values whose tensor has another name that name.
 
     Raises UnsupportedError listing everything that TFLite cannot express.
     """
-    walk = emit(graph, rounding)
+    walk = emit(graph, rounding, integers)
     refused = [f"{v.op} '{v.node}': {v.reason}" for v in walk.verdicts if v.support == "unsupported"]
     wrong = walk.wrong_ends + refused
     if not wrong:
