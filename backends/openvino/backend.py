@@ -14,6 +14,7 @@ from backends.openvino.runner import DTYPES, OpenVinoOptions, OpenVinoRunner, re
 from backends.openvino.sdk import version
 from backends.openvino.support import verdicts
 from deploy.adapter.protocol import Arrays, Availability
+from deploy.adapter.refusal import refusal
 from deploy.errors import ToolchainError, UnsupportedError
 from deploy.frontend.opset import retarget
 from deploy.graph.fixed import fix_batch
@@ -65,13 +66,8 @@ class OpenVino:
         del plan  # the Q/DQ graph carries it
         if runtime.static_shapes:
             graph = _fixed(graph, progress)
-        refused = [v for v in self.check(graph, runtime) if v.support == "unsupported"]
-        if refused:
-            listed = "; ".join(f"{v.op} '{v.node}': {v.reason}" for v in refused)
-            raise UnsupportedError(
-                f"OpenVINO cannot run {len(refused)} nodes: {listed}",
-                hint="replace these operations in the model",
-            )
+        if error := refusal("OpenVINO", self.check(graph, runtime)):
+            raise error
         inputs, outputs = tensor_specs(graph.graph.inputs), tensor_specs(graph.graph.outputs)
         for spec in (*inputs, *outputs):
             if spec.dtype not in DTYPES.values():

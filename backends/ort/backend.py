@@ -11,9 +11,10 @@ from pydantic import Field
 
 from backends.ort.profile import operation_times
 from deploy.adapter.protocol import Arrays, Availability, Runner
-from deploy.errors import BackendError, UnsupportedError
+from deploy.adapter.refusal import refusal
+from deploy.errors import BackendError
 from deploy.execute.reference import Session, open_graph
-from deploy.execute.refusals import refusal
+from deploy.execute.refusals import refusal as why_not
 from deploy.frontend.onnx_file import write
 from deploy.frontend.opset import retarget
 from deploy.graph.edit import weight_bytes
@@ -64,13 +65,8 @@ class OnnxRuntime:
         self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
     ) -> Artifact:
         del plan, progress  # the Q/DQ graph carries the plan, and writing it is quick
-        refused = [v for v in self.check(graph, runtime) if v.support == "unsupported"]
-        if refused:
-            listed = "; ".join(f"{v.op} '{v.node}': {v.reason}" for v in refused)
-            raise UnsupportedError(
-                f"ONNX Runtime cannot run {len(refused)} nodes: {listed}",
-                hint="replace these operations in the model",
-            )
+        if error := refusal("ONNX Runtime", self.check(graph, runtime)):
+            raise error
         write(retarget(graph, runtime.onnx_opset), workdir / _FILE)
         return Artifact(
             backend=self.name,
@@ -101,7 +97,7 @@ def _verdict(node: ir.Node, support: Support, reason: str = "") -> Verdict:
 
 
 def _alone(model: ir.Model, node: ir.Node) -> Verdict:
-    reason = refusal(model, node)
+    reason = why_not(model, node)
     if reason is None:
         return _verdict(node, "unknown", "the type of its input is unknown")
     return _verdict(node, "unsupported" if reason else "supported", reason)

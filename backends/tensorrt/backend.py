@@ -18,7 +18,7 @@ import onnx_ir as ir
 from backends.tensorrt.runner import OnnxRuntimeStandIn
 from backends.tensorrt.support import verdict
 from deploy.adapter.protocol import Arrays, Availability
-from deploy.errors import UnsupportedError
+from deploy.adapter.refusal import refusal
 from deploy.frontend.onnx_file import write
 from deploy.frontend.opset import retarget
 from deploy.graph.edit import all_nodes, weight_bytes
@@ -66,17 +66,12 @@ class TensorRT:
     ) -> Artifact:
         """Write the ONNX file and the script. Blocks that the plan computes in ``float`` stay float32.
 
-        Raises UnsupportedError listing every node that TensorRT cannot read, ValueError where a scale of the
+        Raises UnsupportedError listing every node that TensorRT cannot run, ValueError where a scale of the
         plan is no float16 number although the runtime's rules ask for that.
         """
         del progress  # casting and writing are quick
-        refused = [v for v in self.check(graph, runtime) if v.support == "unsupported"]
-        if refused:
-            listed = "; ".join(f"{v.op} '{v.node}': {v.reason}" for v in refused)
-            raise UnsupportedError(
-                f"TensorRT cannot read {len(refused)} nodes: {listed}",
-                hint="replace these operations in the model",
-            )
+        if error := refusal("TensorRT", self.check(graph, runtime)):
+            raise error
         # First the opset: what it writes out as several operations then gets its types by the same rules.
         typed = retarget(graph, runtime.onnx_opset)
         if runtime.around == "float16" and runtime.onnx_opset >= _FIRST_TYPED_OPSET:

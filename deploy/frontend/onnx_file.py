@@ -94,7 +94,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
     Raises ModelError where that is more than a message can hold (2 GiB): `write` it instead.
     """
-    if weight_bytes(model) > MAX_PROTOBUF_BYTES:
+    if _stored_bytes(model) > MAX_PROTOBUF_BYTES:
         raise ModelError(
             f"{model.graph.name}: more than 2 GiB of weights do not fit one protobuf message",
             hint="write the model to a file with external data",
@@ -134,7 +134,7 @@ def write(model: ir.Model, path: Path, *, embed: int | None = None) -> None:
 
     The file appears whole or not at all.
     """
-    if weight_bytes(model) <= (EXTERNAL_BEYOND if embed is None else embed):
+    if _stored_bytes(model) <= (EXTERNAL_BEYOND if embed is None else embed):
         _replace(path, _message(model, [_embedded(v) for v in _initializers(model)]))
         return
     data_path = path.with_name(path.name + ".data")
@@ -178,7 +178,7 @@ def _release(tensor: ir.TensorProtocol) -> None:
         pages.madvise(mmap.MADV_DONTNEED)
 
 
-def weight_bytes(model: ir.Model) -> int:
+def _stored_bytes(model: ir.Model) -> int:
     """Bytes of all initializers of the graph, as stored."""
     return sum(_constant(value).nbytes for value in _initializers(model))
 

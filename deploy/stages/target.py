@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from deploy.adapter.discover import backend_names, find_backend
 from deploy.adapter.profiles import load_profile, resolve
 from deploy.adapter.protocol import Backend
-from deploy.errors import ToolchainError, UnsupportedError, UsageError
+from deploy.adapter.refusal import refusal, refused
+from deploy.errors import ToolchainError, UsageError
 from deploy.measure.host import host
 from deploy.progress import Progress
-from deploy.spec.artifact import Verdict
 from deploy.spec.profile import Profile, Runtime
 from deploy.spec.project import PrecisionRequest
 from deploy.stages.prepare import Prepared
@@ -111,27 +111,19 @@ def able_to_run(target: Target, prepared: Prepared, progress: Progress) -> Targe
 
     Raises UnsupportedError where there is none, listing every node that the preferred one refuses.
     """
-    refusals = [(route, refused(route, prepared)) for route in target.routes]
-    able = tuple(route for route, nodes in refusals if not nodes)
+    said = [(route, route.backend.check(prepared.fused, route.runtime)) for route in target.routes]
+    able = tuple(route for route, verdicts in said if not refused(verdicts))
     if not able:
-        route, nodes = refusals[0]
-        listed = "".join(f"\n  {v.op} '{v.node}': {v.reason}" for v in nodes)
-        total = len(prepared.fused.graph)
-        raise UnsupportedError(
-            f"{target.name} ({route.runtime.name}) cannot run {len(nodes)} of {total} nodes:{listed}",
-            hint="replace these operations in the model, or build for another target",
-        )
-    for route, nodes in refusals:
-        if nodes:
+        route, verdicts = said[0]
+        hint = "replace these operations in the model, or build for another target"
+        error = refusal(f"{target.name} ({route.runtime.name})", verdicts, hint)
+        assert error is not None
+        raise error
+    for route, verdicts in said:
+        if nodes := refused(verdicts):
             first = nodes[0]
             progress.note(
                 f"{route.runtime.name} is left out: it refuses {len(nodes)} nodes, "
                 f"first {first.op} '{first.node}': {first.reason}"
             )
     return replace(target, routes=able)
-
-
-def refused(route: Route, prepared: Prepared) -> list[Verdict]:
-    """The nodes that the route's backend says it cannot run."""
-    verdicts = route.backend.check(prepared.fused, route.runtime)
-    return [v for v in verdicts if v.support == "unsupported"]
