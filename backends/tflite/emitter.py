@@ -103,6 +103,7 @@ class Emitter:
     _names: set[str] = field(default_factory=set)
     _derived: dict[tuple[int, str, Order], int] = field(default_factory=dict)
     _views: dict[int, int] = field(default_factory=dict)
+    _bytes: dict[int, int] = field(default_factory=dict)
     _constants: dict[tuple[ir.Value, Order, tuple[int, ...]], int] = field(default_factory=dict)
 
     # --- what a node is made of -----------------------------------------------------------------------------
@@ -343,6 +344,9 @@ class Emitter:
     ) -> None:
         if code == "RESHAPE" and not self.tensors[made[0]].shape:  # no vector of sizes can be empty
             code, inputs, options = "SQUEEZE", inputs[:1], ("SqueezeOptions", {})
+        elif code == "RESHAPE":  # of a reshaped tensor is one of what that was made of
+            self._bytes[made[0]] = self._bytes.get(inputs[0], inputs[0])
+            inputs = [self._bytes[made[0]], *inputs[1:]]
         self.operators.append(Operator(code, version, tuple(inputs), tuple(made), options, self.node))
 
     def reordered(self, index: int, order: Order) -> int:
@@ -417,7 +421,7 @@ class Emitter:
         """Drop operators of whose results nobody reads any, and the tensors that nothing touches any more."""
         read = {index for operator in self.operators for index in operator.inputs} | set(self.outputs)
         self.planned = [
-            (name, index if index in read else self._views.get(index, index), partial)
+            (name, index if index in read else self._bytes.get(index, index), partial)
             for name, index, partial in self.planned
         ]
         live = {*self.outputs, *(index for _, index, _ in self.planned)}
@@ -443,4 +447,5 @@ class Emitter:
         self.planned = [(name, number[i], partial) for name, i, partial in self.planned]
         self._derived.clear()
         self._views.clear()
+        self._bytes.clear()
         self._constants.clear()

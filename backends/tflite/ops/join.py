@@ -32,10 +32,65 @@ def concat(node: ir.Node, out: Emitter) -> None:
     if len(given) == len(arrays) and all(value in out.carried for value in node.inputs):
         carry(out, result, np.concatenate(given, axis))
         return
+    if _added_to(node, out, axis):
+        return
     params = out.moved(result, node.inputs)
     order = common_order(out, list(node.inputs), rank)
     read = [out.read(value, order, integer=params is not None) for value in node.inputs]
     emit_joined(out, read, result, order, order.index(axis), params)
+
+
+def _added_to(node: ir.Node, out: Emitter, axis: int) -> bool:
+    """A constant expanded to a free batch and put beside one operand: zeros around that, and a sum.
+
+    So a class token comes before its patches. The expansion itself would need sizes that are only known
+    while the network runs, and from there on XNNPACK takes nothing.
+    """
+    spread = [_spread(out, value) for value in node.inputs]
+    computed = [i for i, array in enumerate(spread) if array is None]
+    if len(computed) != 1 or len(spread) < 2 or node.outputs[0].dtype != ir.DataType.FLOAT:
+        return False
+    place, result = computed[0], node.outputs[0]
+    value = node.inputs[place]
+    arrays = [
+        np.zeros([size if i == axis else 1 for i, size in enumerate(out.shape(value))], np.float32)
+        if array is None
+        else array
+        for array in spread
+    ]
+    sizes = np.max([array.shape for array in arrays], axis=0)
+    arrays = [
+        np.broadcast_to(
+            a, [n if i == axis else m for i, (n, m) in enumerate(zip(a.shape, sizes, strict=True))]
+        )
+        for a in arrays
+    ]
+    source = out.read(value)
+    order = out.tensors[source].order
+    before, behind = (sum(a.shape[axis] for a in part) for part in (arrays[:place], arrays[place + 1 :]))
+    widths = np.zeros((len(order), 2), np.int32)
+    widths[order.index(axis)] = before, behind
+    shape = [out.shape(result)[held] for held in order]
+    pads = out.numbers(widths, f"{node.name}/pads")
+    padded = out.step("PAD", [source, pads], shape, ("PadOptions", {}), order=order)
+    whole = np.concatenate(arrays, axis).transpose(order)
+    added = out.numbers(np.ascontiguousarray(whole), f"{node.name}/added")
+    out.emit("ADD", [padded, added], result, ("AddOptions", {}), order=order)
+    return True
+
+
+def _spread(out: Emitter, value: ir.Value | None) -> np.ndarray | None:
+    """A constant that is expanded along free axes, those being of size 1; None for everything else."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "Expand" or len(out.shape(value)) > _PRODUCT_RANK:
+        return None
+    array, shape = known(out, node.inputs[0]), out.shape(value)
+    if array is None:
+        return None
+    wide = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
+    if -1 not in shape or any(size < 0 and have != 1 for size, have in zip(shape, wide.shape, strict=True)):
+        return None
+    return np.broadcast_to(wide, [1 if size < 0 else size for size in shape])
 
 
 def emit_joined(

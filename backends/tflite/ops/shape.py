@@ -24,6 +24,9 @@ from deploy.graph.edit import scalar
 
 ops = OpTable()
 
+_ABSORBING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MatMul", "LSTM", "GRU", "RNN"}
+"""Operations that read a value in any order, or turn it as they must."""
+
 
 @ops.lower("Reshape", "Flatten", "Squeeze", "Unsqueeze", types=ANY)
 def reshape(node: ir.Node, out: Emitter) -> None:
@@ -152,4 +155,4 @@ def _welcome(result: ir.Value, rank: int) -> list[Order]:
 def _absorbed(result: ir.Value) -> bool:
     """Whether all who read a value can do with any order."""
     kinds = {reader.op_type if reader is not None else "" for reader in readers(result)}
-    return kinds <= {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MatMul"}
+    return kinds <= _ABSORBING
