@@ -203,7 +203,7 @@ def _save_curves(history: History, path: Path, progress: Progress) -> None:
 def _scores(trained: Trained) -> str:
     stopped = f"; {trained.stopped}" if trained.stopped else ""
     if trained.score is None or trained.before is None:
-        return f"the last weights, not validated{stopped}"
+        return f"the last weights, not validated{stopped}" + (f"; {trained.worse}" if trained.worse else "")
     if trained.best == 0:
         return f"no epoch was better than the graph as it came, {trained.before:.4g}{stopped}"
     return f"{trained.before:.4g} became {trained.score:.4g} (epoch {trained.best}){stopped}"

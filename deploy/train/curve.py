@@ -6,8 +6,12 @@ import csv
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 from deploy.errors import UsageError, missing_extra
+
+_GROWN, _GROWN_AT_ONCE = 2.0, 10.0
+"""A loss so many times a mean of batches, or one alone, did not only fluctuate."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,22 @@ class History:
     points: tuple[Point, ...] = ()
     epochs: tuple[Epoch, ...] = ()
     metric: str = ""
+
+    @property
+    def grown(self) -> str:
+        """What to say where the loss ended far above where it began; empty where it did not.
+
+        The last twentieth of the batches is compared with the first one and, as that may be ruined already,
+        with the first point, which is more by chance. A loss that begins at nothing, or below, says nothing.
+        """
+        if not self.points:
+            return ""
+        share = -(-len(self.points) // 20)
+        begin, end = (fmean(p.loss for p in part) for part in (self.points[:share], self.points[-share:]))
+        for first, times in ((begin, _GROWN), (self.points[0].loss, _GROWN_AT_ONCE)):
+            if 0 < times * first < end:
+                return f"the training loss grew from {first:.3g} to {end:.3g}"
+        return ""
 
 
 def save_json(history: History, path: Path) -> None:

@@ -47,7 +47,8 @@ class Trained:
     """``model`` has the best weights by the validation score, the last ones without validation data.
 
     ``best`` is the epoch that they come from, 0 for the graph as it came; ``score`` the validation score
-    then and ``before`` that of the graph as it came. ``stopped`` says why training ended early.
+    then and ``before`` that of the graph as it came. ``stopped`` says why training ended early, ``worse``
+    what speaks against weights that nobody validated.
     """
 
     model: ir.Model
@@ -56,6 +57,7 @@ class Trained:
     score: float | None
     before: float | None
     stopped: str = ""
+    worse: str = ""
 
 
 class DivergedError(BackendError):
@@ -263,7 +265,13 @@ class _Training:
             left = (run.total - run.done) * (time.monotonic() - begun) / max(1, run.done - first)
             self.progress.note(self._told(left))
         checkpoint.save(run.checkpoint(self.key), self.workdir)
-        return self._trained()
+        trained = self._trained()
+        if trained.worse:
+            self.progress.warn(
+                f"{trained.worse}, and there are no validation data to tell whether the graph became worse; "
+                f"give labelled ones, or lower lr (now {self.step.lr:g}) to a tenth"
+            )
+        return trained
 
     def _score_first(self) -> None:
         place = self.state.position
@@ -332,9 +340,10 @@ class _Training:
         before = place.epochs[0].score if place.epochs and place.epochs[0].epoch == 0 else None
         name = "" if self.make_metric is None else self.make_metric().name
         model = with_weights(self.source, self.state.best)
-        return Trained(
-            model, self.state.history(name), place.best_epoch, place.best_score, before, place.stopped
-        )
+        history = self.state.history(name)
+        by_itself = self.step.distill is not None and not self.step.distill.teachers  # begins at its least
+        worse = "" if by_itself or self.validation is not None else history.grown
+        return Trained(model, history, place.best_epoch, place.best_score, before, place.stopped, worse)
 
 
 def require_weights(model: ir.Model, patterns: Sequence[str]) -> None:

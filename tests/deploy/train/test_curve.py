@@ -48,3 +48,23 @@ def test_pictures(tmp_path: Path, history: History) -> None:
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert b"<svg" in (tmp_path / "one.svg").read_bytes()
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([], ""),
+        ([1.0] * 40, ""),
+        ([1.0, *[0.5] * 39], ""),
+        ([1.0] * 20 + [1.9] * 20, ""),
+        ([1.0] * 20 + [2.1] * 20, "from 1 to 2.1"),
+        ([0.2, *[1.0] * 39], ""),  # one lucky batch
+        ([0.05, *[5.0] * 39], "from 0.05 to 5"),  # ruined by the first step
+        ([1.0] * 39 + [30.0], "from 1 to 15.5"),
+        ([0.0, 1.0], ""),
+        ([-1.0, -0.5], ""),
+    ],
+)
+def test_a_loss_that_grew_is_more_than_one_that_fluctuates(losses: list[float], said: str) -> None:
+    history = History(tuple(Point(i, loss, 0.1) for i, loss in enumerate(losses, 1)))
+    assert history.grown == (f"the training loss grew {said}" if said else "")

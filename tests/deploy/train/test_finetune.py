@@ -18,6 +18,7 @@ from deploy.execute.reference import open_graph
 from deploy.frontend import onnx_file
 from deploy.graph.summary import tensor_specs
 from deploy.measure.accuracy import evaluate
+from deploy.progress import Silent
 from deploy.spec.finetune import Augment, Finetune
 from deploy.train.finetune import DivergedError, finetune
 
@@ -241,6 +242,40 @@ def test_a_loss_that_diverges_later_gives_the_last_good_epoch(
         for v in trained.model.graph.initializers.values()
         if v.const_value
     )
+
+
+class Told(Silent):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize(
+    ("lr", "validated", "warned"), [(20.0, False, True), (20.0, True, False), (0.05, False, False)]
+)
+def test_a_loss_that_grew_is_told_where_nothing_validates(
+    digits: ir.Model,
+    train: Dataset,
+    validation: Dataset,
+    tmp_path: Path,
+    lr: float,
+    validated: bool,
+    warned: bool,
+) -> None:
+    """A trained network, ruined by too large steps without ever leaving the numbers."""
+    step = Finetune(epochs=4, batch=16, lr=lr, schedule="constant", momentum=0, nesterov=False)
+    told = Told()
+    trained = finetune(
+        digits, step, train=train, validation=validation if validated else None, workdir=tmp_path,
+        progress=told,
+    )  # fmt: skip
+    assert bool(trained.worse) == warned
+    assert [text.partition(" from ")[0] for text in told.warnings] == ["the training loss grew"] * warned
+    assert all("lower lr" in text for text in told.warnings)
 
 
 def test_an_output_that_is_not_trained_may_have_any_shape(
