@@ -31,19 +31,19 @@ def integers(model: ir.Model) -> ir.Model:
     return infer(insert(model, assignment.tensors, assignment.codes))
 
 
-def test_rows_of_a_product_and_samples_of_a_convolution_share_a_scale(parse):
+def test_rows_samples_and_pixels_share_a_scale(parse):
     net = integers(
         net_of(
             parse,
             """g (float[N,16,4,4] x, float[N,3,64] v) =>
-            (float[N,64,4,4] y, float[N,3,16] z, float[N,64,4,4] d)
-            {
-            [c] y = Conv(x, w)  [m] z = MatMul(v, a)  [g] d = Conv<group=64, pads=[2,2,2,2]>(y, u) }""",
-            {"w": (64, 16, 1, 1), "a": (64, 16), "u": (64, 1, 5, 5)},
+            (float[N,64,4,4] y, float[N,3,16] z, float[N,64,4,4] d, float[N,64,4,4] f)
+            { [c] y = Conv<pads=[1,1,1,1]>(x, w)  [m] z = MatMul(v, a)  [p] f = Conv(x, o)
+            [g] d = Conv<group=64, pads=[2,2,2,2]>(y, u) }""",
+            {"w": (64, 16, 3, 3), "a": (64, 16), "u": (64, 1, 5, 5), "o": (64, 16, 1, 1)},
         )
     )
     found = rounded_inputs(net, ("Conv", "Gemm", "MatMul"))
-    assert found == {"c": (1, 2, 3), "m": (2,)}, "a depthwise convolution reads floats"
+    assert found == {"c": (1, 2, 3), "m": (2,), "p": (1,)}, "a depthwise convolution reads floats"
     assert set(rounded_inputs(net, ("MatMul",))) == {"m"}
     written = rounding_inputs(net, found)
     rng = np.random.default_rng(0)
@@ -51,13 +51,15 @@ def test_rows_of_a_product_and_samples_of_a_convolution_share_a_scale(parse):
         "x": rng.normal(0.4, 1, (2, 16, 4, 4)).astype(np.float32),
         "v": np.concatenate([rng.normal(0, 1, (2, 2, 64)), np.zeros((2, 1, 64))], axis=1).astype(np.float32),
     }
-    names = [n.inputs[0].name for n in written.graph if n.name in found]
-    with open_graph(written, optimised=False, expose=names) as session:
-        got = session.run(feeds, names)
-    want = np.stack([rounded(sample) for sample in feeds["x"]])
-    np.testing.assert_allclose(got[names[0]], want, atol=1e-5)
+    names = {n.name: n.inputs[0].name for n in written.graph if n.name in found}
+    with open_graph(written, optimised=False, expose=list(names.values())) as session:
+        got = session.run(feeds, list(names.values()))
+    samples = np.stack([rounded(sample) for sample in feeds["x"]])
+    np.testing.assert_allclose(got[names["c"]], samples, atol=1e-5)
     rows = np.stack([[rounded(row) if row.any() else row for row in m] for m in feeds["v"]])
-    np.testing.assert_allclose(got[names[1]], rows, atol=1e-5)
+    np.testing.assert_allclose(got[names["m"]], rows, atol=1e-5)
+    pixels = np.apply_along_axis(rounded, 1, feeds["x"])
+    np.testing.assert_allclose(got[names["p"]], pixels, atol=1e-5)
 
 
 @pytest.mark.parametrize("operations", [(), ("Add",)])
