@@ -15,7 +15,9 @@ from backends.tflite.ops import (
     matmul,
     norm,
     pool,
+    recurrent,
     reduce,
+    resize,
     scatter,
     shape,
     softmax,
@@ -32,6 +34,7 @@ OPERATIONS = joined(
         blocks.ops,
         pool.ops,
         unpool.ops,
+        resize.ops,
         matmul.ops,
         elementwise.ops,
         activation.ops,
@@ -48,5 +51,6 @@ OPERATIONS = joined(
         index.ops,
         join.ops,
         scatter.ops,
+        recurrent.ops,
     )
 )
