@@ -29,12 +29,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import onnx_ir as ir
 from ai_edge_litert.interpreter import Interpreter
 
 from deploy.adapter.protocol import Arrays, Runner
 from deploy.bundle.read import load_bundle, load_plan
 from deploy.execute.reference import open_graph
 from deploy.frontend.onnx_file import read
+from deploy.graph.edit import constant
+from deploy.graph.qdq import insert, quantize_array
 from deploy.measure.latency import Timing, TimingPlan, measure, speedup
 from deploy.progress import SILENT
 from deploy.spec.project import IoSection
@@ -154,11 +157,23 @@ def ours(case: Path, kind: str, scratch: Path) -> Made:
     return Made(OURS, kind, bundle / "artifact" / "model.tflite", convert_s=first, process_s=seconds)
 
 
+def quantized(folder: Path) -> ir.Model:
+    """A bundle's graph with the pairs that its plan says."""
+    graph, plan = read(folder / "graph.onnx").model, load_plan(load_bundle(folder))
+    weights = {name: constant(value) for name, value in graph.graph.initializers.items()}
+    codes = {
+        name: quantize_array(array, params)
+        for name, params in plan.tensors.items()
+        if (array := weights.get(name)) is not None
+    }
+    return insert(graph, plan.tensors, codes) if plan.tensors else graph
+
+
 def lower_once_more(folder: Path) -> dict[str, float]:
     """Seconds that lowering a bundle's graph takes: the first time in this process, and the median of 5."""
     bundle = load_bundle(folder)
     (route,) = find_target("android", "tflite").routes
-    graph, plan = read(folder / "graph.onnx").model, load_plan(bundle)
+    graph, plan = quantized(folder), load_plan(bundle)
     seconds = []
     with tempfile.TemporaryDirectory() as place:
         for _ in range(6):
@@ -259,7 +274,7 @@ def accuracy(runner: LiteRt, case: Path) -> float:
 def reference(bundle: Path, case: Path) -> float:
     inputs, labels = samples(case / "eval.npz"), np.load(case / "eval.npz")["y"]
     right = 0
-    with open_graph(read(bundle / "graph.onnx").model, optimised=False) as session:
+    with open_graph(quantized(bundle), optimised=False) as session:
         for start in range(0, len(labels), 50):
             found = session.run({name: a[start : start + 50] for name, a in inputs.items()})
             scores = found[session.outputs[0].name]

@@ -67,7 +67,8 @@ def litert_torch(graph: Path, samples: dict[str, np.ndarray], folder: Path, step
             *one
         )
         for got, wanted in zip(traced(*one), module.program.run(one), strict=True):
-            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+            assert isinstance(wanted, torch.Tensor)
+            assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4)
     target = folder / "float.tflite"
     with steps.timed("float", "float"):
         tool.convert(traced.eval(), one).export(str(target))
@@ -87,7 +88,10 @@ def litert_torch(graph: Path, samples: dict[str, np.ndarray], folder: Path, step
 
 
 def onnx2tf(graph: Path, samples: dict[str, np.ndarray], folder: Path, steps: Steps) -> None:
-    """Float and integer files, the inputs in the order that they have in ONNX."""
+    """Float and integer files, the inputs in the order that they have in ONNX.
+
+    onnx2tf simplifies the file it is given in place, so that it gets a copy for each.
+    """
     with steps.timed("import"):
         import onnx2tf as tool
 
@@ -107,9 +111,11 @@ def onnx2tf(graph: Path, samples: dict[str, np.ndarray], folder: Path, steps: St
         ("int8", "_integer_quant.tflite", integers),
     ):
         out = folder / f"onnx2tf-{file}"
+        copy = folder / f"given-{file}.onnx"
+        shutil.copy(graph, copy)
         with steps.timed(file, file):
             tool.convert(
-                input_onnx_file_path=str(graph), output_folder_path=str(out), batch_size=1, **keep, **settings
+                input_onnx_file_path=str(copy), output_folder_path=str(out), batch_size=1, **keep, **settings
             )
         found = [p for p in out.glob(f"*{made}") if "full" not in p.name]
         if found and file not in steps.failed:
