@@ -170,15 +170,15 @@ def _verdict(job: Job, decided: Decided) -> Outcome:
     reasons = [f"{c.what}: {c.chosen} ({c.reason})" for c in decided.choices]
     if roles.random:
         reasons.append("calibrated on random noise: the ranges do not fit real data")
+    missed = shortages(job.target.profile.memory, decided.candidate.artifact)
     if decided.drop is not None and not decided.within_budget:
         blocks = decided.candidate.plan.blocks
         worst = [b for b in blocks if b.precision in INTEGER and b.sqnr_db is not None]
         blame = f", worst block {min(worst, key=lambda b: b.sqnr_db or 0).id}" if worst else ""
-        missed = f"drop {decided.drop.drop:.4f} over the budget of {request.budget.max_drop:.4f}{blame}"
-        return Outcome(status="missed", reasons=(missed, *reasons))
-    short = shortages(job.target.profile.memory, decided.candidate.artifact)
-    if short:
-        return Outcome(status="missed", reasons=(*short, *reasons))
+        over = f"drop {decided.drop.drop:.4f} over the budget of {request.budget.max_drop:.4f}{blame}"
+        missed = [over, *missed]
+    if missed:
+        return Outcome(status="missed", reasons=(*missed, *reasons))
     if request.precision in WITHOUT_RANGES:
         reasons.append(f"precision {request.precision} was asked for")
     elif not decided.candidate.plan.quantized and roles.calibration is None:

@@ -20,8 +20,10 @@ from deploy.spec.plan import QuantParams
 
 _QUANTIZES = {
     "float32": ("int8", "int16"),
-    "int8": ("int8", "int16", "int32"),
+    "int8": ("int8", "int16", "int32", "uint8"),
     "int16": ("int8", "int16", "int32"),
+    "int32": ("int8", "int16"),
+    "uint8": ("int8",),
 }
 """What QUANTIZE makes of what."""
 _INTEGER = ("HARD_SWISH",)

@@ -94,7 +94,7 @@ class MicroInterpreter:
                 array, now = self._fed[index], self._engine.get_input_details(place)["shape"]
                 if array.ndim and array.shape[0] != now[0]:
                     array = array[run * now[0] : (run + 1) * now[0]]
-                self._engine.set_input(np.ascontiguousarray(array), place)
+                self._engine.set_input(np.require(array, requirements="C"), place)
             _said(self._engine.invoke)
             parts.append([self._engine.get_output(place) for place in range(len(self._outputs))])
         self._made = (
