@@ -28,6 +28,7 @@ from deploy.stages.job import Ingredients, check_request, open_job
 from deploy.stages.prepare import Prepared, load, prepare
 from deploy.stages.record import Record
 from deploy.stages.replay import read_lock, warn_of_changes
+from deploy.stages.repro import failures_saved, refusals_saved
 from deploy.stages.request import Request, Roles, open_roles
 from deploy.stages.target import Route, Target, able_to, able_to_run
 
@@ -145,7 +146,9 @@ def check(target: Target, prepared: Prepared, request: Request, record: Record) 
     node or a metric that does not exist, and a precision that no runtime has.
     """
     check_request(request, prepared)
-    return able_to_run(able_to(target, request.precision), prepared, record.progress)
+    able = able_to(target, request.precision)
+    with refusals_saved(able, prepared, Path(request.out)):
+        return able_to_run(able, prepared, record.progress)
 
 
 def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, Histogram]:
@@ -228,7 +231,8 @@ def compile(
     def write_into(new: Path) -> None:
         with scratch("build") as work:
             job = open_job(made_of, against.artifact, histograms, lock, work, record.progress)
-            compile_for(job, new, record)
+            with failures_saved(job, Path(request.out)):
+                compile_for(job, new, record)
 
     folder, cached = cache.fetch(key, write_into)
     compiled, plan = load_compiled(folder)
