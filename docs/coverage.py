@@ -93,6 +93,7 @@ def tflite_page(table: Sequence[str], found: Sequence[Any]) -> str:
     ours = [o for o in found if o.result != "not ours"]
     total, passed = Counter(o.op for o in ours), Counter(o.op for o in ours if o.result == "passes")
     rows = [f"| {name} | {_score(total[name], total[name] - passed[name])} |" for name in sorted(table)]
+    agree = f"{sum(passed.values()):,} of {len(ours):,} cases agree"
     litert, onnx = (importlib.metadata.version(name) for name in ("ai-edge-litert", "onnx"))
     reasons: dict[str, list[str]] = {}
     for o in ours:
@@ -103,8 +104,8 @@ def tflite_page(table: Sequence[str], found: Sequence[Any]) -> str:
         "# Operations in TFLite",
         "What is written as `.tflite`, in float32; what of it computes in INT8 stands in the profiles.\n"
         f"Checked in LiteRT {litert} with the node cases of the ONNX standard (onnx {onnx}), as they stand\n"
-        f"or with every input but the first as a constant: {len(table)} operations, {sum(passed.values()):,}\n"
-        f"of {len(ours):,} cases agree, the others are refused before anything is written.",
+        f"or with every input but the first as a constant: {len(table)} operations, {agree},\n"
+        "the others are refused before anything is written.",
         "\n".join(["| operation | cases agree |", "|---|---|", *rows]),
         "An operation without cases has none in the standard; it has tests of its own.",
         "## What is refused, and why",
