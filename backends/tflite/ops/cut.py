@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter, Options, Tensor
 from backends.tflite.known import as_int32, carry, integers, joined, known, part_of
-from backends.tflite.layout import plain
+from backends.tflite.layout import NHWC, plain
 from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported
 from deploy.graph.edit import scalar
@@ -47,6 +47,12 @@ def slice_(node: ir.Node, out: Emitter) -> None:
         _computed_slice(node, out, source, axes, steps, params)
         return
     order = out.tensors[source].order
+    if (
+        order == NHWC
+        and set(axes) <= {2, 3}
+        and _thinned(out, source, result, starts, ends, axes, steps, params)
+    ):
+        return
     begin, end, stride = [0] * rank, [max(size, 0) for size in shape], [1] * rank
     open_begin, open_end = ({axis for axis, size in enumerate(shape) if size < 0} for _ in range(2))
     for axis, start, stop, step in zip(axes, starts, ends, steps, strict=True):
@@ -68,6 +74,48 @@ def slice_(node: ir.Node, out: Emitter) -> None:
     masks = [sum(1 << order.index(axis) for axis in free) for free in (open_begin, open_end)]
     options: Options = ("StridedSliceOptions", {"beginMask": masks[0], "endMask": masks[1]})
     out.emit("STRIDED_SLICE", [source, *given], result, options, order=order, params=params)
+
+
+def _thinned(
+    out: Emitter,
+    source: int,
+    result: ir.Value,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    axes: Sequence[int],
+    steps: Sequence[int],
+    params: QuantParams | None,
+) -> bool:
+    """Every second or third row and column of an image, as a convolution by 1: of slices XNNPACK takes only
+    those with steps of 1. False where it is no such slice."""
+    tensor = out.tensors[source]
+    taken = {2: 1, 3: 1}
+    for axis, start, stop, step in zip(axes, starts, ends, steps, strict=True):
+        size = tensor.shape[axis - 1]
+        if size < 0 or step < 1 or range(size)[int(start) : int(stop) : step] != range(size)[::step]:
+            return False
+        taken[axis] = step
+    channels = tensor.shape[3]
+    if max(taken.values()) == 1 or channels < 0 or tensor.dtype not in ("float32", "int8"):
+        return False
+    one, scale, kind = None, None, "float32"
+    if params is not None:
+        one = QuantParams(type="int8", scale=(1.0,), zero_point=(0,))
+        scale = QuantParams(type="int32", scale=params.scale, zero_point=(0,))
+        kind = "int8"
+    elif tensor.dtype != "float32":
+        return False
+    ones = np.ones((1, 1, 1, channels), kind)
+    kernel = out.add(Tensor(f"{out.node}/one", ones.shape, kind, plain(4), one, ones))
+    options: Options = (
+        "DepthwiseConv2DOptions",
+        {"padding": "VALID", "strideH": taken[2], "strideW": taken[3], "depthMultiplier": 1,
+         "dilationHFactor": 1, "dilationWFactor": 1, "fusedActivationFunction": "NONE"},
+    )  # fmt: skip
+    read = [source, kernel, out.bias(None, channels, scale)]
+    version = 1 if params is None else 3
+    out.emit("DEPTHWISE_CONV_2D", read, result, options, order=NHWC, params=params, version=version)
+    return True
 
 
 def _python_slice(start: int, stop: int, step: int, size: int) -> slice:
