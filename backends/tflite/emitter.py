@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.layout import Order, between, own_axes, plain, same_memory, stored_sizes
+from backends.tflite.layout import LACKING, Order, between, own_axes, plain, same_memory, stored_sizes
 from backends.tflite.reading import (
     TYPES,
     Unsupported,
@@ -358,17 +358,22 @@ class Emitter:
         if key not in self._derived:
             shape = tuple(tensor.shape[tensor.order.index(axis)] for axis in range(len(own_axes(order))))
             stored, moves = stored_sizes(shape, order), not same_memory(shape, tensor.order, order)
-            if moves and len(own_axes(tensor.order)) < len(tensor.order):
-                return self.reordered(self.reordered(index, own_axes(tensor.order)), order)
-            if moves and len(own_axes(order)) < len(order):
-                return self.reordered(self.reordered(index, own_axes(order)), order)
-            if stored.count(-1) > 1 and len(order) != len(tensor.order):
-                raise Unsupported("more than one size of it is free")
+            several = stored.count(-1) > 1
+            own, wanted = own_axes(tensor.order), own_axes(order)
+            if (moves or several) and own != wanted and (own != tensor.order or wanted != order):
+                middle = own if own != tensor.order else wanted
+                return self.reordered(self.reordered(index, middle), order)
             name = f"{tensor.name}/{''.join(map(str, order))}"
             made = Tensor(name, stored, tensor.dtype, order, tensor.params)
             index = self._views.get(index, index)
             node, self.node = self.node, ""
-            if not moves and stored.count(-1) <= 1:
+            if several and wanted != order:
+                place = self.numbers(np.array(order.index(LACKING), np.int32), f"{name}/axis")
+                self._derived[key] = self.inner("EXPAND_DIMS", [index, place], made)
+            elif several and own != tensor.order:
+                options: Options = ("SqueezeOptions", {"squeezeDims": tensor.order.index(LACKING)})
+                self._derived[key] = self.inner("SQUEEZE", [index], made, options)
+            elif not moves and not several:
                 sizes = self.numbers(np.array(stored, np.int32), f"{name}/shape")
                 self._derived[key] = self.inner("RESHAPE", [index, sizes], made)
             else:

@@ -240,7 +240,7 @@ def _set_options(operator: tfl.OperatorT, table: str, fields: dict[str, int | fl
             value = getattr(tfl.ActivationFunctionType, str(value))
         elif isinstance(value, str):
             value = getattr(tfl.TensorType, value)
-        setattr(options, name, value)
+        setattr(options, name, [value] if name == "squeezeDims" else value)
     operator.builtinOptionsType = getattr(tfl.BuiltinOptions, table)
     operator.builtinOptions = options
 
