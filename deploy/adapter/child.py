@@ -35,6 +35,8 @@ Answer = Callable[[Message], Message]
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "OMP_NUM_THREADS")
 _LARGEST_FILE = 2**20
 """Bytes that the child may write into one file: its own messages."""
+_MOST_SAID = 4000
+"""Characters of an error; what does not print in them errors escape themselves."""
 _HINT = "it is damaged, or made to do this: get it again from where it comes from"
 
 
@@ -81,7 +83,7 @@ class Child:
         if "error" in answer.said:
             raise _error(answer.said)
         if "refusal" in answer.said:
-            raise BackendError(f"{self._subject}: {_printable(str(answer.said['refusal']))}", hint=_HINT)
+            raise BackendError(f"{self._subject}: {str(answer.said['refusal'])[:_MOST_SAID]}", hint=_HINT)
         return answer
 
     @property
@@ -140,7 +142,7 @@ class Child:
         elif status < 0:
             text = f"{self._subject} crashes {self._library} ({signal.Signals(-status).name})"
         else:
-            last = f": {_printable(lines[-1][:300])}" if lines else ""
+            last = f": {lines[-1][:300]}" if lines else ""
             text = f"{self._subject} ends {self._library}'s process (status {status}){last}"
         self._ended = BackendError(text, hint=_HINT)
         return self._ended
@@ -246,9 +248,4 @@ def _error(said: Mapping[str, object]) -> DeployError:
     kind = getattr(errors, str(said["error"]), BackendError)
     if not (isinstance(kind, type) and issubclass(kind, DeployError)):
         kind = BackendError
-    return kind(_printable(str(said.get("message"))), hint=_printable(str(said.get("hint"))))
-
-
-def _printable(text: str) -> str:
-    """Texts of a file are shown on terminals: nothing in them may steer one."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text[:4000])
+    return kind(str(said.get("message"))[:_MOST_SAID], hint=str(said.get("hint"))[:_MOST_SAID])
