@@ -62,6 +62,8 @@ class Tensor:
     """Its axis counts as stored."""
     data: np.ndarray | None = None
     flattened: Flattened | None = None
+    variable: bool = False
+    """It keeps what an operator leaves in it until the next call."""
 
     @property
     def stored_bytes(self) -> int:

@@ -166,6 +166,7 @@ def _tensor(tensor: Tensor, model: tfl.ModelT, shape: list[int]) -> tfl.TensorT:
         made.shapeSignature = list(tensor.shape)
     made.type = getattr(tfl.TensorType, DTYPES[tensor.dtype])
     made.hasRank = True
+    made.isVariable = tensor.variable
     data = tensor.data
     made.buffer = 0 if data is None else _store(model, packed(data) if tensor.dtype == "int4" else data)
     if tensor.params is not None:

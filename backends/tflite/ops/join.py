@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -97,30 +99,42 @@ def emit_joined(
     out: Emitter, read: list[int], result: ir.Value, order: Order, place: int, params: QuantParams | None
 ) -> None:
     """Tensors one behind the other along an axis as stored."""
-    options = {"axis": place}
-    delegated = params is not None or out.tensors[read[0]].dtype == "float32"
-    version = 1 if params is None else 2
-    while len(read) > _JOINED_AT_ONCE and delegated:
-        groups = [read[i : i + _JOINED_AT_ONCE] for i in range(0, len(read), _JOINED_AT_ONCE)]
-        read = []
-        for group in groups:
-            if len(group) == 1:
-                read += group
-                continue
-            shape = list(out.tensors[group[0]].shape)
-            parts = [out.tensors[index].shape[place] for index in group]
-            shape[place] = -1 if -1 in parts else sum(parts)
-            step = out.step(
-                "CONCATENATION", group, shape, ("ConcatenationOptions", {**options}),
-                dtype=out.tensors[group[0]].dtype, order=order, params=params, version=version,
-            )  # fmt: skip
-            read.append(step)
-    if len(read) == 1:
-        tensor = out.tensors[read[0]]
-        if tensor.shape.count(-1) <= 1:
-            out.view(read[0], result, order, params)
-            return
-    out.emit("CONCATENATION", read, result, ("ConcatenationOptions", {**options}), order=order, params=params)
+    if params is not None or out.tensors[read[0]].dtype == "float32":
+        read = _in_groups(out, read, place)
+    tensor = out.tensors[read[0]]
+    if len(read) == 1 and tensor.shape.count(-1) <= 1:
+        out.view(read[0], result, order, params)
+        return
+    options: Options = ("ConcatenationOptions", {"axis": place})
+    out.emit("CONCATENATION", read, result, options, order=order, params=params)
+
+
+def joined_step(out: Emitter, read: Sequence[int], place: int) -> int:
+    """As `emit_joined`, on the way to a result; of floats."""
+    left = _in_groups(out, read, place)
+    return left[0] if len(left) == 1 else _group(out, left, place)
+
+
+def _in_groups(out: Emitter, read: Sequence[int], place: int) -> list[int]:
+    """So few tensors, each joined of some, that one operator takes them."""
+    left = list(read)
+    while len(left) > _JOINED_AT_ONCE:
+        groups = [left[i : i + _JOINED_AT_ONCE] for i in range(0, len(left), _JOINED_AT_ONCE)]
+        left = [group[0] if len(group) == 1 else _group(out, group, place) for group in groups]
+    return left
+
+
+def _group(out: Emitter, group: Sequence[int], place: int) -> int:
+    tensor = out.tensors[group[0]]
+    parts = [out.tensors[index].shape[place] for index in group]
+    shape = list(tensor.shape)
+    shape[place] = -1 if -1 in parts else sum(parts)
+    options: Options = ("ConcatenationOptions", {"axis": place})
+    return out.step(
+        "CONCATENATION", group, shape, options,
+        dtype=tensor.dtype, order=tensor.order, params=tensor.params,
+        version=1 if tensor.params is None else 2,
+    )  # fmt: skip
 
 
 @ops.lower("Split", types=ANY)
@@ -174,6 +188,28 @@ def emit_slice(
     out.emit(
         "STRIDED_SLICE", [source, *given], result, ("StridedSliceOptions", {**options}),
         order=tensor.order, params=params,
+    )  # fmt: skip
+
+
+def cut_step(out: Emitter, source: int, place: int, start: int, stop: int | None) -> int:
+    """A part of one axis as stored, on the way to a result; to the end without ``stop``."""
+    tensor = out.tensors[source]
+    rank = len(tensor.shape)
+    begin, end = [0] * rank, [max(size, 0) for size in tensor.shape]
+    begin[place], end[place] = start, stop or 0
+    others = sum(1 << i for i, size in enumerate(tensor.shape) if size < 0 and i != place)
+    given = [
+        out.numbers(np.array(numbers, np.int32), f"{out.node}/{name}")
+        for name, numbers in (("begin", begin), ("end", end), ("strides", [1] * rank))
+    ]
+    open_end = others | (1 << place if stop is None else 0)
+    options: Options = ("StridedSliceOptions", {"beginMask": others, "endMask": open_end})
+    shape = list(tensor.shape)
+    shape[place] = -1 if stop is None else stop - start
+    return out.step(
+        "STRIDED_SLICE", [source, *given], shape, options,
+        dtype=tensor.dtype, order=tensor.order, params=tensor.params,
+        version=1 if tensor.params is None else 2,
     )  # fmt: skip
 
 
