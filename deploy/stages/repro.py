@@ -112,9 +112,10 @@ def _of_failure(subject: Subject, error: DeployError, out: Path, work: Path) -> 
 
 def _graphs(subject: Subject) -> Iterator[ir.Model]:
     """What is lowered: with everything INT8 that can be, and as float."""
-    assignment = subject.assignment(())
-    if assignment.tensors:
-        yield insert(subject.graph, assignment.tensors, assignment.codes)
+    if subject.histograms or subject.imported:
+        assignment = subject.assignment(())
+        if assignment.tensors:
+            yield insert(subject.graph, assignment.tensors, assignment.codes)
     yield subject.graph
 
 
