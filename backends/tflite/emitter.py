@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from backends.tflite import wide
 from backends.tflite.layout import LACKING, Order, between, own_axes, plain, same_memory, stored_sizes
 from backends.tflite.reading import (
     TYPES,
@@ -102,6 +103,7 @@ class Emitter:
     rounding: frozenset[str] = frozenset()
     integers: frozenset[str] | None = None
     node: str = ""
+    operation: str = ""
     _names: set[str] = field(default_factory=set)
     _derived: dict[tuple[int, str, Order], int] = field(default_factory=dict)
     _views: dict[int, int] = field(default_factory=dict)
@@ -132,12 +134,18 @@ class Emitter:
         return None if first is None else params_of(first)
 
     def integer(self, result: ir.Value, operands: Sequence[ir.Value | None]) -> QuantParams | None:
-        """The result's parameters where operands and result are int8: the operation computes in it."""
+        """The result's parameters where operands and result are int8, or all but weights int16.
+
+        Then the operation computes in integers.
+        """
         wanted = self.stored(result)
-        have = [self.params(value) for value in operands]
-        if wanted is None or wanted.type != "int8" or any(p is None or p.type != "int8" for p in have):
+        types = {None if (p := self.params(value)) is None else p.type for value in operands}
+        if wanted is None or None in types:
             return None
-        return wanted
+        if wanted.type == "int16" and self.operation in wide.OPERATIONS:
+            made = {None if (p := self.params(v)) is None else p.type for v in operands if v in self.carried}
+            return wanted if made == {"int16"} and types <= {"int16", "int8"} else None
+        return wanted if wanted.type == "int8" and types == {"int8"} else None
 
     def moved(self, result: ir.Value, operands: Sequence[ir.Value | None]) -> QuantParams | None:
         """As `integer`, where the operation cannot change the parameters."""
@@ -195,7 +203,13 @@ class Emitter:
         return self._constant_operand(value, order, integer)
 
     def bias(self, value: ir.Value | None, size: int, scale: QuantParams | None) -> int:
-        """The bias of ``size`` numbers, zeros where there is none; int32 with ``scale`` for integers."""
+        """The bias of ``size`` numbers, zeros where there is none; integers by ``scale`` where that is given.
+
+        To int64, which stands beside activations of 16 bits, floats are rounded here: their steps are so fine
+        that there is nothing to choose.
+        """
+        if scale is not None and scale.type == "int64":
+            return self._wide_bias(value, size, scale)
         if value is None:
             dtype = np.float32 if scale is None else np.int32
             return self.add(Tensor("bias", (size,), np.dtype(dtype).name, (0,), scale, np.zeros(size, dtype)))
@@ -205,6 +219,14 @@ class Emitter:
         if scale is not None and (array.dtype != np.int32 or self.params(value) is None):
             raise Unsupported("an integer operation needs its bias as int32")
         return self._constant_operand(value, plain(array.ndim), scale is not None, (size,))
+
+    def _wide_bias(self, value: ir.Value | None, size: int, scale: QuantParams) -> int:
+        given = np.zeros(size, np.float32) if value is None else stored_constant(value)
+        if given is None or given.size != size or given.dtype != np.float32:
+            raise Unsupported("its bias must be a float constant with one number a channel")
+        codes = np.rint(given.reshape(size) / np.array(scale.scale, np.float64)).astype(np.int64)
+        name = "bias" if value is None else value.name or "bias"
+        return self.add(Tensor(name, (size,), "int64", (0,), scale, codes))
 
     def _of(self, value: ir.Value) -> int:
         if value not in self.carried:
@@ -312,6 +334,10 @@ class Emitter:
             stored = stored_sizes(shape, kept)
             made.append(self.add(Tensor(name, stored, dtype, kept, params)))
             self.carried[result] = made[-1]
+        if params is not None and params.type == "int16":
+            version = wide.version(code)
+            extra: dict[str, Setting] = {"potScaleInt16": False} if code in wide.POWERS_OF_TWO else {}
+            options = (options[0], {**options[1], **extra})
         lowest = 1 if params is None else 2
         self._append(code, version or lowest, inputs, made, options)
         return made
@@ -337,6 +363,8 @@ class Emitter:
         self, code: str, inputs: Sequence[int], like: Tensor, options: Options = NO_OPTIONS, version: int = 1
     ) -> int:
         """As `step`, its tensor given."""
+        if like.params is not None and like.params.type == "int16":
+            version = wide.version(code)
         index = self.add(like)
         self._append(code, version, inputs, [index], options)
         return index

@@ -96,7 +96,7 @@ def _refused(node: ir.Node, out: Emitter) -> str:
     """Why a node cannot be lowered; empty where it was. Its results are then floats made of nothing."""
     if node in out.fused:
         return ""
-    out.node = node.name or ""
+    out.node, out.operation = node.name or "", node.op_type
     try:
         if node.op_type == "QuantizeLinear":
             out.quantize(node)

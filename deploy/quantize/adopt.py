@@ -68,6 +68,8 @@ def _retyped(params: QuantParams, rules: QuantRules) -> QuantParams:
 def _misfits(params: QuantParams, rules: QuantRules, *, weight: bool) -> list[str]:
     found = []
     symmetric = rules.symmetric_activation
+    if not weight and params.type not in (rules.activation, "int32"):
+        found.append(f"{params.type}, activations are {rules.activation} here")
     if symmetric and any(params.zero_point):
         found.append(f"zero point {params.zero_point[0]}, only 0 is allowed")
     if symmetric and weight and params.type != "int8":

@@ -98,7 +98,9 @@ def _activations(
             merged = Histogram()
             for name in names:
                 merged.merge(histograms[name])
-            low, high = find_range(merged, observer, symmetric=rules.symmetric_activation)
+            bottom, top = RANGES[rules.activation]
+            symmetric = rules.symmetric_activation
+            low, high = find_range(merged, observer, symmetric=symmetric, levels=top - bottom)
             params = activation_params(low, high, rules)
         for name in names:
             origin = "fixed" if prescribed is not None else "calibration" if name == group else "shared"

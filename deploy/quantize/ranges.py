@@ -98,12 +98,15 @@ def _coarsened(counts: np.ndarray, steps: int) -> np.ndarray:
     return result
 
 
-def find_range(histogram: Histogram, observer: Observer, *, symmetric: bool) -> tuple[float, float]:
+def find_range(
+    histogram: Histogram, observer: Observer, *, symmetric: bool, levels: int = _LEVELS
+) -> tuple[float, float]:
     """The real interval ``(low, high)``, containing 0, that the integer codes should cover.
 
     ``minmax`` takes everything seen. ``percentile`` cuts 0.01 % off each end. ``mse`` minimises the expected
     squared error of rounding and clipping together. ``kl`` minimises the Kullback-Leibler divergence between
-    the distribution and its quantized form (Migacz, "8-bit Inference with TensorRT", GTC 2017).
+    the distribution and its quantized form (Migacz, "8-bit Inference with TensorRT", GTC 2017). ``levels`` is
+    how many steps the codes have.
 
     >>> histogram = Histogram()
     >>> values = np.array([-1.0, 0.0, 3.0], np.float32)
@@ -119,7 +122,7 @@ def find_range(histogram: Histogram, observer: Observer, *, symmetric: bool) -> 
     if observer == "percentile":
         low, high = _percentile(histogram, low, high)
     elif observer == "mse":
-        low, high = _least_error(histogram, low, high, symmetric)
+        low, high = _least_error(histogram, low, high, symmetric, levels)
     elif observer == "kl":
         limit = _least_divergence(histogram)
         low, high = max(low, -limit), min(high, limit)
@@ -141,7 +144,9 @@ def _percentile(histogram: Histogram, low: float, high: float) -> tuple[float, f
     return min(max(low, float(below)), 0.0), max(min(high, float(above)), 0.0)
 
 
-def _least_error(histogram: Histogram, low: float, high: float, symmetric: bool) -> tuple[float, float]:
+def _least_error(
+    histogram: Histogram, low: float, high: float, symmetric: bool, levels: int
+) -> tuple[float, float]:
     """Search a grid of clipped ranges; rounding costs step**2 / 12 a value, clipping its squared distance."""
     assert histogram.counts is not None
     edges = histogram.edges()
@@ -160,7 +165,7 @@ def _least_error(histogram: Histogram, low: float, high: float, symmetric: bool)
     if symmetric:
         top = max(-low, high) * shrink
         (n_high, e_high), (n_low, e_low) = clipped(top, True), clipped(-top, False)
-        step = 2 * top / (_LEVELS - 1)
+        step = 2 * top / (levels - 1)
         best = int(np.argmin((counts.sum() - n_high - n_low) * step**2 / 12 + e_high + e_low))
         return -float(top[best]), float(top[best])
     lows = low * shrink if low < 0 else np.zeros(1)
@@ -170,7 +175,7 @@ def _least_error(histogram: Histogram, low: float, high: float, symmetric: bool)
         n_low, e_low = np.zeros(1), np.zeros(1)
     if high == 0:
         n_high, e_high = np.zeros(1), np.zeros(1)
-    step = (highs[None, :] - lows[:, None]) / _LEVELS
+    step = (highs[None, :] - lows[:, None]) / levels
     inside = counts.sum() - n_low[:, None] - n_high[None, :]
     error = inside * step**2 / 12 + e_low[:, None] + e_high[None, :]
     i, j = np.unravel_index(int(np.argmin(error)), error.shape)

@@ -11,8 +11,8 @@ from deploy.spec.document import Frozen
 Layout = Literal["NCHW", "NHWC", "any"]
 """Order of the axes of an image-like tensor; ``any`` where the axes have no such meaning."""
 
-QuantType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"]
-"""Integer storage types."""
+QuantType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "int64"]
+"""Integer storage types; ``int64`` is that of biases beside activations of 16 bits."""
 
 Precision = Literal["float", "fp16", "bf16", "int8", "w8a16", "dynamic", "w8", "w4"]
 """What a block computes in. ``float`` is the runtime's plain float32; ``w8a16`` integers, the activations of
@@ -30,6 +30,7 @@ RANGES: dict[QuantType, tuple[int, int]] = {
     "int16": (-32768, 32767),
     "uint16": (0, 65535),
     "int32": (-(2**31), 2**31 - 1),
+    "int64": (-(2**63), 2**63 - 1),
 }
 """Smallest and largest code of each storage type."""
 

@@ -11,6 +11,7 @@ from backends.tflite.ops.window import Window, image_order, padded, window
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported, stored_constant
 from deploy.spec.plan import QuantParams
+from deploy.spec.tensors import QuantType
 
 ops = OpTable()
 
@@ -62,7 +63,8 @@ def bias_scale(out: Emitter, image: ir.Value | None, kernel: int) -> QuantParams
         raise Unsupported("integer weights must be symmetric")
     scale = tuple(source.scale[0] * s for s in weights.scale)
     axis = None if len(scale) == 1 else 0
-    return QuantParams(type="int32", scale=scale, zero_point=(0,) * len(scale), axis=axis)
+    kind: QuantType = "int64" if source.type == "int16" else "int32"
+    return QuantParams(type=kind, scale=scale, zero_point=(0,) * len(scale), axis=axis)
 
 
 def _kernel(out: Emitter, weights: ir.Value | None, order: Order, *, integer: bool) -> int:
