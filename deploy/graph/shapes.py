@@ -239,6 +239,8 @@ def _resolve(model: ir.Model) -> bool:
     for node in model.graph:
         dims = symbolic.output_sizes(node, found)
         output = node.outputs[0]
+        if output.type is None and node.domain == "" and node.op_type in symbolic.KEEPING:
+            output.type = None if node.inputs[0] is None else node.inputs[0].type
         if dims is None or (output.shape is not None and output.shape.rank() != len(dims)):
             continue
         now = output.shape or ir.Shape([None] * len(dims))

@@ -119,8 +119,18 @@ def values(model: ir.Model) -> dict[ir.Value, np.ndarray]:
     return found
 
 
+KEEPING = ("GroupNormalization", "MeanVarianceNormalization")
+"""What ONNX's inference gives no type and shape although they are those of the input."""
+
+
 def output_sizes(node: ir.Node, found: dict[ir.Value, np.ndarray]) -> tuple[Known, ...] | None:
-    """The output shape of a Reshape, Expand, ConstantOfShape or Tile, given `values`; None if not known."""
+    """The output shape of a Reshape, Expand, ConstantOfShape, Tile or normalisation; None if not known.
+
+    ``found`` is what `values` tells.
+    """
+    if node.domain == "" and node.op_type in KEEPING and node.inputs[0] is not None:
+        known = sizes(node.inputs[0].shape)
+        return None if known is None else tuple(known)
     if node.domain != "" or node.op_type not in ("Reshape", "Expand", "ConstantOfShape", "Tile"):
         return None
     argument, source = node.inputs[-1], node.inputs[0]

@@ -35,6 +35,16 @@ def test_free_dimensions_survive_reshape_expand_and_what_follows():
     assert shape(m, "y") == ["n", 1, 64]
 
 
+def test_normalisations_keep_type_and_shape():
+    body = "<float[3] s = {1, 2, 3}> { a = GroupNormalization<num_groups = 3>(x, s, s)"
+    m = shapes.infer(
+        model(body + " b = MeanVarianceNormalization(a) y = Relu(b) }", outputs="float[a,b,c,d] y")
+    )
+    for name in "aby":
+        assert shape(m, name) == ["n", 3, 8, 8]
+        assert ir.convenience.create_value_mapping(m.graph)[name].dtype == ir.DataType.FLOAT
+
+
 def test_unnamed_and_negative_dimensions_get_names():
     m = model("{ y = Relu(x) }", outputs="float[] y")
     m.graph.inputs[0].shape = ir.Shape([-1, 3, None, -1])
