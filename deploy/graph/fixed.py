@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from deploy.errors import UnsupportedError
+from deploy.graph.fold import fold_shapes
 from deploy.graph.shapes import batch_axis, free_dimensions, pin
 
 
@@ -23,7 +24,9 @@ def fix_batch(graph: ir.Model) -> ir.Model:
         )
     if batch is None:
         return graph
-    return pin(graph, {name: _ones(graph, name, axis) for name, axis in free[batch]})
+    fixed = pin(graph, {name: _ones(graph, name, axis) for name, axis in free[batch]})
+    fold_shapes(fixed)  # what was computed from the batch is a number now
+    return fixed
 
 
 def _ones(graph: ir.Model, name: str, axis: int) -> list[int | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deploy.adapter.profiles as profiles
@@ -31,7 +31,7 @@ from deploy.spec.project import IoSection
 pytest.importorskip("ai_edge_litert")
 from backends.tflite import TFLite, runner
 from backends.tflite.emitter import Emitter, Operator, Tensor
-from backends.tflite.micro.arena import HERE, Buffer, arena, extent
+from backends.tflite.micro.arena import HERE, Buffer, _tensors, arena, extent
 from backends.tflite.micro.bare import bare
 from backends.tflite.micro.interpreter import MicroInterpreter, _said
 from backends.tflite.micro.kernels import KERNELS
@@ -194,6 +194,7 @@ def test_the_planner_fits_all_that_lives_together(drawn: list[tuple[int, int, in
 
 
 @needs_micro
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_the_planner_places_as_the_interpreter_does(data: st.DataObject) -> None:
     """Sums over earlier tensors, in any order, live long and short."""
@@ -393,6 +394,26 @@ def test_powers_and_clips_are_said_by_kernels_that_there_are(tmp_path: Path) -> 
     x = np.array([[-3, -0.5, 0, 0.25, 1, 7]], np.float32)
     with TFLite().open(found, TFLite().options(RUNTIME, 1)) as opened, open_graph(model) as reference:
         np.testing.assert_allclose(opened.run({"x": x})["y"], reference.run({"x": x})["y"], atol=1e-6)
+
+
+@needs_micro
+@pytest.mark.parametrize("form", ["none", "tanh"])
+def test_gelu_and_erf_are_computed_by_what_there_is_and_told_as_float(tmp_path: Path, form: str) -> None:
+    text = f"""g (float[n,40] x) => (float[n,40] y, float[n,40] z) {{
+        y = Gelu<approximate = "{form}">(x)
+        z = Erf(x)
+    }}"""
+    model = graph(HEAD + text, {})
+    assert all(v.support == "supported" for v in TFLite().check(model, RUNTIME))
+    artifact = TFLite().lower(model, PLAN, RUNTIME, tmp_path, SILENT)
+    options = TFLite().options(RUNTIME, 1)
+    x = np.linspace(-9, 9, 40, dtype=np.float32)[None]
+    with TFLite().open(artifact, options) as opened, open_graph(model) as reference:
+        got, want = opened.run({"x": x}), reference.run({"x": x})
+    np.testing.assert_allclose(got["y"], want["y"], atol=2e-6)
+    np.testing.assert_allclose(got["z"], want["z"], atol=5e-6)
+    (hazard,) = TFLite().hazards(artifact, options)
+    assert set(hazard.nodes) == {"Gelu0", "Erf1"} and "four times the memory" in hazard.text
 
 
 def test_without_its_interpreter_another_stands_in_and_is_named(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from backends.tflite.emitter import Emitter, Operator, Options, Tensor
+from backends.tflite.micro.gelu import gelu
 from backends.tflite.micro.kernels import KERNELS, WEIGHTS
 from backends.tflite.sdk import schema
 from backends.tflite.write import notes, read_file
@@ -38,7 +39,8 @@ def adapt(out: Emitter, integer: Collection[str] = ()) -> None:
     ``integer`` names the nodes that were decided to be INT8.
     """
     _use_integer_kernels(out, integer)
-    adapted = []
+    adapted: list[Operator] = []
+    numbers: dict[float, int] = {}
     for operator in out.operators:
         source = out.tensors[operator.inputs[0]] if operator.inputs and operator.inputs[0] >= 0 else None
         result = out.tensors[operator.outputs[0]]
@@ -51,6 +53,8 @@ def adapt(out: Emitter, integer: Collection[str] = ()) -> None:
             adapted.append(_with(operator, "DEQUANTIZE", operator.inputs))
         elif operator.code == "POW" and _number(out, operator.inputs[1]) == 2.0:
             adapted.append(_with(operator, "SQUARE", operator.inputs[:1], "SquareOptions"))
+        elif operator.code == "GELU" and result.dtype == "float32":
+            adapted += gelu(operator, out, numbers)
         elif operator.code == "RELU_N1_TO_1" and result.dtype == "float32":
             adapted += _clipped(operator, out)
         else:

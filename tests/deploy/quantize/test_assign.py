@@ -152,6 +152,8 @@ def test_the_axis_is_that_of_the_output_channels(nodes, shape, axis, graph, quan
 def test_one_scale_where_the_rules_or_the_readers_say_so(graph, quantize, unsigned):
     model = graph(CONV, {"w": W, "b": (4,)})
     assert quantize(model, with_rules(unsigned, per_channel=False)).assignment.tensors["w"].axis is None
+    assert quantize(model, with_rules(unsigned, per_tensor=("Conv",))).assignment.tensors["w"].axis is None
+    assert quantize(model, with_rules(unsigned, per_tensor=("Gemm",))).assignment.tensors["w"].axis == 0
     shared = graph(
         """g (float[N,8] x) => (float[N,8] y) {
         a = MatMul(x, w)  r = Relu(a)  y = Gemm<transB=1>(r, w, b) }""",
