@@ -112,7 +112,7 @@ def _alongs(node: ir.Node, out: Emitter) -> list[Along]:
             continue
         if factor == 1 and part != (0.0, 1.0):
             raise Unsupported("a crop along an axis that keeps its size: runtimes disagree")
-        if coordinates == "align_corners" and factor * shape[axis] != made[axis]:
+        if coordinates == "align_corners" and shape[axis] > 0 and factor * shape[axis] != made[axis]:
             raise Unsupported("align_corners by scales that make no whole size: runtimes disagree")
         alongs.append(Along(axis, shape[axis], made[axis], factor, part))
     return alongs

@@ -268,7 +268,8 @@ def _integers(
         out.emit("TRANSPOSE_CONV", read, result, options, order=laid, params=params, version=version)
         return
     shape = (batch, *whole, channels)
-    index = out.step("TRANSPOSE_CONV", read, shape, options, dtype=params.type, params=params, version=version)
+    kind = params.type
+    index = out.step("TRANSPOSE_CONV", read, shape, options, dtype=kind, params=params, version=version)
     index = _cropped(out, index, begins, rests)
     out.tensors[index].order = laid
     carry(out, index, result)
