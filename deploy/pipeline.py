@@ -31,7 +31,8 @@ from deploy.stages.target import find_target
 def run(request: Request, progress: Progress = SILENT) -> Bundle:
     """Build one bundle, ``<out>/<target>``. A missed budget is a verdict in its manifest, not an exception.
 
-    Raises the errors of deploy/errors.py; then nothing was written and an older bundle still stands.
+    Raises the errors of deploy/errors.py; then no bundle was written and an older one still stands. Where a
+    conversion failed ``<out>/repro`` holds a small model that shows it, and the hint names that.
     """
     record = Record(progress)
     target = find_target(request.target, request.runtime)

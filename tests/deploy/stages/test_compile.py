@@ -238,7 +238,7 @@ def test_an_artifact_that_computes_something_else_is_refused_by_the_operation(
     with pytest.raises(VerificationError, match="the ort artifact strays from its reference graph") as caught:
         make(precision="float")
     assert caught.value.hint.startswith("first diverging operation: Conv '")
-    assert not (tmp_path / "dist").exists()
+    assert [path.name for path in (tmp_path / "dist").glob("*")] in ([], ["repro"]), "no bundle"
 
 
 @pytest.mark.parametrize(
