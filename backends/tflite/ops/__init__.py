@@ -6,6 +6,7 @@ from backends.tflite.ops import (
     cast,
     conv,
     cut,
+    einsum,
     elementwise,
     extreme,
     generate,
@@ -52,5 +53,6 @@ OPERATIONS = joined(
         join.ops,
         scatter.ops,
         recurrent.ops,
+        einsum.ops,
     )
 )
