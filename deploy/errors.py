@@ -100,6 +100,15 @@ def missing_extra(package: str, extra: str) -> ToolchainError:
     )
 
 
+def broken_package(package: str, extra: str, why: object) -> ToolchainError:
+    """The error for a package that is there, but cannot be loaded."""
+    first = next(iter(str(why).splitlines()), type(why).__name__)
+    return ToolchainError(
+        f"{package} is installed, but cannot be loaded: {first}",
+        hint=f"reinstall it: pip install --force-reinstall 'deploy-compiler[{extra}]'",
+    )
+
+
 def message_text(text: str) -> str:
     r"""``text`` as it may be shown: a name in it breaks no line, steers no terminal, turns no direction.
 

@@ -11,7 +11,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from deploy.errors import ToolchainError, missing_extra
+from deploy.errors import broken_package, missing_extra
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import openvino
 
 _TELEMETRY = "openvino_telemetry"
+_NAMES = ("OpenVINO", "openvino")
+"""The package as one speaks of it, and our extra that brings it."""
 
 
 @cache
@@ -31,21 +33,14 @@ def sdk() -> ModuleType:
         package = import_module("openvino")
     except (ImportError, OSError) as e:
         if isinstance(e, ModuleNotFoundError) and e.name == "openvino":
-            raise missing_extra("OpenVINO", "openvino") from e
-        raise _broken(next(iter(str(e).splitlines()), type(e).__name__)) from e
+            raise missing_extra(*_NAMES) from e
+        raise broken_package(*_NAMES, e) from e
     finally:
         if silenced:
             del sys.modules[_TELEMETRY]
     if not hasattr(package, "Core"):
-        raise _broken("the folder of the package is empty")
+        raise broken_package(*_NAMES, "the folder of the package is empty")
     return package
-
-
-def _broken(why: str) -> ToolchainError:
-    return ToolchainError(
-        f"OpenVINO is installed, but cannot be loaded: {why}",
-        hint="reinstall it: pip install --force-reinstall 'deploy-compiler[openvino]'",
-    )
 
 
 @cache

@@ -43,8 +43,10 @@ class OnnxRuntime:
     options_type: type[Options] = OrtOptions
 
     def available(self) -> Availability:
-        import onnxruntime
-
+        try:
+            import onnxruntime
+        except (ImportError, OSError) as e:
+            return Availability("onnxruntime", None, f"it cannot be loaded: {e}; pip install onnxruntime")
         return Availability("onnxruntime", onnxruntime.__version__)
 
     def options(self, runtime: Runtime, threads: int) -> Options:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,9 +17,10 @@ from backends.tflite.pieces import OperatorPiece, pieces
 from backends.tflite.profile import operation_times
 from backends.tflite.readback import read_tensors
 from backends.tflite.runner import TFLiteOptions, TFLiteRunner
-from backends.tflite.sdk import INSTALL, interpreter, version
+from backends.tflite.sdk import interpreter, version
 from backends.tflite.write import read_file, to_bytes
 from deploy.adapter.protocol import Arrays, Availability, Runner
+from deploy.errors import ToolchainError
 from deploy.graph.fixed import fix_batch
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
@@ -41,10 +41,12 @@ class TFLite:
     suffixes: tuple[str, ...] = (".tflite",)
 
     def available(self) -> Availability:
+        """Whether it can be loaded; that a package is listed as installed does not say so."""
         try:
+            interpreter()
             return Availability("LiteRT", version())
-        except PackageNotFoundError:
-            return Availability("LiteRT", None, INSTALL)
+        except ToolchainError as e:
+            return Availability("LiteRT", None, f"{e.message}; {e.hint}")
 
     def options(self, runtime: Runtime, threads: int) -> Options:
         return TFLiteOptions.model_validate({"threads": threads, **runtime.options})

@@ -9,18 +9,19 @@ from contextlib import contextmanager
 from importlib.metadata import version as installed
 from types import ModuleType
 
-from deploy.errors import ToolchainError
+from deploy.errors import broken_package, missing_extra
 
-INSTALL = "pip install 'deploy-compiler[tflite]'"
+_NAMES = ("LiteRT", "tflite")
+"""The package as one speaks of it, and our extra that brings it."""
 
 
 def schema() -> ModuleType:
-    """The file format's generated classes. Raises ToolchainError where LiteRT is not installed."""
+    """The file format's generated classes. Raises ToolchainError where LiteRT cannot be loaded."""
     return _module("schema_py_generated")
 
 
 def interpreter() -> ModuleType:
-    """The runtime. Raises ToolchainError where LiteRT is not installed."""
+    """The runtime. Raises ToolchainError where LiteRT cannot be loaded."""
     return _module("interpreter")
 
 
@@ -52,5 +53,7 @@ def quiet() -> Iterator[None]:
 def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"ai_edge_litert.{name}")
-    except ImportError as e:
-        raise ToolchainError("LiteRT is not installed", hint=INSTALL) from e
+    except (ImportError, OSError) as e:
+        if isinstance(e, ModuleNotFoundError) and e.name == "ai_edge_litert":
+            raise missing_extra(*_NAMES) from e
+        raise broken_package(*_NAMES, e) from e

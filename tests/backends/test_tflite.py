@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -249,3 +251,30 @@ def test_an_operation_that_is_wrong_is_found_and_those_behind_it_are_not_blamed(
     assert content.count(codes) == 1
     artifact.main.write_bytes(content.replace(codes, codes[::-1]))
     assert [(d.node, d.value) for d in deviations_of(model, artifact) if d.wrong] == [("Conv2", "d/q")]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            'raise ImportError("libLiteRt.so: cannot open shared object file")',
+            "cannot be loaded: libLiteRt.so",
+        ),
+        ("", "LiteRT is installed, but cannot be loaded: No module named 'ai_edge_litert.interpreter'"),
+        ('raise ModuleNotFoundError("none", name="ai_edge_litert")', "LiteRT is not installed;"),
+    ],
+)
+def test_a_package_that_cannot_be_loaded_is_a_missing_toolchain(
+    tmp_path: Path, content: str, said: str
+) -> None:
+    (tmp_path / "ai_edge_litert").mkdir()
+    (tmp_path / "ai_edge_litert" / "__init__.py").write_text(content)
+    ask = (
+        "from backends.tflite import TFLite; found = TFLite().available(); print(found.usable, found.missing)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", ask], capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
+    )  # fmt: skip
+    assert done.stdout.startswith("False ")
+    assert said in done.stdout and "deploy-compiler[tflite]" in done.stdout
