@@ -11,6 +11,7 @@ from backends.tflite.child import ForeignRunner, contents
 from backends.tflite.lower import emit, emitted
 from backends.tflite.micro.arena import arena
 from backends.tflite.micro.fit import adapt, floats, judged, refusals, require_kernels
+from backends.tflite.micro.sdk import toolchain as micro_toolchain
 from backends.tflite.micro.source import HEADER, SOURCE, write_sources
 from backends.tflite.partitions import split
 from backends.tflite.pieces import OperatorPiece, pieces
@@ -87,7 +88,7 @@ class TFLite:
             values=values,
             weight_bytes=sum(tensor.stored_bytes for tensor in out.tensors),
             memory_bytes=memory,
-            toolchain={"ai-edge-litert": version()},
+            toolchain={"ai-edge-litert": version(), **(micro_toolchain() if micro else {})},
             folder=workdir,
         )
 

@@ -33,6 +33,7 @@ from backends.tflite import TFLite, runner
 from backends.tflite.emitter import Emitter, Operator, Tensor
 from backends.tflite.micro.arena import HERE, Buffer, _tensors, arena, extent
 from backends.tflite.micro.bare import bare
+from backends.tflite.micro.fit import refusals
 from backends.tflite.micro.interpreter import MicroInterpreter, _said
 from backends.tflite.micro.kernels import KERNELS
 from backends.tflite.micro.sdk import runtime
@@ -367,6 +368,14 @@ def test_a_type_without_a_kernel_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="int64") as e:
         TFLite().lower(model, PLAN, RUNTIME, tmp_path, SILENT)
     assert e.value.hint
+
+
+def test_more_axes_than_a_kernel_takes_are_refused() -> None:
+    sketch = Emitter()
+    shape = (1, 2, 3, 4, 5)
+    reads = [sketch.add(Tensor(name, shape, "float32", ())) for name in "xy"]
+    sketch.operators.append(Operator("PRELU", 1, (reads[0], reads[0]), (reads[1],), ("", {}), "steep"))
+    assert "takes 4 axes, not 5" in refusals(sketch)["steep"]
 
 
 def test_a_size_that_is_free_besides_the_batch_is_named_with_the_way_out(tmp_path: Path) -> None:

@@ -112,7 +112,8 @@ def _with_ones(table: str) -> Callable[[Sketch], tuple[bytes, Operator]]:
 
 
 def _pool(s: Sketch) -> tuple[bytes, Operator]:
-    fields: dict[str, Setting] = {"padding": "VALID", "strideH": 2, "strideW": 2, "filterHeight": 2, "filterWidth": 2}
+    fields: dict[str, Setting] = {"padding": "VALID", "strideH": 2, "strideW": 2}
+    fields |= {"filterHeight": 2, "filterWidth": 2}
     return s.feed().gives((1, 2, 2, 8)).file(("Pool2DOptions", {**fields}))
 
 

@@ -96,7 +96,10 @@ def refusal(operator: Operator, out: Emitter) -> str:
     free = next((tensor for tensor in touched if -1 in tensor.shape), None)
     if free is not None:
         return f"'{free.name}' has a free size, and TensorFlow Lite Micro takes fixed ones only"
-    dtype = out.tensors[operator.inputs[kernel.data]].dtype
+    data = out.tensors[operator.inputs[kernel.data]]
+    dtype = data.dtype
+    if len(data.shape) > kernel.rank:
+        return f"TensorFlow Lite Micro's {operator.code} takes {kernel.rank} axes, not {len(data.shape)}"
     if dtype not in kernel.types:
         return f"TensorFlow Lite Micro's {operator.code} takes {', '.join(kernel.types)}, not {dtype}"
     if operator.code == "QUANTIZE":

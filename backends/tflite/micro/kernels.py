@@ -23,13 +23,15 @@ class Kernel:
     """``add`` names the resolver's method, without ``Add``. ``types`` are those of operand number ``data``.
 
     ``keeps``: bytes that the kernel keeps for one operator as long as the interpreter lives, without what
-    each channel takes, measured on 64 bits.
+    each channel takes, measured on 64 bits. ``rank``: how many axes its data may have; beyond it some
+    kernels end the program.
     """
 
     add: str
     types: tuple[str, ...]
     keeps: int
     data: int = 0
+    rank: int = 6
 
 
 KERNELS = {
@@ -39,10 +41,10 @@ KERNELS = {
     "ARG_MAX": Kernel("ArgMax", _BOTH, 8),
     "ARG_MIN": Kernel("ArgMin", _BOTH, 8),
     "AVERAGE_POOL_2D": Kernel("AveragePool2D", _SIGNAL, 80),
-    "BATCH_MATMUL": Kernel("BatchMatMul", _SIGNAL, 248),
+    "BATCH_MATMUL": Kernel("BatchMatMul", _SIGNAL, 248, rank=5),
     "BATCH_TO_SPACE_ND": Kernel("BatchToSpaceNd", _BOTH, 0),
     "BROADCAST_ARGS": Kernel("BroadcastArgs", ("int32", "int64"), 8),
-    "BROADCAST_TO": Kernel("BroadcastTo", _EVERY, 8),
+    "BROADCAST_TO": Kernel("BroadcastTo", _EVERY, 8, rank=5),
     "CAST": Kernel("Cast", (*_WHOLE, "bool"), 16),
     "CEIL": Kernel("Ceil", _FLOAT, 0),
     "CONCATENATION": Kernel("Concatenation", (*_WHOLE, "int64", "bool"), 104),
@@ -89,9 +91,9 @@ KERNELS = {
     "NEG": Kernel("Neg", _FLOAT, 0),
     "NOT_EQUAL": Kernel("NotEqual", (*_BOTH, "int32", "int64", "bool"), 40),
     "PACK": Kernel("Pack", (*_WHOLE, "int64"), 24),
-    "PAD": Kernel("Pad", _WHOLE, 72),
-    "PADV2": Kernel("PadV2", _WHOLE, 64),
-    "PRELU": Kernel("Prelu", _BOTH, 40),
+    "PAD": Kernel("Pad", _WHOLE, 72, rank=5),
+    "PADV2": Kernel("PadV2", _WHOLE, 64, rank=5),
+    "PRELU": Kernel("Prelu", _BOTH, 40, rank=4),
     "QUANTIZE": Kernel("Quantize", (*_WHOLE, "uint8"), 48),
     "REDUCE_ALL": Kernel("ReduceAll", ("bool",), 72),
     "REDUCE_MAX": Kernel("ReduceMax", _BOTH, 72),
@@ -107,7 +109,7 @@ KERNELS = {
     "SELECT_V2": Kernel("SelectV2", _SIGNAL, 32, data=1),
     "SHAPE": Kernel("Shape", _EVERY, 16),
     "SIN": Kernel("Sin", _FLOAT, 0),
-    "SLICE": Kernel("Slice", (*_WHOLE, "bool"), 0),
+    "SLICE": Kernel("Slice", (*_WHOLE, "bool"), 0, rank=5),
     "SOFTMAX": Kernel("Softmax", _SIGNAL, 96),
     "SPACE_TO_BATCH_ND": Kernel("SpaceToBatchNd", _BOTH, 16),
     "SPACE_TO_DEPTH": Kernel("SpaceToDepth", _BOTH, 32),
@@ -117,11 +119,11 @@ KERNELS = {
     "SQUARE": Kernel("Square", _FLOAT, 0),
     "SQUARED_DIFFERENCE": Kernel("SquaredDifference", _WHOLE, 120),
     "SQUEEZE": Kernel("Squeeze", _EVERY, 48),
-    "STRIDED_SLICE": Kernel("StridedSlice", (*_WHOLE, "bool"), 120),
+    "STRIDED_SLICE": Kernel("StridedSlice", (*_WHOLE, "bool"), 120, rank=4),
     "SUB": Kernel("Sub", _WHOLE, 72),
     "SUM": Kernel("Sum", _SIGNAL, 72),
     "TANH": Kernel("Tanh", _SIGNAL, 32),
-    "TRANSPOSE": Kernel("Transpose", _SIGNAL, 8),
+    "TRANSPOSE": Kernel("Transpose", _SIGNAL, 8, rank=5),
     "TRANSPOSE_CONV": Kernel("TransposeConv", _SIGNAL, 120, data=2),
     "UNPACK": Kernel("Unpack", _WHOLE, 8),
     "ZEROS_LIKE": Kernel("ZerosLike", (*_BOTH, "int32", "int64"), 0),

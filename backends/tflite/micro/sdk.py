@@ -24,3 +24,9 @@ def version() -> str | None:
         return installed("tflite-micro")
     except PackageNotFoundError:
         return None
+
+
+def toolchain() -> dict[str, str]:
+    """What a manifest says of it: nothing where it is not installed."""
+    found = version()
+    return {} if found is None else {"tflite-micro": found}
