@@ -149,12 +149,12 @@ def split(node: ir.Node, out: Emitter) -> None:
         whole = -(-shape[axis] // count)
         lengths = [min(whole, shape[axis] - i * whole) for i in range(count)]
     equal = lengths is None or len(set(lengths)) == 1
-    found = [out.moved(result, [value]) for result in node.outputs]
-    params = found[0] if all(p is not None for p in found) else None
+    used = [result for result in node.outputs if result.uses() or result.is_graph_output()]
+    found = [out.moved(result, [value]) for result in used]
+    params = found[0] if found and all(p is not None for p in found) else None
     source = out.read(value, integer=params is not None)
     tensor = out.tensors[source]
     place = tensor.order.index(axis)
-    used = [result for result in node.outputs if result.uses() or result.is_graph_output()]
     if equal and len(used) == count and 2 <= count <= _JOINED_AT_ONCE and tensor.dtype != "bool":
         where = out.numbers(np.array(place, np.int32), f"{node.name}/axis")
         options = {"numSplits": count}
