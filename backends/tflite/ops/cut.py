@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Options, Tensor
-from backends.tflite.known import as_int32, carry, integers, joined, known, part_of
+from backends.tflite.known import FIX_SIZES, as_int32, carry, integers, joined, known, part_of
 from backends.tflite.layout import NHWC, plain
 from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported
@@ -157,16 +157,39 @@ def _computed_slice(
 
 @ops.lower("Pad", types=ANY)
 def pad(node: ir.Node, out: Emitter) -> None:
-    """With zeros PAD, which XNNPACK takes; with other numbers PADV2; negative widths cut first."""
-    value, result = node.inputs[0], node.outputs[0]
-    shape = out.shape(value)
-    rank = len(shape)
+    rank = len(out.shape(node.inputs[0]))
     widths = integers(out, node, 1, "widths")
     axes = integers(out, node, 3, "axes")
     if widths is None or rank == 0:
         raise Unsupported("a tensor without axes cannot be padded: remove it")
     table = np.zeros((rank, 2), np.int64)
     table[[axis % rank for axis in (range(rank) if axes is None else axes)]] = np.reshape(widths, (2, -1)).T
+    _widened(node, out, table)
+
+
+@ops.lower("CenterCropPad", types=ANY)
+def center_crop_pad(node: ir.Node, out: Emitter) -> None:
+    """What is odd is cut off or added behind."""
+    shape = out.shape(node.inputs[0])
+    wanted = integers(out, node, 1, "sizes") or []
+    axes = [axis % len(shape) for axis in node.attributes.get_ints("axes", tuple(range(len(shape))))]
+    table = np.zeros((len(shape), 2), np.int64)
+    for axis, size in zip(axes, wanted, strict=True):
+        if shape[axis] < 0:
+            raise Unsupported(f"the middle of an axis of free size: {FIX_SIZES}")
+        more = size - shape[axis]
+        before = abs(more) // 2 * (1 if more > 0 else -1)
+        table[axis] = before, more - before
+    _widened(node, out, table)
+
+
+def _widened(node: ir.Node, out: Emitter, table: np.ndarray) -> None:
+    """With zeros PAD, which XNNPACK takes; with other numbers PADV2; negative widths cut first.
+
+    ``table`` has a row for each axis in ONNX's order.
+    """
+    value, result = node.inputs[0], node.outputs[0]
+    rank = len(table)
     params = out.moved(result, [value])
     source = out.read(value, integer=params is not None)
     order = out.tensors[source].order
