@@ -149,9 +149,11 @@ class Term:
         return Term(self.out, made)
 
     def reduced(self, code: str, places: Iterable[int], *, keep: bool = True) -> Term:
-        """Over axes, counted as stored, which stay with size 1 or go."""
+        """Over axes, counted as stored, which stay with size 1 or go; itself over none."""
         tensor = self.out.tensors[self.index]
         chosen = sorted(places)
+        if not chosen:
+            return self
         axes = self.out.numbers(np.array(chosen, np.int32), f"{self.out.node}/axes")
         sizes = enumerate(tensor.shape)
         shape = [1 if place in chosen else size for place, size in sizes if keep or place not in chosen]

@@ -12,11 +12,10 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Options
-from backends.tflite.ops.elementwise import common_order, operand, term, unary
+from backends.tflite.ops.elementwise import common_order, numbers_of, operand, term
 from backends.tflite.optable import NUMBERS, Lowering, OpTable
 from backends.tflite.reading import Unsupported, activation_of
 from backends.tflite.terms import Term
-from deploy.graph.edit import is_constant, scalar
 
 ops = OpTable()
 
@@ -26,7 +25,11 @@ _FIXED = {"LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0)}
 
 # ------------------------------------------------------------------------------------- operators of TFLite
 
-ops.lower("HardSwish")(unary("HARD_SWISH", "HardSwishOptions"))
+
+@ops.lower("HardSwish")
+def hard_swish(node: ir.Node, out: Emitter) -> None:
+    """Its INT8 kernel is LiteRT's own: XNNPACK has it in float only."""
+    _emit(node, out, "HARD_SWISH", ("HardSwishOptions", {}), _integer(node, out), version=1)
 
 
 @ops.lower("Relu", types=NUMBERS)
@@ -49,13 +52,14 @@ def clip(node: ir.Node, out: Emitter) -> None:
         bound = node.inputs[place] if len(node.inputs) > place else None
         if bound is None:
             continue
-        number = scalar(bound)
-        if number is not None and x.dtype == "float32" and not math.isfinite(number):
-            if math.isnan(number):
-                raise Unsupported("a bound that is no number")
-            if (number < 0) == (place == 1):
-                continue  # it bounds nothing
-        made = made.apply(operator, Term(out, out.read(bound)))
+        numbers = numbers_of(out, bound)
+        number = None if numbers is None else float(numbers.reshape(()))
+        if number is None:
+            made = made.apply(operator, Term(out, out.read(bound)))
+        elif math.isnan(number):
+            raise Unsupported("a bound that is no number")
+        elif number != (-math.inf if place == 1 else math.inf):
+            made = made.apply(operator, number)
     made.becomes(node.outputs[0])
 
 
@@ -70,7 +74,7 @@ def tanh(node: ir.Node, out: Emitter) -> None:
 
 
 def _saturating(node: ir.Node, out: Emitter, code: str) -> None:
-    params = out.integer(node.outputs[0], node.inputs)
+    params = out.stored(node.outputs[0]) if _integer(node, out) else None
     if params is not None and (params.scale[0], params.zero_point[0]) != _FIXED[code]:
         params = None
     _emit(node, out, code, ("", {}), params is not None)
@@ -79,7 +83,7 @@ def _saturating(node: ir.Node, out: Emitter, code: str) -> None:
 @ops.lower("LeakyRelu")
 def leaky_relu(node: ir.Node, out: Emitter) -> None:
     options: Options = ("LeakyReluOptions", {"alpha": node.attributes.get_float("alpha", 0.01)})
-    _emit(node, out, "LEAKY_RELU", options, out.integer(node.outputs[0], node.inputs) is not None)
+    _emit(node, out, "LEAKY_RELU", options, _integer(node, out))
 
 
 @ops.lower("Gelu")
@@ -92,9 +96,13 @@ def gelu(node: ir.Node, out: Emitter) -> None:
 def elu(node: ir.Node, out: Emitter) -> None:
     alpha = node.attributes.get_float("alpha", 1.0)
     if alpha == 1:
-        _emit(node, out, "ELU", ("", {}), out.integer(node.outputs[0], node.inputs) is not None, version=1)
+        _emit(node, out, "ELU", ("", {}), _integer(node, out), version=1)
     else:
         _bent(term(node, out), 1.0, alpha).becomes(node.outputs[0])
+
+
+def _integer(node: ir.Node, out: Emitter) -> bool:
+    return out.listed(node) and out.integer(node.outputs[0], node.inputs[:1]) is not None
 
 
 def _emit(
@@ -114,10 +122,9 @@ def prelu(node: ir.Node, out: Emitter) -> None:
     order = common_order(out, [value], rank)
     x, slopes = (Term(out, operand(out, v, order)) for v in (value, slope))
     sizes = slopes.shape
-    if is_constant(slope) and rank > 1 and sizes[-1] == x.shape[-1] and max((1, *sizes[:-1])) == 1:
+    array = numbers_of(out, slope)
+    if array is not None and rank > 1 and sizes[-1] == x.shape[-1] and max((1, *sizes[:-1])) == 1:
         # The kernel wants the slopes without the batch.
-        array = out.tensors[slopes.index].data
-        assert array is not None
         shape = (*(1,) * (rank - 2), sizes[-1])
         given = out.numbers(array.reshape(shape), f"{node.name}/slopes")
         out.emit("PRELU", [x.index, given], node.outputs[0], order=order)
@@ -190,18 +197,8 @@ def softsign(node: ir.Node, out: Emitter) -> None:
 
 
 def _softplus(x: Term) -> Term:
-    """``log(1 + exp(x))``; the exponential is at most 1, and what it adds to 1 is not lost where tiny."""
-    small = (-x.abs()).exp()
-    return x.relu() + log1p(small)
-
-
-def log1p(y: Term) -> Term:
-    """``log(1 + y)`` of a finite y with the precision of y.
-
-    u = 1 + y is rounded, and (y - (u - 1)) / u is what the logarithm lost by that.
-    """
-    u = y + 1.0
-    return u.log() + (y - (u - 1.0)) / u
+    """``log(1 + exp(x))``, whose exponential does not overflow so. Off by 2e-7 at most."""
+    return x.relu() + ((-x.abs()).exp() + 1.0).log()
 
 
 def _mish(x: Term) -> Term:

@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Options
+from backends.tflite.known import known
 from backends.tflite.layout import Order, plain, same_memory
 from backends.tflite.optable import FLOATS, NUMBERS, Lowering, OpTable
-from backends.tflite.reading import Unsupported, dtype_of
+from backends.tflite.reading import Unsupported, dtype_of, stored_constant
 from backends.tflite.terms import Term, options, version
-from deploy.graph.edit import constant, scalar
 
 ops = OpTable()
 
@@ -99,6 +99,23 @@ def term(node: ir.Node, out: Emitter) -> Term:
     return Term(out, out.read(node.inputs[0]))
 
 
+def numbers_of(out: Emitter, value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of a constant as they are read, however they are stored; None for what is computed."""
+    array = known(out, value)
+    if array is not None or value is None:
+        return array
+    stored, params = stored_constant(value), out.params(value)
+    if stored is None or params is None:
+        return None if stored is None else stored.astype(np.float32)
+    along = [1] * stored.ndim
+    if params.axis is not None:
+        along[params.axis] = -1
+    scale, zero = (
+        np.array(numbers, np.float64).reshape(along) for numbers in (params.scale, params.zero_point)
+    )
+    return ((stored - zero) * scale).astype(np.float32)
+
+
 def elementwise(
     code: str, read: Sequence[int], result: ir.Value, out: Emitter, order: Order, activation: str = "NONE"
 ) -> None:
@@ -178,10 +195,9 @@ def power(node: ir.Node, out: Emitter) -> None:
     """By small constants with operators that XNNPACK has, which lacks POW."""
     base, exponent = node.inputs[:2]
     result = node.outputs[0]
-    dtype, number = dtype_of(result), constant(exponent)
-    known = scalar(exponent)
-    if known is not None and len(out.shape(exponent)) <= len(out.shape(base)):
-        made = _small_power(known, term(node, out))
+    dtype, number = dtype_of(result), numbers_of(out, exponent)
+    if number is not None and number.size == 1 and number.ndim <= len(out.shape(base)):
+        made = _small_power(float(number.reshape(())), term(node, out))
         if made is not None:
             made.becomes(result)
             return

@@ -6,13 +6,15 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Operator, Options, Tensor
+from backends.tflite.known import known
 from backends.tflite.ops.softmax import last, number
 from backends.tflite.optable import NUMBERS, OpTable
 from backends.tflite.reading import Unsupported
 from backends.tflite.terms import Term, without
-from deploy.graph.edit import constant
 
 ops = OpTable()
+
+_EXPAND: Options = ("ExpandDimsOptions", {})
 
 
 @ops.lower("ArgMax", "ArgMin", types=NUMBERS)
@@ -35,7 +37,7 @@ def arg_max(node: ir.Node, out: Emitter) -> None:
         turned = out.numbers(np.array([place], np.int32), f"{node.name}/turned")
         x = Term(out, out.step("REVERSE_V2", [x.index, turned], x.shape, dtype=x.dtype, order=order))
     left = tuple(sizes for at, sizes in enumerate(x.shape) if at != place)
-    given: Options = (f"{'ArgMax' if node.op_type == 'ArgMax' else 'ArgMin'}Options", {"outputType": "INT64"})
+    given: Options = (f"{node.op_type}Options", {"outputType": "INT64"})
     found = out.step(
         code, [x.index, number(out, place, "axis")], left, given, dtype="int64", order=without(order, {axis})
     )
@@ -44,15 +46,14 @@ def arg_max(node: ir.Node, out: Emitter) -> None:
         made = made.number(size - 1) - made
     if node.attributes.get_int("keepdims", 1):
         kept = tuple(1 if at == place else sizes for at, sizes in enumerate(x.shape))
-        if kept.count(-1) > 1:
-            raise Unsupported("more than one size of its result is free")
-        made = made.reshaped(kept, order)
+        there = [made.index, number(out, place, "axis")]
+        made = Term(out, out.step("EXPAND_DIMS", there, kept, _EXPAND, dtype="int64", order=order))
     made.becomes(result)
 
 
 @ops.lower("CumSum", types=NUMBERS)
 def cum_sum(node: ir.Node, out: Emitter) -> None:
-    axis = constant(node.inputs[1])
+    axis = known(out, node.inputs[1])
     if axis is None:
         raise Unsupported("its axis must be a constant")
     source = out.read(node.inputs[0])
@@ -70,7 +71,7 @@ def top_k(node: ir.Node, out: Emitter) -> None:
     """TOPK_V2 takes the greatest along the last axis; the smallest are the greatest of the negated."""
     value = node.inputs[0]
     rank = len(out.shape(value))
-    count = constant(node.inputs[1])
+    count = known(out, node.inputs[1])
     if count is None:
         raise Unsupported("how many must be a constant")
     order = last(out, value, node.attributes.get_int("axis", -1) % rank)

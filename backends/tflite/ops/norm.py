@@ -12,11 +12,10 @@ import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter
 from backends.tflite.layout import Order, channels_last, plain
-from backends.tflite.ops.elementwise import elementwise, operand, term
+from backends.tflite.ops.elementwise import elementwise, numbers_of, operand, term
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported
 from backends.tflite.terms import Term
-from deploy.graph.edit import constant
 
 ops = OpTable()
 
@@ -26,7 +25,7 @@ _TINY = float(np.finfo(np.float32).tiny)
 @ops.lower("BatchNormalization")
 def batch_normalization(node: ir.Node, out: Emitter) -> None:
     """A product and a sum for each channel, where no convolution took it in."""
-    arrays = [constant(value) for value in node.inputs[1:5]]
+    arrays = [numbers_of(out, value) for value in node.inputs[1:5]]
     if any(array is None for array in arrays):
         raise Unsupported("its parameters must be constants")
     if node.attributes.get_int("training_mode", 0) or any(value.name for value in node.outputs[1:]):
@@ -167,7 +166,7 @@ def _scaled(node: ir.Node, out: Emitter, normal: Term, order: Order) -> None:
 
 
 def _by_channel(node: ir.Node, out: Emitter, normal: Term) -> None:
-    scale, bias = (constant(value) for value in node.inputs[1:3])
+    scale, bias = (numbers_of(out, value) for value in node.inputs[1:3])
     if scale is None or bias is None:
         raise Unsupported("its scale and bias must be constants")
     scaled = normal * _of_channels(out, normal, scale)

@@ -8,10 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter
+from backends.tflite.known import integers
 from backends.tflite.optable import FLOATS, NUMBERS, Lowering, OpTable
-from backends.tflite.reading import Unsupported
 from backends.tflite.terms import Term, without
-from deploy.graph.edit import constant
 
 ops = OpTable()
 
@@ -22,16 +21,13 @@ _OF_BOOL = {"REDUCE_MAX": "REDUCE_ANY", "REDUCE_MIN": "REDUCE_ALL"}
 def axes_of(node: ir.Node, out: Emitter) -> list[int]:
     """The axes that a node reduces, in ONNX's order; none where it is told to do nothing without any."""
     rank = len(out.shape(node.inputs[0]))
-    given = node.inputs[1] if len(node.inputs) > 1 else None
-    axes = constant(given)
-    if given is not None and axes is None:
-        raise Unsupported("its axes must be constants")
-    if axes is None or not axes.size:
+    axes = integers(out, node, 1, "axes")
+    if not axes:
         return [] if node.attributes.get_int("noop_with_empty_axes", 0) else list(range(rank))
-    return sorted({int(axis) % rank for axis in axes.reshape(-1)})
+    return sorted({axis % rank for axis in axes})
 
 
-def _reduction(code: str, *, integers: bool) -> Lowering:
+def _reduction(code: str, *, integer: bool) -> Lowering:
     def lower(node: ir.Node, out: Emitter) -> None:
         value, result = node.inputs[0], node.outputs[0]
         chosen = axes_of(node, out)
@@ -39,7 +35,7 @@ def _reduction(code: str, *, integers: bool) -> Lowering:
             out.carried[result] = out.read(value)
             return
         keep = bool(node.attributes.get_int("keepdims", 1))
-        params = out.integer(result, [value]) if integers else None
+        params = out.integer(result, [value]) if integer and out.listed(node) else None
         source = out.read(value, integer=params is not None)
         tensor = out.tensors[source]
         places = sorted(tensor.order.index(axis) for axis in chosen)
@@ -62,8 +58,6 @@ _Composed = Callable[[Term, Collection[int], bool], Term]
 def _composed(function: _Composed) -> Lowering:
     def lower(node: ir.Node, out: Emitter) -> None:
         chosen = axes_of(node, out)
-        if not chosen:
-            raise Unsupported("it reduces over no axis")
         source = out.read(node.inputs[0])
         order = out.tensors[source].order
         keep = bool(node.attributes.get_int("keepdims", 1))
@@ -91,13 +85,13 @@ def _log_sum(x: Term, places: Collection[int], keep: bool) -> Term:
 
 def _log_sum_exp(x: Term, places: Collection[int], keep: bool) -> Term:
     """Less the greatest, so that nothing overflows; infinite ones are no numbers to subtract."""
-    greatest = x.reduced("REDUCE_MAX", places).at_least(-_HUGE).at_most(_HUGE)
+    greatest = _finite_max(x, places, True)
     rest = _log_sum((x - greatest).exp(), places, keep)
-    if not keep:
-        if rest.shape.count(-1) > 1:
-            raise Unsupported("more than one size of its result is free")
-        greatest = greatest.reshaped(rest.shape, x.out.tensors[rest.index].order)
-    return rest + greatest
+    return rest + (greatest if keep else _finite_max(x, places, keep))
+
+
+def _finite_max(x: Term, places: Collection[int], keep: bool) -> Term:
+    return x.reduced("REDUCE_MAX", places, keep=keep).at_least(-_HUGE).at_most(_HUGE)
 
 
 for _name, _code in {
@@ -105,7 +99,7 @@ for _name, _code in {
     "ReduceMean": "MEAN",
 }.items():  # fmt: skip
     _own = (*NUMBERS, "bool") if _code in _OF_BOOL else NUMBERS
-    ops.lower(_name, types=_own)(_reduction(_code, integers=_code == "MEAN"))
+    ops.lower(_name, types=_own)(_reduction(_code, integer=_code == "MEAN"))
 for _name, _function, _types in (
     ("ReduceL1", _l1, NUMBERS),
     ("ReduceSumSquare", _sum_square, NUMBERS),

@@ -37,7 +37,7 @@ def softmax(node: ir.Node, out: Emitter) -> None:
     if node.op_type == "LogSoftmax":
         out.emit("LOG_SOFTMAX", [out.read(value, order)], result, ("LogSoftmaxOptions", {}), order=order)
         return
-    params = out.integer(result, [value])
+    params = out.integer(result, [value]) if out.listed(node) else None
     if params is not None and (params.scale[0], params.zero_point[0]) != _FIXED:
         params = None
     source = out.read(value, order, integer=params is not None)
