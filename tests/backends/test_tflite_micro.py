@@ -123,8 +123,9 @@ def sketched(content: bytes) -> Emitter:
         out.tensors.append(Tensor("", shape, types[tensor.type].lower(), (), None, constant))
     for op in main.operators:
         code = codes[model.operatorCodes[op.opcodeIndex].builtinCode]
+        options = ("", {} if op.builtinOptions is None else dict(vars(op.builtinOptions)))
         out.operators.append(
-            Operator(code, 1, tuple(map(int, op.inputs)), tuple(map(int, op.outputs)), ("", {}), "n")
+            Operator(code, 1, tuple(map(int, op.inputs)), tuple(map(int, op.outputs)), options, "n")
         )
     out.inputs, out.outputs = list(map(int, main.inputs)), list(map(int, main.outputs))
     return out
@@ -173,10 +174,14 @@ def test_the_batch_is_fixed_at_one_and_any_number_of_samples_runs(bundle: Bundle
     assert bundle.manifest.artifact.inputs[0].shape == (1, 3, 16, 16)
 
 
-@needs_micro
-def test_the_arena_is_as_large_as_reckoned(bundle: Bundle) -> None:
+ATTENTION = """g (float[n,12,24] x, float[n,24,10] k) => (float[n,12,10] y) {
+    p = MatMul(x, k)
+    y = Softmax(p)
+}"""
+
+
+def check_arena(content: bytes) -> None:
     assert MICRO is not None
-    content = bare(artifact_file(bundle).read_bytes())
     needed = arena(sketched(content), HERE)
     engine = MicroInterpreter(MICRO, content, inner=False)
     said = _said(engine._engine.print_allocations)[1]
@@ -184,6 +189,17 @@ def test_the_arena_is_as_large_as_reckoned(bundle: Bundle) -> None:
     assert needed.tensors == head, "what the planner does is computed, not estimated"
     assert tail <= needed.records < 1.12 * tail, "an estimate, rather too high than too low"
     _said(lambda: MICRO.Interpreter.from_bytes(content, arena_size=needed.tensors + needed.records))
+
+
+@needs_micro
+def test_the_arena_is_as_large_as_reckoned(bundle: Bundle) -> None:
+    check_arena(bare(artifact_file(bundle).read_bytes()))
+
+
+@needs_micro
+def test_matrix_products_keep_copies_of_what_they_read_the_other_way_round(tmp_path: Path) -> None:
+    TFLite().lower(graph(HEAD + ATTENTION, {}), PLAN, RUNTIME, tmp_path, SILENT)
+    check_arena(bare((tmp_path / "model.tflite").read_bytes()))
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 12), st.integers(0, 5)), max_size=25))

@@ -139,9 +139,19 @@ def _kept(out: Emitter, records: Records) -> int:
         total += records.pointer * max(len(operator.inputs) + len(operator.outputs) - 2, 0)
         if operator.code in ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"):
             total += 2 * _up(4 * _channels(operator, out))  # a multiplier and a shift each
+        if operator.code == "BATCH_MATMUL":
+            total += _transposed(operator, out)
         if operator.code == "SOFTMAX" and out.tensors[operator.inputs[0]].dtype == "int16":
             total += 2 * _up(2 * 513)  # tables
     return total
+
+
+def _transposed(operator: Operator, out: Emitter) -> int:
+    """Copies of operands that lie the other way round than the kernel of a matrix product reads them."""
+    left, right = operator.inputs
+    read = operator.options[1]
+    copies = [left] * bool(read.get("adjX")) + [right] * (not read.get("adjY"))
+    return sum(_up(_bytes(out, index)) for index in copies)
 
 
 def _scratch(operator: Operator, out: Emitter) -> Iterator[int]:
@@ -154,8 +164,6 @@ def _scratch(operator: Operator, out: Emitter) -> Iterator[int]:
             yield 4 * prod(result.shape)
     elif operator.code == "TRANSPOSE_CONV" and result.dtype != "float32":
         yield (8 if result.dtype == "int16" else 4) * prod(result.shape)
-    elif operator.code == "BATCH_MATMUL":
-        yield from (_bytes(out, index) for index in operator.inputs)
     elif operator.code == "ADD_N":
         yield 8 * len(operator.inputs)
 

@@ -41,7 +41,7 @@ KERNELS = {
     "ARG_MAX": Kernel("ArgMax", _BOTH, 8),
     "ARG_MIN": Kernel("ArgMin", _BOTH, 8),
     "AVERAGE_POOL_2D": Kernel("AveragePool2D", _SIGNAL, 80),
-    "BATCH_MATMUL": Kernel("BatchMatMul", _SIGNAL, 248, rank=5),
+    "BATCH_MATMUL": Kernel("BatchMatMul", _SIGNAL, 160, rank=5),
     "BATCH_TO_SPACE_ND": Kernel("BatchToSpaceNd", _BOTH, 0),
     "BROADCAST_ARGS": Kernel("BroadcastArgs", ("int32", "int64"), 8),
     "BROADCAST_TO": Kernel("BroadcastTo", _EVERY, 8, rank=5),
