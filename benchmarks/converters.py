@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -56,12 +57,16 @@ class LiteRt:
 
     executed_by = "LiteRT"
 
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
+    def __init__(self, path: Path, one: Arrays) -> None:
+        """``one`` is a single sample; free sizes become its."""
         self.engine = Interpreter(model_path=str(path), num_threads=1)
+        for port, array in zip(_in_order(self.engine.get_input_details()), one.values(), strict=True):
+            if tuple(port["shape"]) != array.shape:
+                self.engine.resize_tensor_input(port["index"], list(array.shape))
         self.engine.allocate_tensors()
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
-        self.ports = dict(zip(names, _in_order(self.engine.get_input_details()), strict=True))
+        self.ports = dict(zip(one, _in_order(self.engine.get_input_details()), strict=True))
         self.result = self.engine.get_output_details()[0]
 
     def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
@@ -188,10 +193,12 @@ def lower_once_more(folder: Path) -> dict[str, float]:
 def theirs(tool: str, python: str, graph: Path, case: Path, scratch: Path) -> list[Made]:
     folder = scratch / tool
     folder.mkdir()
+    # As in an activated environment: tools start others by name.
+    environment = {**os.environ, "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"}
     begin = time.perf_counter()
     done = subprocess.run(
         [python, str(CHILD), tool, str(graph), str(case / "calib.npz"), str(folder)],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     seconds = time.perf_counter() - begin
     if done.returncode:
@@ -287,13 +294,13 @@ def compare(case: Path, others: dict[str, str], seconds: float, scratch: Path) -
     graph = cleaned(case, scratch)
     for tool, python in others.items():
         result.files += theirs(tool, python, graph, case, scratch)
-    names = list(samples(case / "eval.npz"))
+    one = {name: array[:1] for name, array in samples(case / "eval.npz").items()}
     runners: dict[str, LiteRt] = {}
     for made in result.files:
         if made.failed or made.path is None:
             continue
         try:
-            runner = LiteRt(made.path, names)
+            runner = LiteRt(made.path, one)
             inspect(made, runner)
             made.accuracy = accuracy(runner, case)
             runners[f"{made.tool} {made.kind}"] = runner
@@ -301,7 +308,6 @@ def compare(case: Path, others: dict[str, str], seconds: float, scratch: Path) -
             made.failed = f"does not run in LiteRT: {' '.join(str(e).split())}"[:300]
         if made.tool == OURS:
             result.reference[made.kind] = reference(made.path.parents[1], case)
-    one = {name: array[:1] for name, array in samples(case / "eval.npz").items()}
     fixed: dict[str, Runner] = {name: _Fed(runner, runner.fed(one)) for name, runner in runners.items()}
     times = measure(fixed, one, TimingPlan(seconds=seconds)) if fixed else {}
     for made in result.files:
