@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite import wide
-from backends.tflite.layout import LACKING, Order, between, own_axes, plain, same_memory, stored_sizes
+from backends.tflite.layout import LACKING, Blocks, Order, between, own_axes, plain, same_memory, stored_sizes
 from backends.tflite.reading import (
     TYPES,
     Unsupported,
@@ -63,6 +63,7 @@ class Tensor:
     """Its axis counts as stored."""
     data: np.ndarray | None = None
     flattened: Flattened | None = None
+    blocks: Blocks | None = None
     variable: bool = False
     """It keeps what an operator leaves in it until the next call."""
 

@@ -7,7 +7,9 @@ order. A signal is stored as an image of one row: its order then names an axis o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -90,3 +92,36 @@ def same_memory(shape: Sequence[int], have: Order, want: Order) -> bool:
     """
     one, other = ([axis for axis in own_axes(order) if shape[axis] != 1] for order in (have, want))
     return one == other
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a constant of a transposed convolution was cut up for a convolution that makes blocks of pixels.
+
+    One small filter for each element of a block (as large as the strides), all of them over the same places,
+    backwards; stored (elements, O, taps, taps, I). Of the bias, which has no kernel, a copy for each element.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Elements of a block."""
+        return math.prod(self.strides)
+
+    @property
+    def channels(self) -> int:
+        """The axis of the channels that come out, in ONNX's order."""
+        return 1 if self.kernel else 0
+
+    def whole(self, array: np.ndarray) -> np.ndarray:
+        """The constant as it was: (I, O, height, width), or (O)."""
+        outputs = array.shape[0] // self.count
+        if not self.kernel:
+            return array[:outputs]
+        down, right = array.shape[1:3]
+        cut = array.reshape(*self.strides, outputs, down, right, -1)[:, :, :, ::-1, ::-1]
+        sizes = (down * self.strides[0], right * self.strides[1])
+        wide = cut.transpose(5, 2, 3, 0, 4, 1).reshape(-1, outputs, *sizes)
+        return wide[:, :, : self.kernel[0], : self.kernel[1]]

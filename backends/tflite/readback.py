@@ -10,7 +10,7 @@ import numpy as np
 
 from backends.tflite.layout import plain, restored, unflattened
 from backends.tflite.sdk import schema
-from backends.tflite.write import flattened, notes, orders, unpacked
+from backends.tflite.write import blocks, flattened, notes, orders, unpacked
 from deploy.graph.qdq import data_digest
 from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.tensors import QuantType
@@ -58,6 +58,7 @@ class _Graph:
     def __init__(self, model: tfl.ModelT, nodes: list[str]) -> None:
         self._model, self._nodes = model, nodes
         self._orders, self._flattened = orders(notes(model)), flattened(notes(model))
+        self._blocks = blocks(notes(model))
         self._graph = model.subgraphs[0]
         self._users: dict[int, list[int]] = {}
         self._maker: dict[int, int] = {}
@@ -72,11 +73,15 @@ class _Graph:
         tensor = self._graph.tensors[index]
         scale, zero = tensor.quantization.scale, tensor.quantization.zeroPoint
         order = self._orders.get(index, plain(len(tensor.shape)))
+        axis = order[tensor.quantization.quantizedDimension]
+        if index in self._blocks:
+            axis, count = self._blocks[index].channels, self._blocks[index].count if along else 1
+            scale, zero = scale[: len(scale) // count], zero[: len(zero) // count]
         return QuantParams(
             type=self._kind(index),
             scale=tuple(float(s) for s in scale),
             zero_point=tuple(int(z) for z in zero),
-            axis=order[tensor.quantization.quantizedDimension] if along else None,
+            axis=axis if along else None,
         )
 
     def codes(self, index: int) -> np.ndarray | None:
@@ -90,6 +95,8 @@ class _Graph:
         shaped = (unpacked(buffer, prod(shape)) if kind == "int4" else buffer.view(kind)).reshape(shape)
         if index in self._flattened:
             shaped = unflattened(shaped, *self._flattened[index])
+        if index in self._blocks:
+            return self._blocks[index].whole(shaped)
         order = self._orders.get(index)
         return shaped if order is None else restored(shaped, order)
 

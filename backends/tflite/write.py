@@ -16,7 +16,7 @@ import flatbuffers
 import numpy as np
 
 from backends.tflite.emitter import Emitter, Tensor
-from backends.tflite.layout import Order, plain
+from backends.tflite.layout import Blocks, Order, plain
 from backends.tflite.sdk import schema
 from deploy.errors import BackendError, UnsupportedError
 from deploy.spec.tensors import TensorSpec
@@ -130,6 +130,13 @@ def flattened(found: Mapping[str, object]) -> dict[int, tuple[tuple[int, ...], O
     return {int(index): (tuple(sizes), tuple(order)) for index, (sizes, order) in given.items()}
 
 
+def blocks(found: Mapping[str, object]) -> dict[int, Blocks]:
+    """By tensor, for which kernel and strides it was cut into small filters."""
+    given = found.get("blocks", {})
+    assert isinstance(given, dict)
+    return {int(index): Blocks(tuple(kernel), tuple(strides)) for index, (kernel, strides) in given.items()}
+
+
 def _notes(out: Emitter) -> np.ndarray:
     orders = {str(i): t.order for i, t in enumerate(out.tensors) if t.order != plain(len(t.order))}
     planned = [
@@ -142,6 +149,9 @@ def _notes(out: Emitter) -> np.ndarray:
     said = {
         "orders": orders,
         "flattened": flattened,
+        "blocks": {
+            str(i): [b.kernel, b.strides] for i, t in enumerate(out.tensors) if (b := t.blocks) is not None
+        },
         "planned": planned,
         "nodes": [o.node for o in out.operators],
     }

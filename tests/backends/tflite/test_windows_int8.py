@@ -53,6 +53,9 @@ def quantized(
         along = array[None] if axis is None else np.moveaxis(array, axis, 0)
         scale = np.abs(along).reshape(len(along), -1).max(axis=1) / 127
         tensors[name] = planned("int8", scale, axis)
+        if name == "b":  # of what w makes of x, and after it in the table
+            product = np.float32(tensors["x"].scale[0]) * np.array(tensors["w"].scale, np.float32)
+            tensors[name] = planned("int32", product, 0)
         codes[name] = quantize_array(
             array, QuantParams(**tensors[name].model_dump(include=set(QuantParams.model_fields)))
         )
@@ -96,18 +99,32 @@ CASES = {
         {"w": w(6, 4, 3), "v": w(6, 1, 5), "z": w(3, 6, 2)},
     ),
     "blocks": ("2,4,8,9", "y = ConvTranspose<strides=[2,2]>(x, w)", {"w": w(4, 6, 2, 2, axis=1)}),
-    "any batch": ("n,4,8,9", "y = ConvTranspose<strides=[2,2]>(x, w)", {"w": w(4, 6, 2, 2, axis=1)}),
+    "any batch": (
+        "n,4,8,9",
+        "y = ConvTranspose<strides=[3,2]>(x, w, b)",
+        {"w": w(4, 6, 4, 3, axis=1), "b": w(6)},
+    ),
+    "free sides": (
+        "n,4,h,w",
+        "y = ConvTranspose<strides=[2,2]>(x, w, b)",
+        {"w": w(4, 6, 2, 2, axis=1), "b": w(6)},
+    ),
     "cropped": (
         "2,4,8,9",
-        "t = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1]>(x, w) y = Relu(t)",
-        {"w": w(4, 6, 3, 3, axis=1)},
+        "t = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1]>(x, w, b) y = Relu(t)",
+        {"w": w(4, 6, 3, 3, axis=1), "b": w(6)},
     ),
     "inside": (
         "2,4,8,9",
         "y = ConvTranspose<strides=[2,2], pads=[1,1,1,1]>(x, w)",
         {"w": w(4, 6, 4, 4, axis=1)},
     ),
-    "signal up": ("2,4,9", "y = ConvTranspose<strides=[2], pads=[1,0]>(x, w)", {"w": w(4, 6, 4, axis=1)}),
+    "signal up": (
+        "n,4,9",
+        "y = ConvTranspose<strides=[2], pads=[1,0]>(x, w, b)",
+        {"w": w(4, 6, 4, axis=1), "b": w(6)},
+    ),
+    "another up": ("2,4,9", "y = ConvTranspose<strides=[2], pads=[1,0]>(x, w)", {"w": w(4, 6, 4, axis=1)}),
     "groups up": (
         "n,4,8,9",
         "y = ConvTranspose<strides=[2,2], group=2>(x, w)",
@@ -136,7 +153,8 @@ RESIZED = [
 def check(
     shape: str, body: str, weights: dict[str, tuple[np.ndarray, int | None]], tmp_path: Path, *, same: bool
 ) -> None:
-    sizes = [2 if size == "n" else int(size) for size in shape.split(",")]
+    free = {"n": 2, "h": 8, "w": 9}
+    sizes = [free[size] if size in free else int(size) for size in shape.split(",")]
     x = np.random.default_rng(1).normal(0, 1, sizes).astype(np.float32)
     made = ",".join("nabcde"[: len(sizes)])
     model = quantized(f"(float[{shape}] x WEIGHTS) => (float[{made}] y) {{ {body} }}", x, weights, same)
