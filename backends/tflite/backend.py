@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from backends.tflite.child import ForeignRunner, contents
 from backends.tflite.lower import emit, emitted
+from backends.tflite.metadata import add as add_metadata
 from backends.tflite.micro.arena import arena
 from backends.tflite.micro.fit import adapt, floats, judged, refusals, require_kernels
 from backends.tflite.micro.sdk import toolchain as micro_toolchain
@@ -25,7 +26,7 @@ from deploy.errors import ToolchainError
 from deploy.graph.fixed import fix_batch
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
-from deploy.spec.artifact import Artifact, Options, Verdict
+from deploy.spec.artifact import Artifact, Description, Options, Verdict
 from deploy.spec.contents import FileContents
 from deploy.spec.manifest import KnownHazard
 from deploy.spec.plan import Plan
@@ -91,6 +92,11 @@ class TFLite:
             toolchain={"ai-edge-litert": version(), **(micro_toolchain() if micro else {})},
             folder=workdir,
         )
+
+    def describe(self, artifact: Artifact, description: Description) -> None:
+        """TFLITE_METADATA and the names of classes; a microcontroller's C array has no use of it."""
+        if artifact.files == (_FILE,):
+            add_metadata(artifact.main, description)
 
     def read_plan(self, artifact: Artifact) -> Plan:
         tensors = read_tensors(read_file(artifact.main))

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.progress import Progress
-from deploy.spec.artifact import Artifact, Options, Verdict
+from deploy.spec.artifact import Artifact, Description, Options, Verdict
 from deploy.spec.contents import FileContents
 from deploy.spec.manifest import KnownHazard
 from deploy.spec.plan import Plan
@@ -139,3 +139,11 @@ class Warns(Protocol):
     """A backend that can say what its runtime makes of an artifact that costs speed."""
 
     def hazards(self, artifact: Artifact, options: Options) -> list[KnownHazard]: ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A backend whose format has a place for names of classes and the like."""
+
+    def describe(self, artifact: Artifact, description: Description) -> None:
+        """Write it into the artifact's file, after `lower` and before anything is read back or verified."""

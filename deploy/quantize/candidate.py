@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from deploy.adapter.protocol import Backend
+from deploy.adapter.protocol import Backend, Describes
 from deploy.errors import VerificationError
 from deploy.frontend.onnx_file import release
 from deploy.graph.blocks import Block
@@ -21,7 +21,7 @@ from deploy.quantize.assign import Assignment, assign
 from deploy.quantize.forms import WeightForm, form_plans, store_weights
 from deploy.quantize.place import Chain, place
 from deploy.quantize.ranges import Histogram
-from deploy.spec.artifact import Artifact, Options
+from deploy.spec.artifact import Artifact, Description, Options
 from deploy.spec.plan import BlockPlan, Plan, TensorPlan, differences
 from deploy.spec.profile import Runtime
 from deploy.spec.project import Observer
@@ -48,6 +48,7 @@ class Subject:
     excluded: frozenset[str]
     imported: Mapping[str, TensorPlan] = field(default_factory=dict)
     form: WeightForm | None = None
+    description: Description | None = None
 
     @cached_property
     def unbounded(self) -> frozenset[str]:
@@ -151,6 +152,8 @@ def build_candidate(
     )
     workdir.mkdir(parents=True, exist_ok=True)
     artifact = subject.backend.lower(qdq, plan, subject.runtime, workdir, SILENT)
+    if subject.description is not None and isinstance(subject.backend, Describes):
+        subject.backend.describe(artifact, subject.description)
     release(subject.graph)  # of large weights only the integers are needed from here on
     wrong = differences(plan, subject.backend.read_plan(artifact))
     if wrong:

@@ -26,6 +26,20 @@ class Verdict(Frozen):
     reason: str = ""
 
 
+class Description(Frozen):
+    """What is known of a model beside what it computes, for formats that have a place for it.
+
+    ``inputs`` have the normalisation that is left to do to raw data; ``classes`` may be empty.
+    """
+
+    name: str
+    text: str
+    version: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    classes: tuple[str, ...] = ()
+
+
 class Artifact(Frozen):
     """Files in the backend's own format. ``files`` are relative to ``folder``, the main one first.
 

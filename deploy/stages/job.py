@@ -18,6 +18,7 @@ from deploy.data.metrics import make_metric
 from deploy.errors import UsageError
 from deploy.execute.reference import Session
 from deploy.graph.blocks import partition
+from deploy.graph.summary import tensor_specs
 from deploy.measure.host import host
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject
@@ -25,10 +26,11 @@ from deploy.quantize.decide import Judge
 from deploy.quantize.forms import WeightForm
 from deploy.quantize.place import find_chains
 from deploy.quantize.ranges import Histogram
-from deploy.spec.artifact import Artifact
+from deploy.spec.artifact import Artifact, Description
 from deploy.spec.manifest import Lock
 from deploy.spec.profile import Runtime
 from deploy.stages.baseline import Examiner
+from deploy.stages.interface import fed_specs
 from deploy.stages.prepare import Prepared
 from deploy.stages.request import Request, Roles
 from deploy.stages.target import Route, Target
@@ -127,7 +129,8 @@ def open_job(
     return Job(
         target=target,
         subjects=tuple(
-            subject_for(target, route, made_of.prepared, histograms, request) for route in target.routes
+            subject_for(target, route, made_of.prepared, histograms, request, roles.classes)
+            for route in target.routes
         ),
         request=request,
         roles=roles,
@@ -141,7 +144,12 @@ def open_job(
 
 
 def subject_for(
-    target: Target, route: Route, prepared: Prepared, histograms: Mapping[str, Histogram], request: Request
+    target: Target,
+    route: Route,
+    prepared: Prepared,
+    histograms: Mapping[str, Histogram],
+    request: Request,
+    classes: tuple[str, ...] = (),
 ) -> Subject:
     """What stays the same while candidates are tried."""
     blocks = partition(prepared.fused)
@@ -162,6 +170,22 @@ def subject_for(
         excluded=frozenset(request.exclude),
         imported=prepared.facts.imported,
         form=_weight_form(request, runtime),
+        description=_description(target, prepared, request, classes),
+    )
+
+
+def _description(
+    target: Target, prepared: Prepared, request: Request, classes: tuple[str, ...]
+) -> Description:
+    """Nothing in it changes from run to run: artifacts are equal where what they are made of is."""
+    source = prepared.facts.source
+    return Description(
+        name=source.name,
+        text=f"compiled for {target.profile.title} by deploy",
+        version=source.sha256[:12],
+        inputs=fed_specs(prepared.facts.inputs, request.inputs),
+        outputs=tensor_specs(prepared.fused.graph.outputs),
+        classes=classes,
     )
 
 

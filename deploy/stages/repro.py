@@ -6,7 +6,9 @@ same target, and to whoever is asked for help. What is written was tried: it fai
 
 from __future__ import annotations
 
+import logging
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +36,8 @@ from deploy.stages.job import Job
 from deploy.stages.prepare import Prepared
 from deploy.stages.target import Route, Target
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "repro"
 Fails = Callable[[ir.Model], bool]
 
@@ -58,16 +62,10 @@ def refusals_saved(target: Target, prepared: Prepared, out: Path) -> Iterator[No
     try:
         yield
     except UnsupportedError as e:
-        route, graph = target.routes[0], prepared.fused
-        first: dict[str, Verdict] = {}
-        for verdict in refused(route.backend.check(graph, route.runtime)):
-            first.setdefault(verdict.op, verdict)
-        paths = [
-            path
-            for verdict in list(first.values())[:_FILES]
-            if (path := _save(graph, [verdict.node], _refuses(route, verdict), out, target.name)) is not None
-        ]
-        _say(e, paths)
+        try:
+            _say(e, _of_refusals(target, prepared, out))
+        except (DeployError, OSError, ValueError) as why:  # it may not hide what went wrong
+            logger.info("no small model is left: %s", why)
         raise
 
 
@@ -77,12 +75,12 @@ def failures_saved(job: Job, out: Path) -> Iterator[None]:
     try:
         yield
     except (UnsupportedError, BackendError, VerificationError) as e:
-        with scratch("repro") as work:
-            for subject in job.subjects:
-                path = _of_failure(subject, e, out, work)
-                if path is not None:
-                    _say(e, [path])
-                    break
+        try:
+            with scratch("repro") as work:
+                found = (_of_failure(subject, e, out, work) for subject in job.subjects)
+                _say(e, [path for path in found if path is not None][:1])
+        except (DeployError, OSError, ValueError) as why:  # it may not hide what went wrong
+            logger.info("no small model is left: %s", why)
         raise
 
 
@@ -93,9 +91,21 @@ def _say(error: DeployError, paths: Sequence[Path]) -> None:
         error.hint = f"{error.hint}; {listed} {shows}, without your weights"
 
 
+def _of_refusals(target: Target, prepared: Prepared, out: Path) -> list[Path]:
+    route, graph = target.routes[0], prepared.fused
+    first: dict[str, Verdict] = {}
+    for verdict in refused(route.backend.check(graph, route.runtime)):
+        first.setdefault(verdict.op, verdict)
+    paths = (
+        _save(graph, [verdict.node], _refuses(route, verdict), out, target.name)
+        for verdict in list(first.values())[:_FILES]
+    )
+    return [path for path in paths if path is not None]
+
+
 def _of_failure(subject: Subject, error: DeployError, out: Path, work: Path) -> Path | None:
+    fails = _fails_alike(subject, error, work)
     for graph in _graphs(subject):
-        fails = _fails_alike(subject, error, work)
         try:
             if not fails(graph):
                 continue
@@ -149,11 +159,9 @@ def _fails_alike(subject: Subject, error: DeployError, work: Path) -> Fails:
     attempts, began = iter(range(_ATTEMPTS)), time.monotonic()
 
     def fails(model: ir.Model) -> bool:
-        number = next(attempts, None)
-        if number is None or time.monotonic() - began > _SECONDS:
+        if next(attempts, None) is None or time.monotonic() - began > _SECONDS:
             raise _GaveUp
-        folder = work / str(number)
-        folder.mkdir(parents=True)
+        folder = Path(tempfile.mkdtemp(dir=work))
         try:
             _build(subject, model, folder)
         except (UnsupportedError, BackendError, VerificationError) as e:
