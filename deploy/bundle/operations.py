@@ -21,6 +21,9 @@ LARGEST_STEP = 1
 """By how many integer steps an operation may be off."""
 LARGEST_ERROR = 1e-4
 """By how much of the largest magnitude a float operation may be off."""
+LARGEST_ROUNDED = 2e-2
+"""The same of one that rounds what it reads by ranges found while running: of what lies half-way between two
+codes it takes either, and a code more or less is worth a 255th of the range times a weight."""
 _AT_ONCE = 32
 """Operations whose values are held in memory together."""
 _SAMPLES = 4
@@ -34,10 +37,11 @@ class Deviation:
     value: str
     steps: int
     error: float
+    allowed: float = LARGEST_ERROR
 
     @property
     def wrong(self) -> bool:
-        return self.steps > LARGEST_STEP or self.error > LARGEST_ERROR
+        return self.steps > LARGEST_STEP or self.error > self.allowed
 
     def __str__(self) -> str:
         off = f"{self.steps} steps" if self.steps else f"{self.error:.2g} of its magnitude"
@@ -58,19 +62,22 @@ def deviations(candidate: Candidate, subject: Subject, samples: Arrays) -> list[
     pieces = list(subject.backend.pieces(candidate.artifact, subject.options, known))
     size = fixed_batch(candidate.artifact.inputs) or _SAMPLES
     feeds = {name: array[:size] if array.ndim else array for name, array in samples.items()}
+    rounding = {n for block in candidate.plan.blocks if block.precision == "dynamic" for n in block.nodes}
     found: list[Deviation] = []
     for start in range(0, len(pieces), _AT_ONCE):
         chunk = pieces[start : start + _AT_ONCE]
         names = sorted({name for piece in chunk for name in (*piece.reads, piece.result)} - feeds.keys())
         with open_graph(graph, optimised=False, expose=names) as literal:
             values = {**feeds, **literal.run(feeds, names)}
-        found += [_deviation(piece, values) for piece in chunk]
+        for piece in chunk:
+            allowed = LARGEST_ROUNDED if piece.node in rounding else LARGEST_ERROR
+            found.append(_deviation(piece, values, allowed))
     return found
 
 
-def _deviation(piece: Piece, values: Arrays) -> Deviation:
+def _deviation(piece: Piece, values: Arrays, allowed: float) -> Deviation:
     want, got = values[piece.result], piece.run(values)
     if want.dtype.kind != "i" or want.shape != got.shape:
-        return Deviation(piece.node, piece.result, 0, relative_error(want, got))
+        return Deviation(piece.node, piece.result, 0, relative_error(want, got), allowed)
     steps = np.abs(want.astype(np.int64) - got.astype(np.int64)).max(initial=0)
     return Deviation(piece.node, piece.result, int(steps), 0.0)

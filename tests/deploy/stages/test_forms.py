@@ -1,0 +1,110 @@
+"""Forms of weights asked for by name: what a bundle then holds and says, and targets that lack the form."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from deploy.bundle.read import load_plan
+from deploy.bundle.verify import verify_bundle
+from deploy.errors import UsageError
+from deploy.pipeline import build
+from deploy.spec.project import PrecisionRequest
+from deploy.stages.attempts import main_precision
+from deploy.stages.request import Request
+from deploy.stages.target import able_to, find_target
+
+pytest.importorskip("ai_edge_litert")
+
+NET = """g (float[n, 16, 8, 8] x) => (float[n, 40] y) {
+    a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w, b)
+    c = Relu (a)
+    d = Conv <kernel_shape = [5, 5], pads = [2, 2, 2, 2], group = 64> (c, v)
+    p = GlobalAveragePool (d)
+    f = Flatten (p)
+    y = Gemm <transB = 1> (f, u)
+}"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    shapes = {"w": (64, 16, 3, 3), "b": (64,), "v": (64, 1, 5, 5), "u": (40, 64)}
+    arrays = {n: rng.normal(0, 0.3, s).astype(np.float32) for n, s in shapes.items()}
+    from onnx import numpy_helper, parser, save
+
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {NET}')
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items())
+    path = tmp_path_factory.mktemp("model") / "net.onnx"
+    save(proto, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("precision", "blocks", "status", "smaller"),
+    [
+        ("fp16", {"fp16": 3}, "float", 1.8),
+        ("w8", {"w8": 3}, "met", 2.8),
+        ("w4", {"w4": 3}, "met", 3.8),
+        ("dynamic", {"dynamic": 2, "w8": 1}, "met", 2.8),
+    ],
+)
+def test_no_data_are_needed_and_the_bundle_says_what_it_holds(
+    model, tmp_path, precision: PrecisionRequest, blocks, status, smaller
+):
+    bundle = build(model, target="android", precision=precision, out=tmp_path, cache=tmp_path / "cache")
+    found = load_plan(bundle)
+    assert {p: n for p, n in Counter(b.precision for b in found.blocks).items() if p != "float"} == blocks
+    manifest = bundle.manifest
+    assert (manifest.verdict.status, manifest.runtime) == (status, "tflite")
+    assert f"precision {precision} was asked for" in manifest.verdict.reasons
+    assert manifest.calibration is None
+    assert manifest.size_bytes.baseline_weights / manifest.size_bytes.weights > smaller
+    assert manifest.verification.passed
+    assert verify_bundle(bundle.folder).passed
+    assert main_precision(found) in (precision, "float", "fp16")
+
+
+def test_weights_alone_do_not_make_the_reference_noisy(model, tmp_path):
+    bundle = build(model, target="android", precision="w8", out=tmp_path, cache=tmp_path / "cache")
+    assert bundle.manifest.verification.tolerance < 1e-4
+
+
+def test_wide_activations_are_calibrated_and_nearly_exact(model, tmp_path):
+    data = {"x": np.random.default_rng(1).normal(size=(16, 16, 8, 8)).astype(np.float32)}
+    errors = {}
+    for precision in ("int8", "w8a16"):
+        bundle = build(
+            model, target="android", runtime="tflite", precision=precision, data=data,
+            out=tmp_path / precision, cache=tmp_path / "cache",
+        )  # fmt: skip
+        plan = load_plan(bundle)
+        activations = {t.type for t in plan.tensors.values() if t.origin == "calibration"}
+        assert activations == {"int16" if precision == "w8a16" else "int8"}
+        assert {b.precision for b in plan.blocks} >= {precision}
+        assert bundle.manifest.calibration is not None
+        errors[precision] = [t.scale[0] for n, t in plan.tensors.items() if n == "x"]
+    assert errors["w8a16"][0] < errors["int8"][0] / 100, "its steps are finer"
+
+
+def test_the_preview_says_the_same_as_the_build(model, tmp_path):
+    from deploy.pipeline import dry_run
+
+    seen = dry_run(Request(source=model, target="android", precision="dynamic", cache=tmp_path / "cache"))
+    assert Counter(p for _, p in seen.routes[0].precisions if p != "float") == {"dynamic": 2, "w8": 1}
+    assert seen.data == ("no calibration: precision dynamic needs none",)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "w8a16", "dynamic", "w8", "w4"])
+def test_only_runtimes_with_the_form_are_left(precision: PrecisionRequest):
+    able = able_to(find_target("android"), precision)
+    assert [route.runtime.name for route in able.routes] == ["tflite"]
+
+
+def test_a_target_without_the_form_is_told_with_what_it_has():
+    with pytest.raises(UsageError, match="has no w4 form") as caught:
+        able_to(find_target("android", only="ort"), "w4")
+    assert caught.value.hint
+    assert "ort has float, int8" in caught.value.hint
