@@ -3,7 +3,7 @@
 Of a stride of s each output pixel sees every s-th element of the filter only: s times s small filters, whose
 results lie side by side as blocks. Measured against TRANSPOSE_CONV (XNNPACK, x86, one thread): 1.0 to 4.2
 times as fast in float and 1.4 to 2.1 in INT8 where the stride divides the filter, for any batch; and filters
-of groups fit CONV_2D. TRANSPOSE_CONV stays for INT8 of a fixed size and other filters: as fast, without zeros.
+of groups fit CONV_2D. TRANSPOSE_CONV stays for INT8 of a fixed size and other filters: as fast, no zeros.
 """
 
 from __future__ import annotations
