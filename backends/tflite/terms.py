@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Options, Setting
+from backends.tflite.known import cast
 from backends.tflite.layout import Order, plain
 
 _TABLES = {
@@ -141,12 +142,7 @@ class Term:
 
     def cast(self, dtype: str) -> Term:
         """As another type; itself where it is of that."""
-        if dtype == self.dtype:
-            return self
-        tensor = self.out.tensors[self.index]
-        given: Options = ("CastOptions", {"inDataType": self.dtype.upper(), "outDataType": dtype.upper()})
-        made = self.out.step("CAST", [self.index], tensor.shape, given, dtype=dtype, order=tensor.order)
-        return Term(self.out, made)
+        return Term(self.out, cast(self.out, self.index, dtype))
 
     def reduced(self, code: str, places: Iterable[int], *, keep: bool = True) -> Term:
         """Over axes, counted as stored, which stay with size 1 or go; itself over none."""

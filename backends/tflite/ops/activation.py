@@ -7,13 +7,12 @@ whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Options
-from backends.tflite.ops.elementwise import common_order, numbers_of, operand, term
-from backends.tflite.optable import NUMBERS, Lowering, OpTable
+from backends.tflite.ops.elementwise import common_order, formula, numbers_of, operand, term
+from backends.tflite.optable import NUMBERS, OpTable
 from backends.tflite.reading import Unsupported, activation_of
 from backends.tflite.terms import Term
 
@@ -135,13 +134,6 @@ def prelu(node: ir.Node, out: Emitter) -> None:
 # --------------------------------------------------------------------------------------------- spelled out
 
 
-def _formula(function: Callable[[Term], Term]) -> Lowering:
-    def lower(node: ir.Node, out: Emitter) -> None:
-        function(term(node, out)).becomes(node.outputs[0])
-
-    return lower
-
-
 def _bent(x: Term, above: float, below: float) -> Term:
     """``above * x`` from 0 on, ``below * (exp(x) - 1)`` under it."""
     upper = x.relu() if above == 1 else x.relu() * above
@@ -211,8 +203,8 @@ def _mish(x: Term) -> Term:
     return x * (n / (n + 2.0))
 
 
-ops.lower("Softplus")(_formula(_softplus))
-ops.lower("Mish")(_formula(_mish))
+ops.lower("Softplus")(formula(_softplus))
+ops.lower("Mish")(formula(_mish))
 
 
 @ops.lower("Swish")

@@ -16,14 +16,6 @@ from backends.tflite.terms import Term, options, version
 
 ops = OpTable()
 
-_INTS = ("float32", "int32")
-_PAIRS: dict[str, tuple[str, Collection[str], bool]] = {
-    "Add": ("ADD", NUMBERS, True),
-    "Sub": ("SUB", NUMBERS, True),
-    "Mul": ("MUL", NUMBERS, True),
-    "Div": ("DIV", _INTS, False),
-}
-"""ONNX name -> TFLite's, the kernel's types, whether it has an INT8 form in XNNPACK."""
 _MANY: dict[str, tuple[str, Collection[str]]] = {
     "Max": ("MAXIMUM", NUMBERS),
     "Min": ("MINIMUM", NUMBERS),
@@ -164,8 +156,8 @@ def _of_many(code: str) -> Lowering:
     return lower
 
 
-for _name, (_code, _types, _integers) in _PAIRS.items():
-    ops.lower(_name, types=_types)(_pair(_code, integers=_integers))
+for _name in ("Add", "Sub", "Mul"):
+    ops.lower(_name, types=NUMBERS)(_pair(_name.upper(), integers=True))
 for _name, (_code, _types) in _MANY.items():
     ops.lower(_name, types=_types)(_of_many(_code))
 
@@ -246,14 +238,16 @@ for _name, _code in _UNARY.items():
 ops.lower("Neg", types=NUMBERS)(unary("NEG"))
 
 
-def _formula(function: Callable[[Term], Term]) -> Lowering:
+def formula(function: Callable[[Term], Term]) -> Lowering:
+    """An operation of one operand, spelled out."""
+
     def lower(node: ir.Node, out: Emitter) -> None:
         function(term(node, out)).becomes(node.outputs[0])
 
     return lower
 
 
-ops.lower("Abs", types=NUMBERS)(_formula(Term.abs))
+ops.lower("Abs", types=NUMBERS)(formula(Term.abs))
 
 
 @ops.lower("Sign", types=NUMBERS)
@@ -271,9 +265,25 @@ def sign(node: ir.Node, out: Emitter) -> None:
 @ops.lower("Reciprocal")
 def reciprocal(node: ir.Node, out: Emitter) -> None:
     """Of a root it is one operator."""
-    value = node.inputs[0]
+    made = _over_root(node.inputs[0], out) or 1.0 / term(node, out)
+    made.becomes(node.outputs[0])
+
+
+@ops.lower("Div", types=("float32", "int32"))
+def divide(node: ir.Node, out: Emitter) -> None:
+    """1 over a root is one operator."""
+    above = numbers_of(out, node.inputs[0])
+    rank = len(out.shape(node.inputs[1]))
+    is_one = above is not None and above.ndim <= rank and above.size == 1 and float(above.reshape(())) == 1
+    made = _over_root(node.inputs[1], out) if is_one else None
+    if made is None:
+        _pair("DIV", integers=False)(node, out)
+    else:
+        made.becomes(node.outputs[0])
+
+
+def _over_root(value: ir.Value | None, out: Emitter) -> Term | None:
     root = None if value is None else value.producer()
-    if root is not None and root.op_type == "Sqrt" and root.domain == "":
-        Term(out, out.read(root.inputs[0])).apply("RSQRT").becomes(node.outputs[0])
-        return
-    (1.0 / term(node, out)).becomes(node.outputs[0])
+    if root is None or root.op_type != "Sqrt" or root.domain != "":
+        return None
+    return Term(out, out.read(root.inputs[0])).apply("RSQRT")

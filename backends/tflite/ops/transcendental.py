@@ -7,13 +7,9 @@ forms here do not go there. ATAN2 comes from LiteRT's own kernels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
-import onnx_ir as ir
-
-from backends.tflite.emitter import Emitter
-from backends.tflite.ops.elementwise import term
-from backends.tflite.optable import Lowering, OpTable
+from backends.tflite.ops.elementwise import formula
+from backends.tflite.optable import OpTable
 from backends.tflite.terms import Term
 
 ops = OpTable()
@@ -23,13 +19,6 @@ _QUARTER = (1.5703125, 4.837512969970703e-4, 7.549789948768648e-8)
 """pi / 2 in parts (Cephes, sinf.c): whole multiples of the first two are exact in float32."""
 _LARGE = 1e8
 """From here on 1 + x is x, and x * x + 1 is x * x."""
-
-
-def _formula(function: Callable[[Term], Term]) -> Lowering:
-    def lower(node: ir.Node, out: Emitter) -> None:
-        function(term(node, out)).becomes(node.outputs[0])
-
-    return lower
 
 
 def _tan(x: Term) -> Term:
@@ -121,4 +110,4 @@ for _name, _function in {
     "Tan": _tan, "Atan": _atan, "Asin": _asin, "Acos": _acos, "Sinh": _sinh, "Cosh": _cosh,
     "Asinh": _asinh, "Acosh": _acosh, "Atanh": _atanh, "Erf": _erf,
 }.items():  # fmt: skip
-    ops.lower(_name)(_formula(_function))
+    ops.lower(_name)(formula(_function))

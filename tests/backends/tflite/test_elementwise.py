@@ -120,8 +120,38 @@ def test_powers_that_networks_use_are_operators_of_their_own(ran: Run) -> None:
     assert {"SQUARE", "SQRT", "RSQRT"} <= set(found.operators) and "POW" not in found.operators
 
 
-def test_one_over_a_root_is_one_operator(ran: Run) -> None:
-    text = "(float[1,5] x) => (float[1,5] y) { a = Sqrt(x) y = Reciprocal(a) }"
-    found = ran(text, {"x": floats(1, 5)})
+@pytest.mark.parametrize("call", ["Reciprocal(a)", "Div(one, a)"])
+def test_one_over_a_root_is_one_operator(call: str, ran: Run) -> None:
+    given = ", float one" if "one" in call else ""
+    text = f"(float[1,5] x{given}) => (float[1,5] y) {{ a = Sqrt(x) y = {call} }}"
+    found = ran(text, {"x": floats(1, 5)}, {"one": np.float32(1)})
     assert found.operators == ["RSQRT"]
     np.testing.assert_allclose(found.got["y"], found.want["y"], rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- as integers
+
+
+PAIR = """(float[1,6,8,8] x, float[1,6,SIZE] z, float a, int8 b, float s, int8 t) => (float[1,6,8,8] y) {
+    q = QuantizeLinear(x, a, b) d = DequantizeLinear(q, a, b)
+    r = QuantizeLinear(z, a, b) e = DequantizeLinear(r, a, b)
+    m = OP(d, e)
+    u = QuantizeLinear(m, s, t) y = DequantizeLinear(u, s, t)
+}"""
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1)])
+@pytest.mark.parametrize("delegate", [True, False])
+@pytest.mark.parametrize(
+    ("op", "code", "scale", "zero"),
+    [("Add", "ADD", 0.07, 5), ("Sub", "SUB", 0.07, 5), ("Mul", "MUL", 0.11, 5), ("Max", "MAXIMUM", 0.05, -3)],
+)
+def test_int8_is_off_by_a_code_at_most(
+    op: str, code: str, scale: float, zero: int, delegate: bool, size: tuple[int, int], ran: Run
+) -> None:
+    constants = {"a": np.float32(0.05), "b": np.int8(-3), "s": np.float32(scale), "t": np.int8(zero)}
+    feeds = {n: RNG.normal(0, 2, (1, 6, *s)).astype(np.float32) for n, s in (("x", (8, 8)), ("z", size))}
+    text = PAIR.replace("OP", op).replace("SIZE", f"{size[0]},{size[1]}")
+    found = ran(text, feeds, constants, delegate=delegate)
+    assert code in found.operators and found.operators.count("DEQUANTIZE") == 1
+    assert np.abs(found.got["y"] - found.want["y"]).max() <= scale * 1.01
