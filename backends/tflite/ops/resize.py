@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Options
+from backends.tflite.known import FIX_SIZES, known
 from backends.tflite.layout import Order, channels_last, own_axes, plain
 from backends.tflite.ops.blocks import carry, moved
 from backends.tflite.ops.interpolation import (
@@ -28,7 +29,6 @@ from backends.tflite.ops.interpolation import (
 from backends.tflite.ops.window import image_order
 from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported
-from deploy.graph.edit import constant
 
 ops = OpTable()
 
@@ -90,7 +90,7 @@ def _alongs(node: ir.Node, out: Emitter) -> list[Along]:
     shape, made = out.shape(node.inputs[0]), out.shape(node.outputs[0])
     rank = len(shape)
     axes = [axis % rank for axis in node.attributes.get_ints("axes", tuple(range(rank)))]
-    region, scales, sizes = (_constant(node, index) for index in (1, 2, 3))
+    region, scales, sizes = (_given(node, out, index) for index in (1, 2, 3))
     coordinates = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
     policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
     if scales is not None:
@@ -118,11 +118,11 @@ def _alongs(node: ir.Node, out: Emitter) -> list[Along]:
     return alongs
 
 
-def _constant(node: ir.Node, index: int) -> np.ndarray | None:
+def _given(node: ir.Node, out: Emitter, index: int) -> np.ndarray | None:
     value = node.inputs[index] if index < len(node.inputs) else None
-    array = constant(value)
+    array = known(out, value)
     if value is not None and array is None:
-        raise Unsupported("its region, scales or sizes are computed")
+        raise Unsupported(f"its region, scales or sizes are computed: {FIX_SIZES}")
     return array if array is not None and array.size else None
 
 

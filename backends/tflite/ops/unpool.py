@@ -16,9 +16,12 @@ from backends.tflite.layout import NHWC, plain
 from backends.tflite.ops.window import Window, image_order, padded
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported
+from backends.tflite.terms import Term
 from deploy.graph.edit import constant
 
 ops = OpTable()
+
+_HUGE = 3e38
 
 
 def indices_of_maxima(node: ir.Node, out: Emitter, found: Window) -> None:
@@ -95,39 +98,48 @@ def _undoes(unpool: ir.Node, pool: ir.Node) -> bool:
         and pool.attributes.get_string("auto_pad", "NOTSET") in ("", "NOTSET", "VALID")
         and all(size > 0 and size % k == 0 for size, k in zip(sizes[2:], kernel, strict=True))
         and len(set(kernel)) == 1
+        and not pool.attributes.get_int("storage_order", 0)
     )
 
 
 def _to_the_element(pool: ir.Node, node: ir.Node, out: Emitter) -> None:
-    """A block of channels for each element of the window, zero where it is not the largest; then to space."""
+    """A block of channels for each element of the window, zero where it is not the largest; then to space.
+
+    In operators that XNNPACK takes, so without comparisons: what an element lacks to the maximum, times a
+    huge number, is cut at -1. (Elements less than 3e-39 apart count as equal.)
+    """
     value, result, image = node.inputs[0], node.outputs[0], pool.inputs[0]
     size = pool.attributes.get_ints("kernel_shape", ())[0]
-    source = out.read(value, NHWC)
-    shape = out.tensors[source].shape
-    sizes = out.shape(image)[2:]
-    found = Window(
-        (size, size),
-        (size, size),
-        (1, 1),
-        (0, 0),
-        (0, 0),
-        (0, 0),
-        sizes,
-        (sizes[0] // size, sizes[1] // size),
-        False,
+    source, pixels = Term(out, out.read(value, NHWC)), Term(out, out.read(image, NHWC))
+    batch, height, width, channels = source.shape
+    if channels < 0:
+        raise Unsupported("unpooling of free channels")
+    window: Options = (
+        "Pool2DOptions",
+        {"padding": "VALID", "strideH": size, "strideW": size, "filterHeight": size, "filterWidth": size},
     )
-    element = _element_of_maximum(out, out.read(image, NHWC), found)
-    nothing = out.numbers(np.zeros((), np.float32), f"{out.node}/zero")
+    largest = Term(out, out.step("MAX_POOL_2D", [pixels.index], source.shape, window, order=NHWC))
+    deep, block = (batch, height, width, channels * size * size), {"blockSize": size}
+    elements = out.step(
+        "SPACE_TO_DEPTH", [pixels.index], deep, ("SpaceToDepthOptions", {**block}), order=NHWC
+    )
+    left: Term | None = None
     blocks = []
     for number in range(size * size):
-        wanted = out.numbers(np.array(number, np.int32), f"{out.node}/element")
-        here = out.step("EQUAL", [element, wanted], shape, ("EqualOptions", {}), dtype="bool", order=NHWC)
-        blocks.append(
-            out.step("SELECT_V2", [here, source, nothing], shape, ("SelectV2Options", {}), order=NHWC)
-        )
-    deep = (*shape[:3], -1 if shape[3] < 0 else shape[3] * size * size)
+        lacks = _channels(out, elements, number * channels, channels) - largest
+        here = lacks.apply("MUL", _HUGE, activation="RELU_N1_TO_1") + 1.0
+        blocks.append((source * (here if left is None else here * left)).index)
+        left = 1.0 - here if left is None else left * (1.0 - here)
     joined = out.step("CONCATENATION", blocks, deep, ("ConcatenationOptions", {"axis": 3}), order=NHWC)
-    out.emit("DEPTH_TO_SPACE", [joined], result, ("DepthToSpaceOptions", {"blockSize": size}), order=NHWC)
+    out.emit("DEPTH_TO_SPACE", [joined], result, ("DepthToSpaceOptions", {**block}), order=NHWC)
+
+
+def _channels(out: Emitter, index: int, first: int, count: int) -> Term:
+    shape = (*out.tensors[index].shape[:3], count)
+    bounds = ([0, 0, 0, first], [0, 0, 0, first + count], [1] * 4)
+    read = [out.numbers(np.array(bound, np.int32), f"{out.node}/channels") for bound in bounds]
+    options: Options = ("StridedSliceOptions", {"beginMask": 7, "endMask": 7})
+    return Term(out, out.step("STRIDED_SLICE", [index, *read], shape, options, order=NHWC))
 
 
 def _element_of_maximum(out: Emitter, source: int, found: Window) -> int:
