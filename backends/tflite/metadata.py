@@ -6,7 +6,6 @@ Associated files are a zip archive appended to the model; readers of the model d
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,12 +56,11 @@ def add(path: Path, description: Description) -> None:
     assert len(graph.inputs) == len(description.inputs) and len(graph.outputs) == len(description.outputs)
     builder = flatbuffers.Builder(path.stat().st_size + 2**16)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    content = io.BytesIO(bytes(builder.Output()))
+    path.write_bytes(builder.Output())
     if labelled is not None:
         lines = "".join(f"{' '.join(name.split())}\n" for name in description.classes)
-        with zipfile.ZipFile(content, "a") as archive:
+        with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(zipfile.ZipInfo(LABELS, _TIME), lines)
-    path.write_bytes(content.getvalue())
 
 
 def _kept(buffer: tfl.BufferT) -> tfl.BufferT:
