@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from backends.tflite import wide
 from backends.tflite.layout import LACKING, Blocks, Order, between, own_axes, plain, same_memory, stored_sizes
+from backends.tflite.pixels import quantized_input
 from backends.tflite.reading import (
     TYPES,
     Unsupported,
@@ -432,14 +433,18 @@ class Emitter:
         params = params_of(node)
         if source is None or params.type not in ("int8", "int16") or params.axis is not None:
             raise Unsupported("activations are quantized to int8 or int16, with one scale")
-        index = self.carried[source] if source in self.carried else self.read(source, integer=True)
-        tensor = self.tensors[index]
-        if tensor.params != params:
-            made = replace(tensor, name=codes.name or "", dtype=params.type, params=params, data=None)
-            version = 1 if tensor.params is None and params.type == "int8" else 2
-            kept, self.node = self.node, ""
-            index = self.inner("QUANTIZE", [index], made, version=version)
-            self.node = kept
+        kept, self.node = self.node, ""
+        pixels = quantized_input(self, source, codes.name or "", params)
+        if pixels is not None:
+            index = pixels
+        else:
+            index = self.carried[source] if source in self.carried else self.read(source, integer=True)
+            tensor = self.tensors[index]
+            if tensor.params != params:
+                made = replace(tensor, name=codes.name or "", dtype=params.type, params=params, data=None)
+                version = 1 if tensor.params is None and params.type == "int8" else 2
+                index = self.inner("QUANTIZE", [index], made, version=version)
+        self.node = kept
         self.carried[codes] = index
         name = planned_name(source)
         self.planned.append((name, index, (node.name or "").startswith(name + "@")))
