@@ -34,6 +34,8 @@ Options = tuple[str, dict[str, Setting]]
 """An operator's options: the name of their table in the schema, and fields; names stand for enumerators."""
 
 NO_OPTIONS: Options = ("", {})
+_SHORT = 64
+"""Numbers of a constant that is looked for among those there are."""
 ABSENT = -1
 """Stands for an operand that is left out."""
 _HALF = "float16"
@@ -110,6 +112,7 @@ class Emitter:
     _derived: dict[tuple[int, str, Order], int] = field(default_factory=dict)
     _views: dict[int, int] = field(default_factory=dict)
     _bytes: dict[int, int] = field(default_factory=dict)
+    _numbers: dict[tuple[str, tuple[int, ...], bytes | str], int] = field(default_factory=dict)
     _constants: dict[tuple[ir.Value, Order, tuple[int, ...]], int] = field(default_factory=dict)
 
     # --- what a node is made of -----------------------------------------------------------------------------
@@ -274,8 +277,12 @@ class Emitter:
         return len(self.tensors) - 1
 
     def numbers(self, array: np.ndarray, name: str) -> int:
-        """A constant of our own: sizes, axes, widths."""
-        return self.add(Tensor(name, array.shape, array.dtype.name, plain(array.ndim), None, array))
+        """A constant of our own: sizes, axes, widths. Equal short ones are one tensor, by its first name."""
+        key = (array.dtype.name, array.shape, array.tobytes() if array.size <= _SHORT else name)
+        if key not in self._numbers or array.size > _SHORT:
+            made = Tensor(name, array.shape, array.dtype.name, plain(array.ndim), None, array)
+            self._numbers[key] = self.add(made)
+        return self._numbers[key]
 
     def emit(
         self,
@@ -489,4 +496,5 @@ class Emitter:
         self._derived.clear()
         self._views.clear()
         self._bytes.clear()
+        self._numbers.clear()
         self._constants.clear()

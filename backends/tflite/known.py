@@ -22,6 +22,11 @@ _IMAGES = frozenset((
 ))  # fmt: skip
 """Operations whose second axis is that of the channels."""
 _CHANGES = ("QuantizeLinear", "DequantizeLinear", "Identity", "Dropout")
+_OF_ZEROS = frozenset((
+    "ConstantOfShape", "Expand", "Slice", "Split", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Transpose",
+    "Identity", "Tile", "Cast",
+))  # fmt: skip
+"""Operations that make zeros of zeros."""
 _FARTHEST = 8
 """Steps that are followed to see what becomes of a value."""
 
@@ -36,6 +41,20 @@ def known(out: Emitter, value: ir.Value | None) -> np.ndarray | None:
         if tensor.data is not None and tensor.params is None:
             return restored(tensor.data, tensor.order)
     return array
+
+
+def zeros(out: Emitter, value: ir.Value | None) -> bool:
+    """Whether all numbers of a value are zero, even where its sizes are computed."""
+    array = known(out, value)
+    if value is None or array is not None:
+        return array is not None and not array.any()
+    node = value.producer()
+    if node is None or node.op_type not in _OF_ZEROS:
+        return False
+    if node.op_type == "ConstantOfShape":
+        fill = node.attributes.get_tensor("value", None)
+        return fill is None or not fill.numpy().any()
+    return zeros(out, node.inputs[0])
 
 
 def integers(out: Emitter, node: ir.Node, position: int, what: str) -> list[int] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -227,9 +226,8 @@ def _fill(node: ir.Node, out: Emitter, params: QuantParams | None) -> int | None
     code = np.clip(
         np.rint(np.float32(number) / np.float32(params.scale[0])) + params.zero_point[0], -128, 127
     )
-    made = out.numbers(np.array([code], np.int8), f"{node.name}/fill")
-    out.tensors[made] = replace(out.tensors[made], params=params)
-    return made
+    codes = np.array([code], np.int8)
+    return out.add(Tensor(f"{node.name}/fill", (1,), "int8", plain(1), params, codes))
 
 
 def _cut(out: Emitter, source: int, table: np.ndarray) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Options
-from backends.tflite.known import FIX_SIZES, known
+from backends.tflite.known import FIX_SIZES, known, zeros
 from backends.tflite.layout import Order, plain
 from backends.tflite.ops.fused_lstm import fused_lstm
 from backends.tflite.ops.join import cut_step, joined_step
@@ -362,8 +362,7 @@ def _initial(node: ir.Node, out: Emitter, number: int, place: int, batch_first: 
     found: list[Term | None] = []
     for position in (5, 6):
         value = node.inputs[position] if position < len(node.inputs) else None
-        array = known(out, value)
-        if value is None or (array is not None and not array.any()):
+        if value is None or zeros(out, value):
             found.append(None)
             continue
         index = out.read(value, plain(3))
