@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DEPLOY = [sys.executable, "-c", "from deploy.cli import main; main()"]
+DEPLOY = [sys.executable, "-c", "import sys; from deploy.cli import main; sys.exit(main())"]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,26 @@ import time
 
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
-    "deploy --help": [sys.executable, "-c", "from deploy.cli import main; main()", "--help"],
-    "deploy build --help": [sys.executable, "-c", "from deploy.cli import main; main()", "build", "--help"],
+    "deploy --help": [
+        sys.executable,
+        "-c",
+        "import sys; from deploy.cli import main; sys.exit(main())",
+        "--help",
+    ],
+    "deploy build --help": [
+        sys.executable,
+        "-c",
+        "import sys; from deploy.cli import main; sys.exit(main())",
+        "build",
+        "--help",
+    ],
     "import deploy": [sys.executable, "-c", "import deploy"],
-    "deploy targets": [sys.executable, "-c", "from deploy.cli import main; main()", "targets"],
+    "deploy targets": [
+        sys.executable,
+        "-c",
+        "import sys; from deploy.cli import main; sys.exit(main())",
+        "targets",
+    ],
 }
 
 
