@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from deploy.graph.branches import choose_branches
 from deploy.graph.fold import fold_constants, fold_shapes
 from deploy.graph.noop import drop_noops, merge_reshapes, merge_slices, merge_transposes
 from deploy.graph.rewrite import Prove, Rewrite, Rewritten, Steps, rewrite
@@ -88,6 +89,8 @@ STEPS: Steps = {
     # Sizes before constants: a computed Reshape target becomes a number, what led to it goes unevaluated.
     "fold shapes": fold_shapes,
     "fold constants": fold_constants,
+    # Conditions are constants by now; the next round sees into the branch.
+    "choose branches": choose_branches,
     # Sizes and positions are constants by now.
     "split sequences": split_sequences,
     "plain reshape targets": plain_targets,
