@@ -185,6 +185,14 @@ def test_symmetric_mse_is_as_good_as_the_best_symmetric_range():
     assert rounding_error(samples, -high, high) <= 1.1 * best
 
 
+def test_at_16_bits_there_is_nothing_to_gain_by_clipping():
+    samples = np.append(np.random.default_rng(3).laplace(size=20_000), 40.0).astype(np.float32)
+    _, narrow = find_range(histogram(samples), "mse", symmetric=True)
+    _, wide = find_range(histogram(samples), "mse", symmetric=True, levels=65535)
+    assert narrow < 0.95 * wide
+    assert wide > 39
+
+
 def test_kl_clips_a_heavy_tail_and_leaves_a_uniform_distribution_whole():
     rng = np.random.default_rng(4)
     tail = rng.standard_t(2, 200_000).astype(np.float32)
