@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import NO_OPTIONS, Emitter, Options
+from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import NHWC
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported, quantize_of
@@ -44,7 +45,7 @@ def _blocks(out: Emitter, code: str, source: int, size: int, result: ir.Value) -
     if size == 1:
         shape = out.tensors[source].shape
         if shape.count(-1) > 1:
-            raise Unsupported("more than one size of its result is free")
+            raise Unsupported(f"more than one size of its result is free: {FIX_SIZES}")
         sizes = out.numbers(np.array(shape, np.int32), f"{out.node}/shape")
         out.emit("RESHAPE", [source, sizes], result, order=NHWC, params=params, version=1)
         return
@@ -57,11 +58,11 @@ def elements_first(out: Emitter, index: int, count: int) -> int:
     tensor = out.tensors[index]
     *outer, channels = tensor.shape
     if channels < 0:
-        raise Unsupported("free channels")
+        raise Unsupported(f"free channels: {FIX_SIZES}")
     if count == 1 or channels == count:
         return index
     if outer.count(-1) > 1:
-        raise Unsupported("more than one free size beside the channels that change their order")
+        raise Unsupported(f"more than one free size beside the channels that change their order: {FIX_SIZES}")
     pixels = -1 if -1 in outer else math.prod(outer)
     index = moved(out, "RESHAPE", index, (pixels, channels // count, count))
     index = moved(out, "TRANSPOSE", index, (pixels, count, channels // count), (0, 2, 1))
@@ -82,7 +83,7 @@ def spread(out: Emitter, index: int, blocks: Sequence[int]) -> int:
             dtype=tensor.dtype, order=tensor.order, params=tensor.params, version=version,
         )  # fmt: skip
     if [batch, *sizes].count(-1) > 1 and max(blocks) > 1:
-        raise Unsupported("more than one free size of an image whose pixels are spread")
+        raise Unsupported(f"more than one free size of an image whose pixels are spread: {FIX_SIZES}")
     for place, block in enumerate(blocks):
         if block == 1:
             continue

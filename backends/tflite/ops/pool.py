@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import NO_OPTIONS, Emitter, Options, Setting
+from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import Order, stored_sizes
 from backends.tflite.ops.unpool import indices_of_maxima
 from backends.tflite.ops.window import Window, image_order, padded, window
@@ -129,7 +130,7 @@ def _slide(out: Emitter, code: str, source: int, found: Window) -> Step:
     batch, depth, height, width, channels = out.tensors[source].shape
     made = found.made
     if min(depth, height, width, *made) < 0 or channels < 0:
-        raise Unsupported("a volume of free size")
+        raise Unsupported(f"a volume of free size: {FIX_SIZES}")
     plane = replace(found, kernel=found.kernel[1:], strides=found.strides[1:])
     column = replace(found, kernel=(found.kernel[0], 1), strides=(found.strides[0], 1))
     planes = -1 if batch < 0 else batch * depth
@@ -165,7 +166,7 @@ def _walks(out: Emitter, source: int, found: Window, place: int) -> list[int]:
     axis, made, stride = place + 1, found.made[place], found.strides[place]
     shape = list(out.tensors[source].shape)
     if shape[axis] < 0 or made < 0:
-        raise Unsupported("windows with gaps over an image of free size")
+        raise Unsupported(f"windows with gaps over an image of free size: {FIX_SIZES}")
     shape[axis] = made
     rank = len(shape)
     mask = sum(1 << other for other in range(rank) if other != axis)
@@ -206,7 +207,7 @@ def _counted(found: Window, *, with_pads: bool) -> np.ndarray | None:
         low, high = (-begin, size + end) if with_pads else (0, size)
         if size < 0:
             if begin or (end and not with_pads):
-                raise Unsupported("the pads of an image of free size do not count")
+                raise Unsupported(f"the pads of an image of free size do not count: {FIX_SIZES}")
             counts = np.full(1, kernel)
         else:
             at = np.arange(made)[:, None] * found.strides[place] - begin

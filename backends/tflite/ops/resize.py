@@ -58,7 +58,7 @@ def resize(node: ir.Node, out: Emitter) -> None:
         if value.dtype != ir.DataType.FLOAT:
             raise Unsupported(f"numbers between others, of {value.dtype}")
         if any(along.before < 0 for along in alongs):
-            raise Unsupported("numbers between others along an axis of free size")
+            raise Unsupported(f"numbers between others along an axis of free size: {FIX_SIZES}")
         mode = _bilinear_mode(read, alongs) if images and read.mode == "linear" and not beyond else None
         if mode is None or (params is not None and not _exact_in_integers(alongs, mode)):
             params = None
@@ -99,7 +99,7 @@ def _alongs(node: ir.Node, out: Emitter) -> list[Along]:
         raise Unsupported("neither scales nor sizes")
     else:
         if any(shape[axis] < 0 for axis, size in zip(axes, sizes, strict=True)):
-            raise Unsupported("sizes for an axis of free size")
+            raise Unsupported(f"sizes for an axis of free size: {FIX_SIZES}")
         factors = [int(size) / shape[axis] for axis, size in zip(axes, sizes, strict=True)]
         if policy != "stretch":
             factors = [(min if policy == "not_larger" else max)(factors)] * len(axes)
@@ -142,7 +142,9 @@ def _nearest(out: Emitter, index: int, read: Filter, alongs: Sequence[Along], im
     if common and all(1 <= factor <= _MOST_COPIES for factor in factors.values()):
         return _copied(out, index, order, factors)
     if free:
-        raise Unsupported("a factor that is no whole number up to 4, along an axis of free size")
+        raise Unsupported(
+            f"a factor that is no whole number up to 4, along an axis of free size: {FIX_SIZES}"
+        )
     if images and common:
         for half, corners in TFLITE_MODES:
             if all(
@@ -161,7 +163,7 @@ def _doubled(out: Emitter, index: int) -> int:
     tensor = out.tensors[index]
     batch, height, width, channels = tensor.shape
     if channels < 0:
-        raise Unsupported("free channels")
+        raise Unsupported(f"free channels: {FIX_SIZES}")
     version = 1 if tensor.params is None else 2
     copies = out.step(
         "CONCATENATION", [index] * 4, (batch, height, width, 4 * channels),
@@ -184,7 +186,7 @@ def _copied(out: Emitter, index: int, order: Order, factors: dict[int, int]) -> 
         rows, row = _product(shape[: place + 1]), _product(shape[place + 1 :])
         shape[place] = _times(shape[place], factor)
         if row < 0 or shape.count(-1) > 1:
-            raise Unsupported("more than one free size")
+            raise Unsupported(f"more than one free size: {FIX_SIZES}")
         index = moved(out, "RESHAPE", index, (rows, row))
         version = 1 if tensor.params is None else 2
         index = out.step(
@@ -235,7 +237,7 @@ def _resized(
     for along in alongs:
         shape[tensor.order.index(along.axis)] = along.after
     if min(shape[1:3]) < 0:
-        raise Unsupported("an image of free size")
+        raise Unsupported(f"an image of free size: {FIX_SIZES}")
     half, corners = mode
     version = (
         3 if half or (corners and code == "RESIZE_NEAREST_NEIGHBOR") else 1 if tensor.params is None else 2
@@ -256,7 +258,7 @@ def _by_matrices(out: Emitter, index: int, read: Filter, alongs: Sequence[Along]
         before, behind = _product(shape[:place]), _product(shape[place + 1 :])
         shape[place] = along.after
         if shape.count(-1) > 1 or behind < 0:
-            raise Unsupported("more than one free size")
+            raise Unsupported(f"more than one free size: {FIX_SIZES}")
         index = moved(out, "RESHAPE", index, (before, along.before, behind))
         weights = out.numbers(matrix[None], f"{out.node}/weights")
         made = (before, along.after, behind)

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Options, Setting, Tensor
+from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import LACKING, Blocks, plain
 from backends.tflite.ops.blocks import carry, elements_first, spread
 from backends.tflite.ops.conv import bias_scale, floats
@@ -100,7 +101,7 @@ def _axes(node: ir.Node, out: Emitter, kernel: Sequence[int]) -> tuple[list[_Axi
         begin, longer = pads[i], whole - pads[i] - pads[count + i]
         if asked or auto.startswith("SAME"):
             if asked and size < 0:
-                raise Unsupported("output_shape for an image of free size")
+                raise Unsupported(f"output_shape for an image of free size: {FIX_SIZES}")
             longer = asked[i] - size * strides[i] if asked else 0
             total = whole - longer
             if total < 0 and not asked:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Options
+from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import NHWC, plain
 from backends.tflite.ops.window import Window, image_order, padded
 from backends.tflite.optable import OpTable
@@ -36,7 +37,7 @@ def indices_of_maxima(node: ir.Node, out: Emitter, found: Window) -> None:
     image = node.inputs[0]
     shape, laid = out.shape(image), image_order(len(out.shape(image)))
     if -1 in (*shape, *found.made) or len(found.kernel) != 2:
-        raise Unsupported("indices of maxima in what has a free size, or in a volume")
+        raise Unsupported(f"indices of maxima in what has a free size, or in a volume: {FIX_SIZES}")
     batch, channels, (height, width) = shape[0], shape[1], found.sizes
     down = bool(node.attributes.get_int("storage_order", 0))
     step_down, step_right = (1, height) if down else (width, 1)
@@ -113,7 +114,7 @@ def _to_the_element(pool: ir.Node, node: ir.Node, out: Emitter) -> None:
     source, pixels = Term(out, out.read(value, NHWC)), Term(out, out.read(image, NHWC))
     batch, height, width, channels = source.shape
     if channels < 0:
-        raise Unsupported("unpooling of free channels")
+        raise Unsupported(f"unpooling of free channels: {FIX_SIZES}")
     window: Options = (
         "Pool2DOptions",
         {"padding": "VALID", "strideH": size, "strideW": size, "filterHeight": size, "filterWidth": size},
@@ -149,7 +150,7 @@ def _element_of_maximum(out: Emitter, source: int, found: Window) -> int:
     tensor = out.tensors[source]
     made = (tensor.shape[0], *found.made, tensor.shape[3])
     if -1 in made[1:3]:
-        raise Unsupported("the places of maxima in an image of free size")
+        raise Unsupported(f"the places of maxima in an image of free size: {FIX_SIZES}")
     slices = []
     for row in range(found.kernel[0]):
         for column in range(found.kernel[1]):
@@ -218,7 +219,7 @@ def _unpooled(node: ir.Node, out: Emitter) -> tuple[int, ...]:
     strides = node.attributes.get_ints("strides", (1,) * len(kernel))
     pads = node.attributes.get_ints("pads", (0,) * (2 * len(kernel)))
     if -1 in (*shape, *out.shape(node.outputs[0])):
-        raise Unsupported("unpooling of what has a free size")
+        raise Unsupported(f"unpooling of what has a free size: {FIX_SIZES}")
     half = len(kernel)
     return shape[:2] + tuple(
         (shape[2 + i] - 1) * strides[i] + kernel[i] - pads[i] - pads[half + i] for i in range(half)

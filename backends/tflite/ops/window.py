@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter, Tensor
+from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import ONE_ROW, Order, channels_last
 from backends.tflite.reading import Unsupported
 
@@ -57,7 +58,9 @@ class Window:
     def by_pads(self) -> Window:
         """The same windows, found without SAME. Raises Unsupported where a size is free."""
         if self.same and any(self.strides[i] > 1 for i, size in enumerate(self.sizes) if size < 0):
-            raise Unsupported("how far its windows reach beyond an image of free size is unknown")
+            raise Unsupported(
+                f"how far its windows reach beyond an image of free size is unknown: {FIX_SIZES}"
+            )
         return replace(self, same=False)
 
     def settings(self, activation: str = "NONE") -> dict[str, int | float | bool | str]:
@@ -81,7 +84,7 @@ def image_order(rank: int) -> Order:
 
 def window(node: ir.Node, out: Emitter, kernel: Sequence[int]) -> Window:
     """The windows of a node over its first input. Raises Unsupported where TFLite cannot lay them so."""
-    shape, made = out.shape(node.inputs[0]), out.shape(node.outputs[0])
+    shape = out.shape(node.inputs[0])
     count = len(kernel)
     image_order(len(shape))
     if len(shape) != count + 2:
@@ -93,6 +96,7 @@ def window(node: ir.Node, out: Emitter, kernel: Sequence[int]) -> Window:
     pads = _given(node, "pads", 2 * count, 0) if auto == "NOTSET" else (0,) * (2 * count)
     if min(pads) < 0:
         raise Unsupported("negative pads")
+    made = out.shape(node.outputs[0])
     ceil = bool(node.attributes.get_int("ceil_mode", 0))
     axes = [
         _axis(shape[2 + i], made[2 + i], reach[i], strides[i], (pads[i], pads[count + i]), auto, ceil)
@@ -110,7 +114,7 @@ def window(node: ir.Node, out: Emitter, kernel: Sequence[int]) -> Window:
         )
     same = all(axis.same for axis in axes) and any(axis.begin or axis.end or not axis.known for axis in axes)
     if not same and not all(axis.known for axis in axes):
-        raise Unsupported("auto_pad of an image of free size")
+        raise Unsupported(f"auto_pad of an image of free size: {FIX_SIZES}")
     begins, ends, declared = (
         (axis.begin for axis in axes),
         (axis.end for axis in axes),
@@ -139,14 +143,14 @@ def _axis(
     if auto.startswith("SAME"):
         if size < 0 and stride > 1:
             if auto == "SAME_LOWER":
-                raise Unsupported("auto_pad SAME_LOWER of an image of free size")
+                raise Unsupported(f"auto_pad SAME_LOWER of an image of free size: {FIX_SIZES}")
             return _Axis(0, 0, 0, same=True, known=False)
         total = reach - 1 if size < 0 else max((-(-size // stride) - 1) * stride + reach - size, 0)
         begin = total // 2 if auto == "SAME_UPPER" else total - total // 2
         end = total - begin
     if size < 0:
         if ceil and stride > 1:
-            raise Unsupported("ceil_mode with an image of free size")
+            raise Unsupported(f"ceil_mode with an image of free size: {FIX_SIZES}")
         return _Axis(begin, end, end, stride == 1 and begin == (reach - 1) // 2 and begin + end == reach - 1)
     room = size + begin + end - reach
     count = (-(-room // stride) if ceil else room // stride) + 1
