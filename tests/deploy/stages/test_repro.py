@@ -220,3 +220,12 @@ def test_attempts_are_bounded(model: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_wrong_data_leave_nothing(model: Path, tmp_path: Path) -> None:
     error, files = failed(model, tmp_path, {"z": SAMPLES["x"]})
     assert isinstance(error, DataError) and files == [] and "repro" not in error.hint
+
+
+def test_a_defect_of_the_search_does_not_hide_the_failure(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_lower(monkeypatch, lambda graph: reads(graph, "Add", ["HardSwish", "Relu"]))
+    monkeypatch.setattr("deploy.stages.repro._smallest", lambda graph, fails: next(iter(())))
+    error, files = failed(model, tmp_path)
+    assert error.hint == "ask who made it" and files == []
