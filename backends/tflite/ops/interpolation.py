@@ -64,6 +64,14 @@ class Filter:
             at = np.floor(at) if self.rounding == "floor" else np.ceil(at)
         return at.astype(np.int64).clip(0, along.before - 1)
 
+    def undecided(self, along: Along) -> bool:
+        """Whether a crop reads so close to where rounding turns that the last bit decides."""
+        if self.coordinates != "tf_crop_and_resize" or self.mode != "nearest":
+            return False
+        turns = self.places(along) - (0.5 if self.rounding.startswith("round") else 0.0)
+        away = np.abs(turns - np.round(turns))
+        return bool(((away > 0) & (away < 1e-5 * along.before)).any())
+
     def outside(self, along: Along) -> np.ndarray:
         """Which new elements lie outside of the old ones and get the value for that."""
         at = self.places(along)

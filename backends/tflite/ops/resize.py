@@ -50,6 +50,8 @@ def resize(node: ir.Node, out: Emitter) -> None:
     images = spatial and rank < 5
     order = image_order(rank) if images else channels_last(rank) if spatial else plain(rank)
     beyond = any(read.outside(along).any() for along in alongs if along.before > 0)
+    if any(read.undecided(along) for along in alongs if along.before > 0):
+        raise Unsupported("a crop between two pixels, where the last bit decides: runtimes disagree")
     params = None if beyond else out.moved(result, [value])
     if read.mode == "nearest" and not beyond:
         source = out.read(value, order, integer=params is not None)
