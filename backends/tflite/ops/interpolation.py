@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_Float = type[np.float32] | type[np.float64]
 TFLITE_MODES: tuple[tuple[bool, bool], ...] = ((True, False), (False, False), (False, True))
 """Half pixel centers and aligned corners, as TFLite's resizing operators combine them."""
 
@@ -33,29 +34,29 @@ class Filter:
     exclude_outside: bool
     cubic: float
 
-    def places(self, along: Along) -> np.ndarray:
+    def places(self, along: Along, kind: _Float = np.float32) -> np.ndarray:
         """Where each new element lies among the old ones; float32, so that ties fall as elsewhere."""
-        before, after, step = along.before, along.after, np.float32(along.scale)
-        x = np.arange(after, dtype=np.float32)
+        before, after = along.before, along.after
+        x: np.ndarray = np.arange(after).astype(kind)
+        places = (x + 0.5) / along.scale - 0.5
         if self.coordinates == "align_corners":
-            return x * np.float32(before - 1) / np.float32(after - 1) if after > 1 else x * 0
-        if self.coordinates == "asymmetric":
-            return x / step
-        if self.coordinates == "tf_crop_and_resize":
-            start, end = (np.float32(part) for part in along.region)
+            places = x * (before - 1) / (after - 1) if after > 1 else x * 0
+        elif self.coordinates == "asymmetric":
+            places = x / along.scale
+        elif self.coordinates == "tf_crop_and_resize":
+            start, end = along.region
+            places = x + 0.5 * (start + end) * (before - 1)
             if after > 1:
-                return start * (before - 1) + x * (end - start) * (before - 1) / (after - 1)
-            return x + np.float32(0.5) * (start + end) * (before - 1)
-        if self.coordinates == "pytorch_half_pixel" and after == 1:
-            return x * 0
-        places = (x + np.float32(0.5)) / step - np.float32(0.5)
-        if self.coordinates == "half_pixel_symmetric":
-            places = places + np.float32(before / 2 * (1 - after / (along.scale * before)))
+                places = start * (before - 1) + x * (end - start) * (before - 1) / (after - 1)
+        elif self.coordinates == "pytorch_half_pixel" and after == 1:
+            places = x * 0
+        elif self.coordinates == "half_pixel_symmetric":
+            places = places + before / 2 * (1 - after / (along.scale * before))
         return places
 
-    def nearest(self, along: Along) -> np.ndarray:
+    def nearest(self, along: Along, kind: _Float = np.float32) -> np.ndarray:
         """For mode nearest: the old element of each new one."""
-        at = self.places(along)
+        at = self.places(along, kind)
         if self.rounding == "round_prefer_floor":
             at = np.ceil(at - 0.5)
         elif self.rounding == "round_prefer_ceil":
@@ -65,12 +66,10 @@ class Filter:
         return at.astype(np.int64).clip(0, along.before - 1)
 
     def undecided(self, along: Along) -> bool:
-        """Whether a crop reads so close to where rounding turns that the last bit decides."""
-        if self.coordinates != "tf_crop_and_resize" or self.mode != "nearest":
-            return False
-        turns = self.places(along) - (0.5 if self.rounding.startswith("round") else 0.0)
-        away = np.abs(turns - np.round(turns))
-        return bool(((away > 0) & (away < 1e-5 * along.before)).any())
+        """Whether the last bit of a place decides which pixel is nearest."""
+        return self.mode == "nearest" and not np.array_equal(
+            self.nearest(along), self.nearest(along, np.float64)
+        )
 
     def outside(self, along: Along) -> np.ndarray:
         """Which new elements lie outside of the old ones and get the value for that."""

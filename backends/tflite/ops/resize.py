@@ -51,7 +51,7 @@ def resize(node: ir.Node, out: Emitter) -> None:
     order = image_order(rank) if images else channels_last(rank) if spatial else plain(rank)
     beyond = any(read.outside(along).any() for along in alongs if along.before > 0)
     if any(read.undecided(along) for along in alongs if along.before > 0):
-        raise Unsupported("a crop between two pixels, where the last bit decides: runtimes disagree")
+        raise Unsupported("places between two pixels, where the last bit decides: runtimes disagree")
     params = None if beyond else out.moved(result, [value])
     if read.mode == "nearest" and not beyond:
         source = out.read(value, order, integer=params is not None)
@@ -114,6 +114,8 @@ def _alongs(node: ir.Node, out: Emitter) -> list[Along]:
             continue
         if factor == 1 and part != (0.0, 1.0):
             raise Unsupported("a crop along an axis that keeps its size: runtimes disagree")
+        if node.attributes.get_int("antialias", 0) and shape[axis] == made[axis]:
+            raise Unsupported("antialias along an axis that keeps its size: runtimes disagree")
         if coordinates == "align_corners" and shape[axis] > 0 and factor * shape[axis] != made[axis]:
             raise Unsupported("align_corners by scales that make no whole size: runtimes disagree")
         alongs.append(Along(axis, shape[axis], made[axis], factor, part))
