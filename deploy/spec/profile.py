@@ -88,9 +88,10 @@ class Runtime(Frozen):
     """One way to run a graph on the device. ``name`` is the backend's name.
 
     ``fuses`` lists operation chains, written ``Conv+Add+Relu``, that the runtime computes as one kernel:
-    nothing is quantized between their members. ``around`` is the type of what stays float. ``forms`` are the
-    precisions that it has besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules
-    in ``quant16``; ``dynamic`` for the operations in ``rounds``, which round activations while running.
+    nothing is quantized between their members; ``MatMul+Bias`` is a product and the Add of one constant for
+    each column behind it. ``around`` is the type of what stays float. ``forms`` are the precisions that it has
+    besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules in ``quant16``;
+    ``dynamic`` for the operations in ``rounds``, which round activations while running.
     """
 
     name: str

@@ -139,8 +139,8 @@ def _with_sum(node: ir.Node, out: Emitter, units: int) -> tuple[ir.Node, ir.Valu
     if after is None or after.op_type != "Add" or node.op_type != "MatMul":
         return node, None
     other = next((v for v in after.inputs if v is not result), None)
-    array = constant(other)
-    if array is None or array.dtype != np.float32 or array.shape[-1:] != (units,) or array.size != units:
+    array = None if other is None else stored_constant(other)
+    if array is None or array.shape[-1:] != (units,) or array.size != units:
         return node, None
     if array.ndim > len(out.shape(result)):
         return node, None

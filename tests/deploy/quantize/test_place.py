@@ -399,3 +399,25 @@ def test_onnx_runtime_makes_integer_kernels_of_it(name, graph, quantize, tmp_pat
     assert {op: found[op] for op in expected} == expected
     if name == "residual":
         assert found["QuantizeLinear"] == found["DequantizeLinear"] == 1, "only at the borders of the graph"
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "chains"), [("", ["MatMul+Add+Relu"]), ("read twice", ["MatMul", "MatMul"])]
+)
+def test_the_bias_behind_a_product_is_part_of_its_kernel_where_the_runtime_adds_it(
+    placed, affine, spoilt, chains
+):
+    runtime = affine.model_copy(update={"fuses": ("MatMul+Relu", "MatMul+Bias", "MatMul+Bias+Relu")})
+    again = "m2 = MatMul(x, w)  z = Add(m2, b)" if spoilt else "z = Identity(x)"
+    text = f"""g (float[N,5,4] x) => (float[N,5,4] y, float[N,5,4] z) {{
+        m = MatMul(x, w)  a = Add(b, m)  y = Relu(a)  {again}
+    }}"""
+    found = placed(text, runtime, w=(4, 4), b=(4,))
+    assert found.chains == chains
+    assert found.placement.biases == ({} if spoilt else {"b": ("x", "w")})
+
+
+def test_a_residual_behind_a_product_is_no_bias(placed, affine):
+    runtime = affine.model_copy(update={"fuses": ("MatMul+Bias",)})
+    text = "g (float[N,5,4] x) => (float[N,5,4] y) { m = MatMul(x, w)  y = Add(m, x) }"
+    assert "MatMul+Add" not in placed(text, runtime, w=(4, 4)).chains
