@@ -1,4 +1,4 @@
-"""Tensors and operators of a .tflite file under construction, and how the graph's values are stored in them.
+"""How the graph's values are stored in the tensors of a .tflite file under construction.
 
 The emitter knows nothing of the file format's bytes: `write.py` turns what it gathered into a file, `check`
 throws it away. Each value of the graph is carried by one tensor; the tensor of an integer operation's result
@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite import wide
-from backends.tflite.layout import LACKING, Blocks, Order, between, own_axes, plain, same_memory, stored_sizes
+from backends.tflite.layout import LACKING, Order, between, own_axes, plain, same_memory, stored_sizes
+from backends.tflite.network import NO_OPTIONS, Flattened, Network, Options, Setting, Tensor
 from backends.tflite.pixels import quantized_input
 from backends.tflite.reading import (
     TYPES,
@@ -29,90 +30,27 @@ from backends.tflite.reading import (
 from deploy.graph.edit import is_constant, sole_consumer
 from deploy.spec.plan import QuantParams
 
-Setting = int | float | bool | str
-Options = tuple[str, dict[str, Setting]]
-"""An operator's options: the name of their table in the schema, and fields; names stand for enumerators."""
-
-NO_OPTIONS: Options = ("", {})
-_SHORT = 64
-"""Numbers of a constant that is looked for among those there are."""
-ABSENT = -1
-"""Stands for an operand that is left out."""
 _HALF = "float16"
 _DEQUANTIZE = {"int8": 2, "int32": 2, "int16": 3, _HALF: 3, "int4": 6}
 """The version of DEQUANTIZE from which it takes a type; INT8 by channel takes 5."""
 
 
-@dataclass(frozen=True)
-class Flattened:
-    """Of a tensor whose last axis was several, in another order than ONNX's: the axes before that.
+@dataclass
+class Emitter(Network):
+    """A network that is made of a graph. ``carried`` is the tensor that stands for a value.
 
-    The tensor is ``value.reshape(sizes).transpose(order)``, reshaped.
+    ``fused`` are nodes that became part of another's operator. ``rounding`` are the nodes that compute in
+    integers by scales found while running. ``integers`` are the operations that the runtime computes in INT8;
+    None for all that have a kernel.
     """
 
-    sizes: tuple[int, ...]
-    order: Order
-
-
-@dataclass
-class Tensor:
-    """A tensor of the file. ``shape`` is as stored, -1 for a free size; ``order`` leads there from ONNX's."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    order: Order
-    params: QuantParams | None = None
-    """Its axis counts as stored."""
-    data: np.ndarray | None = None
-    flattened: Flattened | None = None
-    blocks: Blocks | None = None
-    variable: bool = False
-    """It keeps what an operator leaves in it until the next call."""
-
-    @property
-    def stored_bytes(self) -> int:
-        """Of a constant, two numbers of 4 bits in a byte."""
-        nbytes = 0 if self.data is None else self.data.nbytes
-        return (nbytes + 1) // 2 if self.dtype == "int4" else nbytes
-
-
-@dataclass(frozen=True)
-class Operator:
-    """``node`` names the node of the graph that reads ``inputs``; empty for a change of type or order."""
-
-    code: str
-    version: int
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    options: Options
-    node: str
-
-
-@dataclass
-class Emitter:
-    """What was emitted so far. ``planned``: plan name, tensor, whether it is for some readers only.
-
-    ``rounding`` are the nodes that compute in integers by scales found while running. ``integers`` are the
-    operations that the runtime computes in INT8; None for all that have a kernel.
-    """
-
-    tensors: list[Tensor] = field(default_factory=list)
-    operators: list[Operator] = field(default_factory=list)
-    inputs: list[int] = field(default_factory=list)
-    outputs: list[int] = field(default_factory=list)
     carried: dict[ir.Value, int] = field(default_factory=dict)
     fused: set[ir.Node] = field(default_factory=set)
-    planned: list[tuple[str, int, bool]] = field(default_factory=list)
     rounding: frozenset[str] = frozenset()
     integers: frozenset[str] | None = None
-    node: str = ""
     operation: str = ""
-    _names: set[str] = field(default_factory=set)
     _derived: dict[tuple[int, str, Order], int] = field(default_factory=dict)
     _views: dict[int, int] = field(default_factory=dict)
-    _bytes: dict[int, int] = field(default_factory=dict)
-    _numbers: dict[tuple[str, tuple[int, ...], bytes | str], int] = field(default_factory=dict)
     _constants: dict[tuple[ir.Value, Order, tuple[int, ...]], int] = field(default_factory=dict)
 
     # --- what a node is made of -----------------------------------------------------------------------------
@@ -267,23 +205,6 @@ class Emitter:
 
     # --- writing --------------------------------------------------------------------------------------------
 
-    def add(self, tensor: Tensor) -> int:
-        """A tensor more, under a free name."""
-        stem, count = tensor.name, 2
-        while tensor.name in self._names:
-            tensor.name, count = f"{stem}_{count}", count + 1
-        self._names.add(tensor.name)
-        self.tensors.append(tensor)
-        return len(self.tensors) - 1
-
-    def numbers(self, array: np.ndarray, name: str) -> int:
-        """A constant of our own: sizes, axes, widths. Equal short ones are one tensor, by its first name."""
-        key = (array.dtype.name, array.shape, array.tobytes() if array.size <= _SHORT else name)
-        if key not in self._numbers or array.size > _SHORT:
-            made = Tensor(name, array.shape, array.dtype.name, plain(array.ndim), None, array)
-            self._numbers[key] = self.add(made)
-        return self._numbers[key]
-
     def emit(
         self,
         code: str,
@@ -350,43 +271,6 @@ class Emitter:
         lowest = 1 if params is None else 2
         self._append(code, version or lowest, inputs, made, options)
         return made
-
-    def step(
-        self,
-        code: str,
-        inputs: Sequence[int],
-        shape: Sequence[int],
-        options: Options = NO_OPTIONS,
-        *,
-        dtype: str = "float32",
-        order: Order | None = None,
-        params: QuantParams | None = None,
-        version: int = 1,
-    ) -> int:
-        """An operator on the way to a node's result; ``shape`` as stored, in ``order`` (ONNX's if None)."""
-        name = f"{self.node}/{code.lower()}"
-        kept = order or plain(len(shape))
-        return self.inner(code, inputs, Tensor(name, tuple(shape), dtype, kept, params), options, version)
-
-    def inner(
-        self, code: str, inputs: Sequence[int], like: Tensor, options: Options = NO_OPTIONS, version: int = 1
-    ) -> int:
-        """As `step`, its tensor given."""
-        if like.params is not None and like.params.type == "int16":
-            version = wide.version(code)
-        index = self.add(like)
-        self._append(code, version, inputs, [index], options)
-        return index
-
-    def _append(
-        self, code: str, version: int, inputs: Sequence[int], made: Sequence[int], options: Options
-    ) -> None:
-        if code == "RESHAPE" and not self.tensors[made[0]].shape:  # no vector of sizes can be empty
-            code, inputs, options = "SQUEEZE", inputs[:1], ("SqueezeOptions", {})
-        elif code == "RESHAPE":  # of a reshaped tensor is one of what that was made of
-            self._bytes[made[0]] = self._bytes.get(inputs[0], inputs[0])
-            inputs = [self._bytes[made[0]], *inputs[1:]]
-        self.operators.append(Operator(code, version, tuple(inputs), tuple(made), options, self.node))
 
     def reordered(self, index: int, order: Order) -> int:
         """A tensor in another order: itself where it has it, a reshape where no element moves."""
@@ -465,36 +349,10 @@ class Emitter:
             assert codes is not None
             self.carried[node.outputs[0]] = self._of(codes)
 
-    def prune(self) -> None:
-        """Drop operators of whose results nobody reads any, and the tensors that nothing touches any more."""
-        read = {index for operator in self.operators for index in operator.inputs} | set(self.outputs)
-        self.planned = [
-            (name, index if index in read else self._bytes.get(index, index), partial)
-            for name, index, partial in self.planned
-        ]
-        live = {*self.outputs, *(index for _, index, _ in self.planned)}
-        kept = []
-        for operator in reversed(self.operators):
-            if live.intersection(operator.outputs):
-                live.update(operator.inputs, operator.outputs)
-                kept.append(operator)
-        live.update(self.inputs)
-        number = {old: new for new, old in enumerate(sorted(live - {ABSENT}))} | {ABSENT: ABSENT}
-        self.tensors = [tensor for index, tensor in enumerate(self.tensors) if index in live]
-        self.operators = [
-            replace(
-                operator,
-                inputs=tuple(number[i] for i in operator.inputs),
-                outputs=tuple(number[i] for i in operator.outputs),
-            )
-            for operator in reversed(kept)
-        ]
-        self.inputs = [number[i] for i in self.inputs]
-        self.outputs = [number[i] for i in self.outputs]
+    def prune(self) -> dict[int, int]:
+        number = super().prune()
         self.carried = {value: number[i] for value, i in self.carried.items() if i in number}
-        self.planned = [(name, number[i], partial) for name, i, partial in self.planned]
         self._derived.clear()
         self._views.clear()
-        self._bytes.clear()
-        self._numbers.clear()
         self._constants.clear()
+        return number

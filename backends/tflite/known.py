@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter
 from backends.tflite.layout import channels_last, restored
+from backends.tflite.network import Options
 from backends.tflite.reading import TYPES, Unsupported, stored_constant
 from deploy.graph import symbolic
 from deploy.graph.edit import constant, sole_consumer

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Tensor
+from backends.tflite.emitter import Emitter
 from backends.tflite.layout import plain
+from backends.tflite.network import Tensor
 from backends.tflite.ops import OPERATIONS
 from backends.tflite.reading import TYPES, Unsupported, widens
 from deploy.errors import UnsupportedError

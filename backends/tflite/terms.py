@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options, Setting
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import cast
 from backends.tflite.layout import Order, plain
+from backends.tflite.network import Options, Setting
 
 _TABLES = {
     "ABS": "AbsOptions", "ADD": "AddOptions", "COS": "CosOptions", "DIV": "DivOptions", "EXP": "ExpOptions",

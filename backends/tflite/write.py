@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import flatbuffers
 import numpy as np
 
-from backends.tflite.emitter import Emitter, Tensor
+from backends.tflite.emitter import Emitter
 from backends.tflite.layout import Blocks, Order, plain
+from backends.tflite.network import Tensor
 from backends.tflite.sdk import schema
 from deploy.errors import BackendError, UnsupportedError
 from deploy.spec.tensors import TensorSpec

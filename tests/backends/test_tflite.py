@@ -189,7 +189,8 @@ def test_equal_graphs_give_equal_files_with_aligned_constants(tmp_path: Path) ->
 
 def test_everything_refused_is_listed_with_its_reason(tmp_path: Path) -> None:
     model = graph(
-        """<ir_version: 10, opset_import: ["" : 21]> g (float[1,4,8,8] x, float[1,18,8,8] o) => (float[1,4,8,8] y) {
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[1,4,8,8] x, float[1,18,8,8] o) => (float[1,4,8,8] y) {
             a = DeformConv<pads=[1,1,1,1]>(x, w, o)
             e = RandomNormalLike(a)
             y = Relu(e)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 pytest.importorskip("ai_edge_litert")
-from backends.tflite.emitter import Emitter, Operator, Options, Setting, Tensor
+from backends.tflite.emitter import Emitter
 from backends.tflite.layout import plain
 from backends.tflite.micro.bare import bare
 from backends.tflite.micro.fit import refusal
 from backends.tflite.micro.interpreter import MicroInterpreter
 from backends.tflite.micro.kernels import KERNELS
 from backends.tflite.micro.sdk import runtime
+from backends.tflite.network import Operator, Options, Setting, Tensor
 from backends.tflite.sdk import schema
 from backends.tflite.write import to_bytes
 from deploy.spec.plan import QuantParams

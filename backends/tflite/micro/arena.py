@@ -14,8 +14,9 @@ from math import prod
 
 import numpy as np
 
-from backends.tflite.emitter import Emitter, Operator
+from backends.tflite.emitter import Emitter
 from backends.tflite.micro.kernels import KERNELS
+from backends.tflite.network import Operator
 
 _ALIGNED = 16
 """Bytes, of every buffer."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.tflite.emitter import Emitter, Operator, Options, Tensor
+from backends.tflite.emitter import Emitter
 from backends.tflite.micro.gelu import gelu
 from backends.tflite.micro.kernels import KERNELS, WEIGHTS
+from backends.tflite.network import Operator, Options, Tensor
 from backends.tflite.sdk import schema
 from backends.tflite.write import notes, read_file
 from deploy.errors import UnsupportedError

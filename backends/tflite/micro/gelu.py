@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backends.tflite.emitter import Emitter, Operator, Options, Tensor
+from backends.tflite.emitter import Emitter
+from backends.tflite.network import Operator, Options, Tensor
 
 _P = 0.3275911
 _COEFFICIENTS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)

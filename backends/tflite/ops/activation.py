@@ -10,7 +10,8 @@ import math
 
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter
+from backends.tflite.network import Options
 from backends.tflite.ops.elementwise import common_order, formula, numbers_of, operand, term
 from backends.tflite.optable import NUMBERS, OpTable
 from backends.tflite.reading import Unsupported, activation_of

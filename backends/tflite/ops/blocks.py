@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import NO_OPTIONS, Emitter, Options
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import NHWC
+from backends.tflite.network import NO_OPTIONS, Options
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported, quantize_of
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options, Setting
+from backends.tflite.emitter import Emitter
 from backends.tflite.layout import LACKING, Order, plain
+from backends.tflite.network import Options, Setting
 from backends.tflite.ops.window import Window, image_order, padded, window
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported, stored_constant

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options, Tensor
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES, as_int32, carry, integers, joined, known, part_of
 from backends.tflite.layout import NHWC, plain
+from backends.tflite.network import Options, Tensor
 from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported
 from deploy.graph.edit import scalar

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import known
 from backends.tflite.layout import Order, plain, same_memory
+from backends.tflite.network import Options
 from backends.tflite.optable import FLOATS, NUMBERS, Lowering, OpTable
 from backends.tflite.reading import Unsupported, dtype_of, stored_constant
 from backends.tflite.terms import Term, options, version

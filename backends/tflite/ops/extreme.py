@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Operator, Options, Tensor
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import known
+from backends.tflite.network import Operator, Options, Tensor
 from backends.tflite.ops.softmax import last, number
 from backends.tflite.optable import NUMBERS, OpTable
 from backends.tflite.reading import Unsupported

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.tflite.emitter import ABSENT, Emitter, Options, Tensor
+from backends.tflite.emitter import Emitter
 from backends.tflite.layout import plain
+from backends.tflite.network import ABSENT, Options, Tensor
 from backends.tflite.ops.join import cut_step
 
 _CLOSED = -1e4

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES, as_int32, carry, known, sizes
 from backends.tflite.layout import plain
+from backends.tflite.network import Options
 from backends.tflite.optable import ANY, NUMBERS, OpTable
 from backends.tflite.reading import Unsupported, dtype_of
 

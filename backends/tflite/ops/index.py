@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES, carry, cast, known, size_vector, sizes
 from backends.tflite.layout import Order, plain
+from backends.tflite.network import Options
 from backends.tflite.ops.join import emit_slice
 from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported

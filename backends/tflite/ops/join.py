@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES, as_int32, carry, integers, known, size_vector, sizes
 from backends.tflite.layout import Order, plain
+from backends.tflite.network import Options
 from backends.tflite.ops.elementwise import common_order
 from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Flattened, Options, Setting
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import Order, plain
+from backends.tflite.network import Flattened, Options, Setting
 from backends.tflite.ops.conv import bias_scale
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported, stored_constant

@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import NO_OPTIONS, Emitter, Options, Setting
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import Order, stored_sizes
+from backends.tflite.network import NO_OPTIONS, Options, Setting
 from backends.tflite.ops.unpool import indices_of_maxima
 from backends.tflite.ops.window import Window, image_order, padded, window
 from backends.tflite.optable import OpTable

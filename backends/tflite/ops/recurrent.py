@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES, known, zeros
 from backends.tflite.layout import Order, plain
+from backends.tflite.network import Options
 from backends.tflite.ops.fused_lstm import fused_lstm
 from backends.tflite.ops.join import cut_step, joined_step
 from backends.tflite.optable import OpTable

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES, known
 from backends.tflite.layout import Order, channels_last, own_axes, plain
+from backends.tflite.network import Options
 from backends.tflite.ops.blocks import carry, moved
 from backends.tflite.ops.interpolation import (
     TFLITE_MODES,

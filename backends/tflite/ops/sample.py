@@ -8,9 +8,10 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES, integers
 from backends.tflite.layout import channels_last, plain
+from backends.tflite.network import Options
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported
 from backends.tflite.terms import Term

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Flattened
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import (
     as_int32,
     carry,
@@ -17,6 +17,7 @@ from backends.tflite.known import (
     sizes,
 )
 from backends.tflite.layout import Order, channels_last, plain, same_memory
+from backends.tflite.network import Flattened
 from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported
 from backends.tflite.regroup import regrouped

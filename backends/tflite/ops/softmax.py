@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter
 from backends.tflite.layout import Order
+from backends.tflite.network import Options
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported
 

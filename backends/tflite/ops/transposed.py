@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options, Setting, Tensor
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import LACKING, Blocks, plain
+from backends.tflite.network import Options, Setting, Tensor
 from backends.tflite.ops.blocks import carry, elements_first, spread
 from backends.tflite.ops.conv import bias_scale, floats
 from backends.tflite.ops.window import Window, image_order, padded

@@ -11,9 +11,10 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Options
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import NHWC, plain
+from backends.tflite.network import Options
 from backends.tflite.ops.window import Window, image_order, padded
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported

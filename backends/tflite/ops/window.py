@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from backends.tflite.emitter import Emitter, Tensor
+from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import ONE_ROW, Order, channels_last
+from backends.tflite.network import Tensor
 from backends.tflite.reading import Unsupported
 
 Sizes = tuple[int, ...]
