@@ -138,7 +138,7 @@ def _stand_ins(node: ir.Node, out: Emitter) -> None:
 
 
 def _finish(graph: ir.Model, out: Emitter) -> None:
-    """Every output a tensor of its own, as floats and in ONNX's order."""
+    """Every output a tensor of its own, as floats, in ONNX's order, and under its name if that is free."""
     out.node = ""
     for value in graph.graph.outputs:
         index = out.read(value, plain(len(out.shape(value))))
@@ -151,6 +151,11 @@ def _finish(graph: ir.Model, out: Emitter) -> None:
             index = out.inner("RESHAPE", [index, sizes], copy)
         out.outputs.append(index)
     out.prune()
+    taken = {tensor.name for tensor in out.tensors}
+    for value, index in zip(graph.graph.outputs, out.outputs, strict=True):
+        if value.name and value.name not in taken:
+            out.tensors[index].name = value.name
+            taken.add(value.name)
 
 
 def _values(out: Emitter) -> dict[str, str]:

@@ -279,3 +279,9 @@ def test_a_package_that_cannot_be_loaded_is_a_missing_toolchain(
     )  # fmt: skip
     assert done.stdout.startswith("False ")
     assert said in done.stdout and "deploy-compiler[tflite]" in done.stdout
+
+
+def test_inputs_and_outputs_bear_the_names_that_the_model_gives_them(tmp_path: Path) -> None:
+    for model in (graph(NET, SHAPES), quantized()):
+        made = read_file(lowered(model, tmp_path).main).subgraphs[0]
+        assert [made.tensors[i].name for i in (*made.inputs, *made.outputs)] == [b"x", b"y"]
