@@ -59,6 +59,11 @@ def unflattened(array: np.ndarray, sizes: Sequence[int], order: Order) -> np.nda
     return apart.transpose(inverse(order)).reshape(array.shape)
 
 
+def reflattened(array: np.ndarray, sizes: Sequence[int], order: Order) -> np.ndarray:
+    """What `unflattened` undoes."""
+    return array.reshape(sizes).transpose(order).reshape(array.shape)
+
+
 def plain(rank: int) -> Order:
     """ONNX's own order."""
     return tuple(range(rank))

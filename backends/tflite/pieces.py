@@ -8,7 +8,7 @@ less is another question.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import flatbuffers
 import numpy as np
 
-from backends.tflite.layout import Order, plain, restored, stored, stored_sizes
-from backends.tflite.runner import TFLiteOptions, open_interpreter
-from backends.tflite.write import aligned_buffer, notes, read_file
+from backends.tflite.layout import Order, plain, reflattened, restored, stored, stored_sizes, unflattened
+from backends.tflite.runner import TFLiteOptions, of_own_type, open_interpreter
+from backends.tflite.write import aligned_buffer, flattened, notes, read_file
 from deploy.adapter.protocol import Arrays
 
 if TYPE_CHECKING:
@@ -35,11 +35,14 @@ class OperatorPiece:
     content: bytes
     orders: tuple[Order, ...]
     result_order: Order
+    flattened: Mapping[str, tuple[Sequence[int], Order]]
+    """Of values whose last axis was several in another order: their sizes, and that order."""
     options: TFLiteOptions
 
     def run(self, feeds: Arrays) -> np.ndarray:
         """The result for values in ONNX's order, integers where the file has integers."""
-        engine = open_interpreter(self.options, content=self.content)
+        # The sizes that stand in the file need not fit to each other where it is cut.
+        engine = open_interpreter(self.options, content=self.content, ready=False)
         ports = engine.get_input_details()
         for port, name, order in zip(ports, self.reads, self.orders, strict=True):
             shape = stored_sizes(feeds[name].shape, order)
@@ -47,9 +50,14 @@ class OperatorPiece:
                 engine.resize_tensor_input(port["index"], list(shape))
         engine.allocate_tensors()
         for port, name, order in zip(ports, self.reads, self.orders, strict=True):
-            engine.set_tensor(port["index"], stored(feeds[name], order))
+            given = feeds[name]
+            if name in self.flattened:
+                given = reflattened(given, *self.flattened[name])
+            engine.set_tensor(port["index"], of_own_type(stored(given, order)))
         engine.invoke()
         made = np.asarray(engine.get_tensor(engine.get_output_details()[0]["index"]))
+        if self.result in self.flattened:
+            made = unflattened(made, *self.flattened[self.result])
         return restored(made, self.result_order)
 
 
@@ -62,6 +70,7 @@ def pieces(path: Path, known: Collection[str], options: TFLiteOptions) -> Iterat
     said = notes(model)
     orders, nodes = said["orders"], said["nodes"]
     assert isinstance(orders, dict) and isinstance(nodes, list)
+    rows = flattened(said)
     graph = model.subgraphs[0]
     maker = {int(i): number for number, op in enumerate(graph.operators) for i in op.outputs}
     names = [bytes(tensor.name).decode() for tensor in graph.tensors]
@@ -81,6 +90,7 @@ def pieces(path: Path, known: Collection[str], options: TFLiteOptions) -> Iterat
                 content=_cut(model, inside, reads, index),
                 orders=tuple(_order(orders, i, graph) for i in reads),
                 result_order=_order(orders, index, graph),
+                flattened={names[i]: rows[i] for i in (index, *reads) if i in rows},
                 options=options,
             )
 

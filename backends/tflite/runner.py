@@ -31,10 +31,12 @@ class TFLiteOptions(Options):
     """``delegate`` runs what it can of the graph: XNNPACK, or none for LiteRT's own kernels.
 
     ``micro``: TensorFlow Lite Micro computes, or LiteRT's reference kernels where it is not installed.
+    ``integer_outputs``: the file was written with outputs as integers where they are computed so.
     """
 
     delegate: Literal["xnnpack", "none"] = "xnnpack"
     micro: bool = False
+    integer_outputs: bool = False
 
 
 class TFLiteRunner:
@@ -95,7 +97,7 @@ class TFLiteRunner:
             # What is empty cannot be asked for.
             spec.name: np.zeros(port["shape"], port["dtype"])
             if 0 in port["shape"]
-            else engine.get_tensor(port["index"])
+            else self._meant(port["index"], engine.get_tensor(port["index"]))
             for spec, port in zip(self.outputs, ports, strict=True)
         }
         for name in want:
@@ -115,18 +117,22 @@ class TFLiteRunner:
         if changed:
             engine.allocate_tensors()
         for spec, port in zip(self.inputs, ports, strict=True):
-            engine.set_tensor(port["index"], feeds[spec.name])
+            engine.set_tensor(port["index"], of_own_type(feeds[spec.name]))
 
     def _inner(self, engine: Interpreter | MicroInterpreter, index: int) -> np.ndarray:
         """A tensor in ONNX's order, as floats where it is quantized."""
-        array = np.asarray(engine.get_tensor(index))
-        if index in self._scales:
-            scale, zero = self._scales[index]
-            array = ((array.astype(np.float64) - zero) * scale).astype(np.float32)
+        array = self._meant(index, np.asarray(engine.get_tensor(index)))
         if index in self._flattened:
             array = unflattened(array, *self._flattened[index])
         order = self._orders.get(index)
         return array if order is None else restored(array, order)
+
+    def _meant(self, index: int, array: np.ndarray) -> np.ndarray:
+        """The numbers that a quantized tensor's integers stand for; any other tensor as it is."""
+        if index not in self._scales:
+            return array
+        scale, zero = self._scales[index]
+        return ((array.astype(np.float64) - zero) * scale).astype(np.float32)
 
     def _for(self, *, inner: bool) -> Interpreter | MicroInterpreter:
         if inner not in self._interpreters:
@@ -161,10 +167,23 @@ def _spoken(engine: Interpreter | MicroInterpreter, options: TFLiteOptions) -> s
     return f"LiteRT {version()} on the CPU"
 
 
+def of_own_type(array: np.ndarray) -> np.ndarray:
+    """The same array of the type that LiteRT knows: NumPy has two integers of 64 bits, and it takes one."""
+    own = np.dtype(array.dtype.str)
+    return array if array.dtype.num == own.num else array.view(own)
+
+
 def open_interpreter(
-    options: TFLiteOptions, *, path: Path | None = None, content: bytes | None = None, inner: bool = False
+    options: TFLiteOptions,
+    *,
+    path: Path | None = None,
+    content: bytes | None = None,
+    inner: bool = False,
+    ready: bool = True,
 ) -> Interpreter | MicroInterpreter:
-    """The runtime over a file or its bytes, ready to run; with ``inner`` it keeps the tensors on the way.
+    """The runtime over a file or its bytes; with ``inner`` it keeps the tensors on the way.
+
+    Without ``ready`` whoever asks sets the sizes of the inputs first, and allocates.
 
     Raises RuntimeError or ValueError where it refuses the file.
     """
@@ -186,5 +205,6 @@ def open_interpreter(
             experimental_op_resolver_type=kind,
             experimental_preserve_all_tensors=inner,
         )
-        made.allocate_tensors()
+        if ready:
+            made.allocate_tensors()
     return made

@@ -22,6 +22,8 @@ _WEIGHT_SLOT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 _BIAS_SLOT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 BIAS = "Bias"
 """How `fuses` calls an Add of one constant for each column behind a product with constant weights."""
+_SIZES = ("Shape", "Size")
+"""They read how large a value is, and not the value."""
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Max", "Min")
 
 
@@ -174,7 +176,7 @@ def place(
     for name, value in needed.items():
         producer = value.producer()
         if producer is None or producer.name not in integer:
-            users = {u.name or "" for u, _ in value.uses()}
+            users = {u.name or "" for u, _ in value.uses() if u.op_type not in _SIZES}
             quantized = users & integer
             if quantized < users or value.is_graph_output():
                 placement.readers[name] = tuple(sorted(quantized))

@@ -69,6 +69,14 @@ def ran(tmp_path: Path) -> Callable[..., Ran]:
     return run
 
 
+@pytest.fixture
+def model_of() -> Callable[[str, Arrays], ir.Model]:
+    """A graph as text, and constants in the place of inputs of their names."""
+    return lambda text, constants: with_constants(
+        ir.from_onnx_text('<ir_version: 10, opset_import: ["" : 21]> g ' + text), constants
+    )
+
+
 def with_constants(model: ir.Model, constants: Arrays) -> ir.Model:
     """The constants in the place of inputs of their names."""
     for value in list(model.graph.inputs):

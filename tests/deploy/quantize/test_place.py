@@ -235,6 +235,11 @@ def test_a_reader_inside_a_body_is_a_reader(placed):
     assert p.chains == ["Conv"], "bodies are left float"
 
 
+def test_who_asks_for_a_size_does_not_read_the_value(placed):
+    text = f"g ({IMAGE} x) => ({IMAGE} y, int64[4] z) {{ y = Conv{PAD}(x, w)  z = Shape(x) }}"
+    assert placed(text, w=W).readers == {}
+
+
 def test_a_shared_weight_has_all_its_readers(placed):
     p = placed(image(f"[c] a = Conv{PAD}(x, w)  [d] y = Conv{PAD}(a, w)"), w=W)
     assert [(n.name, slot) for n, slot in p.placement.weights["w"]] == [("c", 1), ("d", 1)]
