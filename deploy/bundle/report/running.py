@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import jinja2
 
 _SNIPPETS = Path(__file__).with_name("snippets")
-_KINDS = (("sh", "Shell"), ("py", "Python"), ("cpp", "C++"))
+_KINDS = (("sh", "Shell"), ("py", "Python"), ("kt", "Kotlin"), ("cpp", "C++"))
 """Endings of the templates, named ``<runtime>.<ending>.j2``, in the order in which they are shown."""
 
 
@@ -183,7 +183,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"py": ascii, "cpp": cpp_literal}
+    environment.filters |= {"py": ascii, "cpp": cpp_literal, "kt": kotlin_literal}
     return environment
 
 
@@ -197,6 +197,14 @@ def cpp_literal(text: str) -> str:
     return (
         '"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode("utf-8", "replace")) + '"'
     )
+
+
+def kotlin_literal(text: str) -> str:
+    """A Kotlin string literal in plain ASCII that ends no comment: nothing in it is a template."""
+    units = text.encode("utf-16-be", "replace")
+    codes = (int.from_bytes(units[i : i + 2], "big") for i in range(0, len(units), 2))
+    plain = {*b" !#%&'()+,-.:;<=>@[]^_`{|}~", *range(48, 58), *range(65, 91), *range(97, 123)}
+    return '"' + "".join(chr(code) if code in plain else f"\\u{code:04x}" for code in codes) + '"'
 
 
 def _port(spec: TensorSpec) -> Port:

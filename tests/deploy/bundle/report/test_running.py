@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from deploy.bundle.read import Bundle, load_bundle
-from deploy.bundle.report.running import cpp_literal, running, snippets
+from deploy.bundle.report.running import cpp_literal, kotlin_literal, running, snippets
 from deploy.cli import main
 from deploy.errors import UsageError
 from deploy.pipeline import build
@@ -100,7 +100,7 @@ def make(
         if runtime not in made:
             made[runtime] = build(
                 network,
-                target="jetson" if runtime == "tensorrt" else "x86-avx2",
+                target={"tensorrt": "jetson", "tflite": "android"}.get(runtime, "x86-avx2"),
                 runtime=runtime,
                 data={"x": pixels},
                 inputs={"x": InputSection(layout="NCHW", normalisation=NORMALISATION)},
@@ -128,7 +128,10 @@ def expected(tmp_path: Path, pixels: np.ndarray) -> Callable[[Bundle], np.ndarra
     return run
 
 
-@pytest.mark.parametrize("runtime", ["ort", "openvino"])
+MODULES = {"ort": "onnxruntime", "openvino": "openvino", "tflite": "ai_edge_litert"}
+
+
+@pytest.mark.parametrize("runtime", list(MODULES))
 def test_the_python_program_computes_what_deploy_run_computes(
     make: Callable[[str], Bundle],
     expected: Callable[[Bundle], np.ndarray],
@@ -136,8 +139,7 @@ def test_the_python_program_computes_what_deploy_run_computes(
     pixels: np.ndarray,
     runtime: str,
 ):
-    if runtime == "openvino" and find_spec("openvino") is None:
-        pytest.skip("OpenVINO is not installed")
+    pytest.importorskip(MODULES[runtime])
     bundle = make(runtime)
     path = program(bundle, "Python", tmp_path)
     np.savez(tmp_path / "samples.npz", x=pixels)
@@ -214,6 +216,20 @@ def test_the_programs_for_tensorrt_fit_the_script_that_they_stand_on(make: Calla
     assert running(bundle).note
 
 
+def test_the_kotlin_program_names_what_the_file_has(make: Callable[[str], Bundle]):
+    """No compiler is at hand: brackets close, the signature's names and the scaling are told, in ASCII."""
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    bundle = make("tflite")
+    code = next(s.code for s in snippets(bundle) if s.language == "Kotlin")
+    assert code.isascii()
+    assert all(code.count(a) == code.count(b) for a, b in ("()", "{}", "[]"))
+    model = bundle.folder / "artifact" / bundle.manifest.artifact.files[0]
+    signatures = interpreter.Interpreter(model_path=str(model)).get_signature_list()
+    assert signatures == {"serving_default": {"inputs": ["x"], "outputs": ["y"]}}
+    assert 'SIGNATURE = "serving_default"' in code and '"x": float32 [1, 3, 8, 8]' in code
+    assert f'assets.open("{model.name}")' in code and "mean [0.49, 0.48, 0.44]" in code
+
+
 def test_odd_names_and_fixed_sizes_stay_inside_their_literals(built: Bundle):
     """A name that would end a string, a comment or a line is a literal like any other."""
     spec = TensorSpec(name=ODD, dtype="float32", shape=(2, 3, 8, 8), layout="NCHW")
@@ -233,6 +249,10 @@ def test_odd_names_and_fixed_sizes_stay_inside_their_literals(built: Bundle):
 
 def test_a_cpp_literal_is_plain_ascii() -> None:
     assert cpp_literal('a"b\\\n?é') == r'"a\042b\134\012\077\303\251"'
+
+
+def test_a_kotlin_literal_holds_no_template_and_ends_no_comment() -> None:
+    assert kotlin_literal('$a"*/\\é😀') == r'"\u0024a\u0022\u002a\u002f\u005c\u00e9\ud83d\ude00"'
 
 
 @pytest.mark.parametrize(
