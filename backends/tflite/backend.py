@@ -33,6 +33,12 @@ from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 
 _FILE = "model.tflite"
+_FLOAT_OUTPUTS = KnownHazard(
+    kind="float-outputs",
+    severity="note",
+    text="outputs stay float although integers were asked for: what makes them computes in float",
+    nodes=(),
+)
 
 
 class TFLite:
@@ -71,7 +77,12 @@ class TFLite:
             given, graph = graph, fix_batch(graph)
             if graph is not given:
                 progress.note("this device takes fixed sizes only: the batch is fixed at 1")
-        out, values = emitted(graph, rounding, None if runtime.quant is None else runtime.quant.compute)
+        out, values = emitted(
+            graph,
+            rounding,
+            None if runtime.quant is None else runtime.quant.compute,
+            integer_outputs=bool(runtime.options.get("integer_outputs")),
+        )
         micro = bool(runtime.options.get("micro"))
         if micro:
             adapt(out, {n for block in plan.blocks if block.precision == "int8" for n in block.nodes})
@@ -89,6 +100,11 @@ class TFLite:
             values=values,
             weight_bytes=sum(tensor.stored_bytes for tensor in out.tensors),
             memory_bytes=memory,
+            codes={
+                spec.name: params
+                for spec, index in zip(outputs, out.outputs, strict=True)
+                if (params := out.tensors[index].params) is not None
+            },
             toolchain={"ai-edge-litert": version(), **(micro_toolchain() if micro else {})},
             folder=workdir,
         )
@@ -122,7 +138,11 @@ class TFLite:
     def hazards(self, artifact: Artifact, options: Options) -> list[KnownHazard]:
         """What keeps XNNPACK from computing the whole network in one part, or a small device from INT8."""
         own = _own(options)
-        return floats(artifact.main) if own.micro else split(artifact.main, own)
+        found = floats(artifact.main) if own.micro else split(artifact.main, own)
+        if own.integer_outputs:
+            left = [s.name for s in artifact.outputs if s.name not in artifact.codes and s.dtype == "float32"]
+            found += [_FLOAT_OUTPUTS.model_copy(update={"nodes": tuple(left)})] if left else []
+        return found
 
     def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
         return operation_times(artifact.main, feeds, _own(options))

@@ -61,9 +61,15 @@ def emit(graph: ir.Model, rounding: Collection[str] = (), integers: Collection[s
 
 
 def emitted(
-    graph: ir.Model, rounding: Collection[str] = (), integers: Collection[str] | None = None
+    graph: ir.Model,
+    rounding: Collection[str] = (),
+    integers: Collection[str] | None = None,
+    *,
+    integer_outputs: bool = False,
 ) -> tuple[Emitter, dict[str, str]]:
     """The graph's operators, and of inner values whose tensor has another name that name.
+
+    With ``integer_outputs`` an output that is quantized is given as integers.
 
     Raises UnsupportedError listing everything that TFLite cannot express.
     """
@@ -72,7 +78,7 @@ def emitted(
     wrong = walk.wrong_ends + refused
     if not wrong:
         try:
-            _finish(graph, walk.out)
+            _finish(graph, walk.out, integer_outputs)
         except Unsupported as e:
             wrong.append(f"an output: {e}")
     if wrong:
@@ -137,17 +143,17 @@ def _stand_ins(node: ir.Node, out: Emitter) -> None:
             out.carried[value] = out.add(Tensor(value.name or "", shape, "float32", plain(len(shape))))
 
 
-def _finish(graph: ir.Model, out: Emitter) -> None:
+def _finish(graph: ir.Model, out: Emitter, integer_outputs: bool) -> None:
     """Every output a tensor of its own, as floats, in ONNX's order, and under its name if that is free."""
     out.node = ""
     for value in graph.graph.outputs:
-        index = out.read(value, plain(len(out.shape(value))))
+        index = out.read(value, plain(len(out.shape(value))), integer=integer_outputs)
         if index in out.inputs or index in out.outputs or out.tensors[index].data is not None:
             tensor = out.tensors[index]
             if tensor.shape.count(-1) > 1:
                 raise Unsupported(f"'{value.name}' is another input or output, with several free sizes")
             sizes = out.numbers(np.array(tensor.shape, np.int32), f"{value.name}/shape")
-            copy = Tensor(f"{value.name}/copy", tensor.shape, tensor.dtype, tensor.order)
+            copy = Tensor(f"{value.name}/copy", tensor.shape, tensor.dtype, tensor.order, tensor.params)
             index = out.inner("RESHAPE", [index, sizes], copy)
         out.outputs.append(index)
     out.prune()

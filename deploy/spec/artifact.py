@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from deploy.spec.document import Frozen
+from deploy.spec.plan import QuantParams
 from deploy.spec.tensors import TensorSpec
 
 
@@ -48,6 +49,8 @@ class Artifact(Frozen):
     artifact is finished on the device; here it was checked by other means. ``foreign`` files were not written
     by this process: whoever opens one may not let it crash us. ``memory_bytes`` is what it takes to run where
     that is known beforehand: ``flash`` for the network, ``arena`` for what changes while it runs, and parts.
+    ``codes`` are the outputs that the file gives as integers q, meaning (q - zero point) * scale; a runner
+    gives the meaning, of the type that ``outputs`` says.
     """
 
     backend: str
@@ -57,6 +60,7 @@ class Artifact(Frozen):
     values: dict[str, str] = {}
     weight_bytes: int = Field(default=0, ge=0)
     memory_bytes: dict[str, int] = {}
+    codes: dict[str, QuantParams] = {}
     deferred: bool = False
     toolchain: dict[str, str] = {}
     folder: Path = Field(default=Path(), exclude=True)

@@ -89,8 +89,8 @@ class Runtime(Frozen):
 
     ``fuses`` lists operation chains, written ``Conv+Add+Relu``, that the runtime computes as one kernel:
     nothing is quantized between their members; ``MatMul+Bias`` is a product and the Add of one constant for
-    each column behind it. ``around`` is the type of what stays float. ``forms`` are the precisions that it has
-    besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules in ``quant16``;
+    each column behind it. ``around`` is the type of what stays float. ``forms`` are the precisions that it
+    has besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules in ``quant16``;
     ``dynamic`` for the operations in ``rounds``, which round activations while running.
     """
 

@@ -54,12 +54,15 @@ class IoSection(Frozen):
     """What the artifact takes: pixels as they are (``int8``: the pixel less 128), channels first or last.
 
     ``inputs`` are those meant; without them every float input of rank 4 with 1 or 3 channels. Their
-    normalisation becomes part of the graph. None leaves type or layout as the model has it.
+    normalisation becomes part of the graph. None leaves type or layout as the model has it. With ``outputs``
+    those that are computed in INT8 are given so, with their scale and zero point; what scores, verifies and
+    runs a bundle reads them as the numbers that they stand for.
     """
 
     dtype: IoType | None = None
     layout: IoLayout | None = None
     inputs: tuple[str, ...] = ()
+    outputs: Literal["int8"] | None = None
 
     @property
     def asks_nothing(self) -> bool:

@@ -56,7 +56,7 @@ def preview(request: Request, cache: Cache, record: Record) -> Preview:
     request, target = follow_lock(request, target, prepared)
     roles = steps.open_data(prepared, request, record)
     check_request(request, prepared)
-    target = able_to(target, request.precision)
+    target = able_to(target, request.precision, integer_outputs=request.io.outputs is not None)
     return Preview(
         target=target.name,
         profile=target.profile.name,

@@ -146,7 +146,7 @@ def check(target: Target, prepared: Prepared, request: Request, record: Record) 
     node or a metric that does not exist, and a precision that no runtime has.
     """
     check_request(request, prepared)
-    able = able_to(target, request.precision)
+    able = able_to(target, request.precision, integer_outputs=request.io.outputs is not None)
     with refusals_saved(able, prepared, Path(request.out)):
         return able_to_run(able, prepared, record.progress)
 
@@ -215,6 +215,7 @@ def compile(
         data=[_digest(d) for d in (roles.calibration, roles.validation, roles.eval)],
         random=roles.random,
         precision=request.precision,
+        outputs=request.io.outputs,
         budget=request.budget.max_drop,
         inputs={name: digest(section) for name, section in request.inputs.items()},
         classes=list(roles.classes),

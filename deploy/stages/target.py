@@ -18,6 +18,9 @@ from deploy.stages.prepare import Prepared
 _ANYWHERE: tuple[PrecisionRequest, ...] = ("auto", "float", "mixed", "int8")
 """Requests that every runtime meets: where it has no INT8 the build is float."""
 
+_INTEGER_OUTPUTS = "integer_outputs"
+"""The option by which a backend that can is told to give outputs as integers."""
+
 
 @dataclass(frozen=True)
 class Route:
@@ -86,11 +89,13 @@ def missing_runtime(name: str) -> str:
     return find_backend(name).available().missing
 
 
-def able_to(target: Target, precision: PrecisionRequest) -> Target:
+def able_to(target: Target, precision: PrecisionRequest, *, integer_outputs: bool = False) -> Target:
     """The target with the runtimes that have the form asked for, and the rules of that form.
 
-    Raises UsageError if none has.
+    Raises UsageError if none has, or none can give outputs as integers where that is asked for.
     """
+    if integer_outputs:
+        target = _giving_integers(target)
     if precision in _ANYWHERE:
         return target
     able = tuple(r for r in target.routes if precision in r.runtime.precisions)
@@ -104,6 +109,20 @@ def able_to(target: Target, precision: PrecisionRequest) -> Target:
         wide = [r.runtime.model_copy(update={"quant": r.runtime.quant16}) for r in able]
         able = tuple(replace(route, runtime=runtime) for route, runtime in zip(able, wide, strict=True))
     return replace(target, routes=able)
+
+
+def _giving_integers(target: Target) -> Target:
+    able = [r for r in target.routes if _INTEGER_OUTPUTS in r.backend.options_type.model_fields]
+    if not able:
+        raise UsageError(
+            f"{target.describe()} gives outputs as the model has them only",
+            hint="leave [io] outputs out, or build for a target that runs .tflite files",
+        )
+    routes = []
+    for route in able:
+        options = {**route.runtime.options, _INTEGER_OUTPUTS: True}
+        routes.append(replace(route, runtime=route.runtime.model_copy(update={"options": options})))
+    return replace(target, routes=tuple(routes))
 
 
 def able_to_run(target: Target, prepared: Prepared, progress: Progress) -> Target:

@@ -130,12 +130,18 @@ def snippets(bundle: Bundle) -> tuple[Snippet, ...]:
         "files": artifact.files,
         "inputs": fed,
         "outputs": [
-            {"name": spec.name, "type": kind} for spec, kind in zip(artifact.outputs, known, strict=True)
+            {
+                "name": spec.name,
+                "type": _TYPES["int8"] if spec.name in artifact.codes else kind,
+                "code": artifact.codes.get(spec.name),
+            }
+            for spec, kind in zip(artifact.outputs, known, strict=True)
         ],
         "options": bundle.manifest.options,
         "normalises": any(port is not None and port.mean for port in fed),
         "selftest": SELFTEST,
         "memory": artifact.memory_bytes,
+        "codes": artifact.codes,
     }
     runtime = "micro" if bundle.manifest.options.get("micro") else artifact.backend
     environment = _environment()
