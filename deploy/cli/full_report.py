@@ -89,11 +89,16 @@ def _blocks(blocks: Blocks) -> None:
         write_line(f"outside all blocks: {blocks.outside}")
     write_line()
     lines: list[list[Cell]] = [
-        [(row.id, "name"), row.precision, row.noise, row.float_time, row.time, bar(row, blocks.longest)]
+        [
+            *((row.id, "name"), row.precision, row.noise, row.float_time, row.time),
+            *(bar(row, blocks.longest), (row.reason, "quiet")),
+        ]
         for row in blocks.rows[:IN_SIGHT]
     ]
-    header = ("block", "precision", "signal/noise", "float ms", "ms", "")
-    kept = [i for i in range(len(header)) if i < 3 or (blocks.timed and (i != 3 or blocks.compared))]
+    header = ("block", "precision", "signal/noise", "float ms", "ms", "", "")
+    told = any(row.noise for row in blocks.rows), blocks.timed and blocks.compared, blocks.timed, blocks.timed
+    kept = [0, 1, *(i + 2 for i, known in enumerate(told) if known)]
+    kept += [6] if any(row.reason for row in blocks.rows) else []
     write_table(
         [header[i] for i in kept],
         [[line[i] for i in kept] for line in lines],

@@ -46,6 +46,7 @@ def as_json(bundle: Bundle) -> dict[str, object]:
             "baseline_weights": sizes.baseline_weights,
             "ratio": sizes.baseline / sizes.artifact,
         },
+        "memory_bytes": dict(manifest.artifact.memory_bytes) or None,
         "latency_ms": None,
         "peak_memory_bytes": None,
     }

@@ -80,7 +80,8 @@ def _score_rows(scores: Evaluation | None) -> list[Row]:
     lost = "lost" if scores.drop > 0 else "gained"
     change = "unchanged" if scores.drop == 0 else f"{figures.difference(abs(scores.drop), unit)} {lost}"
     if any(scores.interval):
-        low, high = (figures.difference(end, unit) for end in scores.interval)
+        ends = scores.interval if scores.drop >= 0 else tuple(0.0 - e for e in reversed(scores.interval))
+        low, high = (figures.difference(end, unit) for end in ends)
         change += f" (95 %: {low.removesuffix(' points')} to {high})"
     before, after = (figures.score(value, unit) for value in (scores.baseline, scores.artifact))
     return [Row(scores.metric, before, after, change, "" if scores.drop > 0 else "good")]
@@ -143,6 +144,10 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
         looks = "once" if scores.looks == 1 else f"{scores.looks} times"
         samples = figures.plural(scores.samples, "sample")
         facts.append(Fact("judged on", f"{samples} of {scores.role} data, looked at {looks}"))
+    taken = manifest.artifact.memory_bytes
+    if "arena" in taken:
+        flash = f"{taken['flash']:,} bytes of flash, " if "flash" in taken else ""
+        facts.append(Fact("takes", f"{flash}{taken['arena']:,} bytes of memory as arena, by estimate"))
     if measured.comparison is not None:
         where = measured.comparison.artifact.conditions
         threads = figures.plural(where.threads, "thread")

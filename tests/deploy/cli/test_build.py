@@ -69,6 +69,7 @@ def test_json_is_one_object_and_alone_on_stdout(deploy: Deploy, pipeline: Pipeli
             "baseline": 1_248_000, "artifact": 341_000, "weights": 312_000, "baseline_weights": 1_232_000,
             "ratio": 1_248_000 / 341_000,
         },
+        "memory_bytes": None,
         "latency_ms": {
             "baseline": {"p50": 0.41, "p95": 0.41 * 1.2, "p99": 0.41 * 1.4},
             "artifact": {"p50": 0.15, "p95": 0.15 * 1.2, "p99": 0.15 * 1.4},

@@ -28,6 +28,20 @@ def test_the_terminal_shows_every_part(deploy: Deploy, real_bundle: Path) -> Non
     assert "import onnxruntime as ort" in out and "#include <onnxruntime_cxx_api.h>" in out
 
 
+def test_a_block_that_stayed_float_says_why(deploy: Deploy, here: Path, real_bundle: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(real_bundle, here / "copy"))
+    plan = json.loads((copy / "plan.json").read_text())
+    for block in plan["blocks"]:
+        block |= {"precision": "float", "reason": "", "sqnr_db": None}
+    plan["blocks"][-1]["reason"] = "too few weights"
+    (copy / "plan.json").write_text(json.dumps(plan))
+    out = deploy("report", copy)[1]
+    (line,) = (line for line in out.splitlines() if "too few weights" in line)
+    assert line.startswith(plan["blocks"][-1]["id"]) and "signal/noise" not in out
+
+
 def test_the_forms(deploy: Deploy, here: Path, real_bundle: Path) -> None:
     assert deploy("report", real_bundle, "--format", "markdown")[1].startswith("# digits for x86")
     page = deploy("report", real_bundle, "--format", "html")[1]

@@ -64,7 +64,12 @@ def test_no_data_are_needed_and_the_bundle_says_what_it_holds(
     assert manifest.size_bytes.baseline_weights / manifest.size_bytes.weights > smaller
     assert manifest.verification.passed
     assert verify_bundle(bundle.folder).passed
-    assert main_precision(found) in (precision, "float", "fp16")
+    assert main_precision(found) == precision
+    assert bundle.measurements.attempts[-1].name.startswith(precision)
+    later = found.model_copy(
+        update={"blocks": tuple(sorted(found.blocks, key=lambda b: b.precision != "float"))}
+    )
+    assert main_precision(later) == precision
 
 
 def test_weights_alone_do_not_make_the_reference_noisy(model, tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deploy.bundle.read import Bundle, load_bundle
 from deploy.bundle.report.content import cleaned, report
-from deploy.bundle.report.summary import Fact
+from deploy.bundle.report.summary import Fact, context, rows
 from deploy.errors import UsageError
 
 
@@ -29,6 +30,24 @@ def test_float_against_artifact(full: Bundle):
     assert rows["latency p99"].after == "1.20 ms"
     assert rows["peak memory"].change == "10.00 × smaller"
     assert set(rows) >= {"file", "weights", "latency p95"}
+
+
+def test_the_interval_of_a_gain_is_that_of_the_gain(full: Bundle):
+    assert full.manifest.evaluation is not None
+    better = full.manifest.evaluation.model_copy(
+        update={"artifact": 0.902, "drop": -0.002, "interval": (-0.013, 0.0)}
+    )
+    manifest = full.manifest.model_copy(update={"evaluation": better})
+    score = rows(replace(full, manifest=manifest))[0]
+    assert score.change == "0.20 points gained (95 %: 0.00 to 1.30 points)"
+
+
+def test_what_a_small_device_gives_is_told(full: Bundle):
+    artifact = full.manifest.artifact.model_copy(update={"memory_bytes": {"flash": 317_152, "arena": 36_000}})
+    small = replace(full, manifest=full.manifest.model_copy(update={"artifact": artifact}))
+    told = {fact.name: fact.value for fact in context(small)}
+    assert told["takes"] == "317,152 bytes of flash, 36,000 bytes of memory as arena, by estimate"
+    assert "takes" not in {fact.name for fact in context(full)}
 
 
 def test_blocks_are_sorted_by_time_and_keep_the_order_of_the_graph_too(full: Bundle, built: Bundle):
