@@ -123,15 +123,21 @@ KEEPING = ("GroupNormalization", "MeanVarianceNormalization")
 """What ONNX's inference gives no type and shape although they are those of the input."""
 
 
+_BY_SIZES = ("Reshape", "Expand", "ConstantOfShape", "Tile", "Resize")
+"""Their last operand says what the result's sizes are, or become."""
+
+
 def output_sizes(node: ir.Node, found: dict[ir.Value, np.ndarray]) -> tuple[Known, ...] | None:
-    """The output shape of a Reshape, Expand, ConstantOfShape, Tile or normalisation; None if not known.
+    """The shape a Reshape, Expand, ConstantOfShape, Tile, Resize or normalisation makes; None if unknown.
 
     ``found`` is what `values` tells.
     """
     if node.domain == "" and node.op_type in KEEPING and node.inputs[0] is not None:
         known = sizes(node.inputs[0].shape)
         return None if known is None else tuple(known)
-    if node.domain != "" or node.op_type not in ("Reshape", "Expand", "ConstantOfShape", "Tile"):
+    if node.domain != "" or node.op_type not in _BY_SIZES:
+        return None
+    if node.op_type == "Resize" and (len(node.inputs) < 4 or not _stretches(node)):
         return None
     argument, source = node.inputs[-1], node.inputs[0]
     if argument is None or source is None:
@@ -142,7 +148,7 @@ def output_sizes(node: ir.Node, found: dict[ir.Value, np.ndarray]) -> tuple[Know
     if array is None or array.ndim != 1:
         return None
     wanted: list[Known] = list(array)
-    if node.op_type == "ConstantOfShape":
+    if node.op_type in ("ConstantOfShape", "Resize"):
         return tuple(wanted)
     dims = sizes(source.shape)
     if dims is None:
@@ -154,6 +160,12 @@ def output_sizes(node: ir.Node, found: dict[ir.Value, np.ndarray]) -> tuple[Know
         left, right = ([*[Size(1)] * (rank - len(s)), *s] for s in (dims, wanted))
         return tuple(_broadcast(a, b) for a, b in zip(left, right, strict=True))
     return _reshape_sizes(dims, wanted, copies_zero=node.attributes.get_int("allowzero", 0) == 0)
+
+
+def _stretches(node: ir.Node) -> bool:
+    """Whether the sizes given to a Resize are those of its result, all of them."""
+    policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
+    return policy == "stretch" and "axes" not in node.attributes
 
 
 def _both(a: Known, b: Known, combine: Callable[[Size, Size], Known]) -> Known:

@@ -93,7 +93,9 @@ def _alongs(node: ir.Node, out: Emitter) -> list[Along]:
     shape, made = out.shape(node.inputs[0]), out.shape(node.outputs[0])
     rank = len(shape)
     axes = [axis % rank for axis in node.attributes.get_ints("axes", tuple(range(rank)))]
-    region, scales, sizes = (_given(node, out, index) for index in (1, 2, 3))
+    region, scales = (_given(node, out, index) for index in (1, 2))
+    kept = [axis for axis in axes if _keeps(node, axis)]
+    sizes = None if len(node.inputs) < 4 else _sizes(node, out, axes, kept)
     coordinates = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
     policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
     if scales is not None:
@@ -101,9 +103,11 @@ def _alongs(node: ir.Node, out: Emitter) -> list[Along]:
     elif sizes is None:
         raise Unsupported("neither scales nor sizes")
     else:
-        if any(shape[axis] < 0 for axis, size in zip(axes, sizes, strict=True)):
+        if any(shape[axis] < 0 and axis not in kept for axis in axes):
             raise Unsupported(f"sizes for an axis of free size: {FIX_SIZES}")
-        factors = [int(size) / shape[axis] for axis, size in zip(axes, sizes, strict=True)]
+        factors = [
+            1.0 if axis in kept else int(size) / shape[axis] for axis, size in zip(axes, sizes, strict=True)
+        ]
         if policy != "stretch":
             factors = [(min if policy == "not_larger" else max)(factors)] * len(axes)
     alongs = []
@@ -121,6 +125,23 @@ def _alongs(node: ir.Node, out: Emitter) -> list[Along]:
             raise Unsupported("align_corners by scales that make no whole size: runtimes disagree")
         alongs.append(Along(axis, shape[axis], made[axis], factor, part))
     return alongs
+
+
+def _keeps(node: ir.Node, axis: int) -> bool:
+    """Whether the result is as large along an axis as the operand, whatever number that is."""
+    value, result = node.inputs[0], node.outputs[0]
+    assert value is not None and value.shape is not None and result.shape is not None
+    size = value.shape[axis]
+    named = isinstance(size, int) or size.value is not None
+    return named and bool(size == result.shape[axis])
+
+
+def _sizes(node: ir.Node, out: Emitter, axes: Sequence[int], kept: Sequence[int]) -> np.ndarray | None:
+    """The sizes given; computed ones where the shapes tell them, as behind the pooling of a whole image."""
+    made = out.shape(node.outputs[0])
+    if known(out, node.inputs[3]) is None and all(made[axis] > 0 or axis in kept for axis in axes):
+        return np.array([made[axis] for axis in axes])
+    return _given(node, out, 3)
 
 
 def _given(node: ir.Node, out: Emitter, index: int) -> np.ndarray | None:

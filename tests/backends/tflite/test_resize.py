@@ -109,3 +109,19 @@ def test_depth_to_space(mode: str, channels: int, block: int, ran: Run) -> None:
 def test_what_is_refused(attributes: str, reason: str, ran: Run) -> None:
     with pytest.raises(UnsupportedError, match=reason):
         resized(ran, floats(1, 3, 4, 4), attributes, scales=(2.0, 2.0), shape="1,3,h,w")
+
+
+def test_a_pooled_image_is_spread_over_sizes_that_are_computed_of_a_free_batch(ran: Run) -> None:
+    """As in the pyramid of a segmentation network."""
+    text = """(float[n,3,6,8] x, int64[1] zero, int64[1] two, int64[2] sides) => (float[n,3,6,8] y) {
+        p = GlobalAveragePool(x)
+        all = Shape(p)
+        first = Slice(all, zero, two)
+        size = Concat<axis=0>(first, sides)
+        r = Resize<mode="linear">(p, , , size)
+        y = Add(r, x)
+    }"""
+    constants = {"zero": np.array([0]), "two": np.array([2]), "sides": np.array([6, 8])}
+    for batch in (1, 3):
+        found = ran(text, {"x": floats(batch, 3, 6, 8)}, constants)
+        np.testing.assert_allclose(found.got["y"], found.want["y"], rtol=1e-5, atol=1e-5)

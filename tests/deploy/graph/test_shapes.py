@@ -35,6 +35,21 @@ def test_free_dimensions_survive_reshape_expand_and_what_follows():
     assert shape(m, "y") == ["n", 1, 64]
 
 
+def test_a_resize_to_computed_sizes_has_those():
+    m = shapes.infer(
+        ir.from_onnx_text(
+            """<ir_version: 10, opset_import: ["" : 21]> g (float[n,3,1,1] x) => (float[a,b,c,d] y)
+            <int64[2] sides = {6, 8}, int64[1] zero = {0}, int64[1] two = {2}> {
+                all = Shape(x)
+                first = Slice(all, zero, two)
+                size = Concat<axis=0>(first, sides)
+                y = Resize<mode="linear">(x, , , size)
+            }"""
+        )
+    )
+    assert shape(m, "y") == ["n", 3, 6, 8]
+
+
 def test_normalisations_keep_type_and_shape():
     body = "<float[3] s = {1, 2, 3}> { a = GroupNormalization<num_groups = 3>(x, s, s)"
     m = shapes.infer(
