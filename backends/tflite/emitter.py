@@ -148,28 +148,34 @@ class Emitter(Network):
     def bias(self, value: ir.Value | None, size: int, scale: QuantParams | None) -> int:
         """The bias of ``size`` numbers, zeros where there is none; integers by ``scale`` where that is given.
 
-        To int64, which stands beside activations of 16 bits, floats are rounded here: their steps are so fine
-        that there is nothing to choose.
+        Floats beside integers are rounded here: where activations have 16 bits, and where a bias is shared by
+        operations that would round it by different scales. The steps are so fine that there is nothing to
+        choose.
         """
-        if scale is not None and scale.type == "int64":
-            return self._wide_bias(value, size, scale)
+        if scale is not None and (
+            scale.type == "int64" or (value is not None and self.params(value) is None)
+        ):
+            return self._rounded_bias(value, size, scale)
         if value is None:
             dtype = np.float32 if scale is None else np.int32
             return self.add(Tensor("bias", (size,), np.dtype(dtype).name, (0,), scale, np.zeros(size, dtype)))
         array = stored_constant(value)
         if array is None or array.size != size:
             raise Unsupported("its bias must be a constant with one number a channel")
-        if scale is not None and (array.dtype != np.int32 or self.params(value) is None):
+        if scale is not None and array.dtype != np.int32:
             raise Unsupported("an integer operation needs its bias as int32")
         return self._constant_operand(value, plain(array.ndim), scale is not None, (size,))
 
-    def _wide_bias(self, value: ir.Value | None, size: int, scale: QuantParams) -> int:
+    def _rounded_bias(self, value: ir.Value | None, size: int, scale: QuantParams) -> int:
         given = np.zeros(size, np.float32) if value is None else stored_constant(value)
         if given is None or given.size != size or given.dtype != np.float32:
             raise Unsupported("its bias must be a float constant with one number a channel")
-        codes = np.rint(given.reshape(size) / np.array(scale.scale, np.float64)).astype(np.int64)
+        limits = np.iinfo(scale.type)
+        codes = np.rint(given.reshape(size) / np.array(scale.scale, np.float64))
+        if np.abs(codes).max(initial=0) > limits.max:
+            raise Unsupported(f"its bias does not fit into {scale.type}: widen the ranges beside it")
         name = "bias" if value is None else value.name or "bias"
-        return self.add(Tensor(name, (size,), "int64", (0,), scale, codes))
+        return self.add(Tensor(name, (size,), scale.type, (0,), scale, codes.astype(limits.dtype)))
 
     def _of(self, value: ir.Value) -> int:
         if value not in self.carried:

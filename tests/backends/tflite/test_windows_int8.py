@@ -92,6 +92,11 @@ def w(*shape: int, axis: int | None = 0) -> tuple[np.ndarray, int | None]:
 
 CASES = {
     "grouped": ("n,4,8,9", "y = Conv<pads=[1,1,1,1], group=2>(x, w)", {"w": w(6, 2, 3, 3)}),
+    "bias that stayed float": (  # for it is shared with another input's convolution
+        "n,3,6,7",
+        "y = Conv<pads=[1,1,1,1]>(x, w, b)",
+        {"w": w(5, 3, 3, 3), "b": w(5, axis=AS_IT_IS)},
+    ),
     "signals": (
         "n,4,20",
         """t = Conv<pads=[1,1]>(x, w) r = Relu(t) s = Conv<pads=[2,2], group=6>(r, v)
