@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deploy.bundle.report.content import IN_SIGHT, Report
+from deploy.bundle.report.figures import plural
 from deploy.bundle.report.markdown import bar
 from deploy.cli.result import show_result, write_all, write_files
 from deploy.cli.terminal import Cell, write_facts, write_line, write_table, write_text
@@ -84,7 +85,7 @@ def _attempts(content: Report) -> None:
 def _blocks(blocks: Blocks) -> None:
     for total in blocks.totals:
         time = f", {total.time}" if total.time else ""
-        write_line(f"{total.precision}: {total.blocks} blocks{time}")
+        write_line(f"{total.precision}: {plural(total.blocks, 'block')}{time}")
     if blocks.outside:
         write_line(f"outside all blocks: {blocks.outside}")
     write_line()
@@ -96,7 +97,7 @@ def _blocks(blocks: Blocks) -> None:
         for row in blocks.rows[:IN_SIGHT]
     ]
     header = ("block", "precision", "signal/noise", "float ms", "ms", "", "")
-    told = any(row.noise for row in blocks.rows), blocks.timed and blocks.compared, blocks.timed, blocks.timed
+    told = blocks.judged, blocks.timed and blocks.compared, blocks.timed, blocks.timed
     kept = [0, 1, *(i + 2 for i, known in enumerate(told) if known)]
     kept += [6] if any(row.reason for row in blocks.rows) else []
     write_table(

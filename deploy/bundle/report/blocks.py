@@ -62,6 +62,16 @@ class Blocks:
     compared: bool
 
     @property
+    def judged(self) -> bool:
+        """Whether noise was measured of any: of float builds and forms of weights alone it is not."""
+        return any(row.noise for row in self.rows)
+
+    @property
+    def order(self) -> str:
+        """By what ``rows`` are sorted, as an adjective; empty where they stand as the graph has them."""
+        return "longest" if self.timed else "noisiest" if self.judged else ""
+
+    @property
     def longest(self) -> float:
         """Milliseconds of the longest bar."""
         return max((ms for row in self.rows for ms in (row.ms, row.float_ms) if ms is not None), default=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from deploy.bundle.report import figures
 from deploy.bundle.report.blocks import BlockRow, Blocks
 from deploy.bundle.report.content import IN_SIGHT, ClassRow, Report
 from deploy.bundle.report.summary import Fact
@@ -64,7 +65,7 @@ def _blocks(blocks: Blocks) -> Iterator[str]:
     yield from ("", "## Blocks", "")
     for total in blocks.totals:
         time = f", {total.time}" if total.time else ""
-        yield f"- {total.precision}: {total.blocks} blocks{escaped(time)}"
+        yield f"- {total.precision}: {figures.plural(total.blocks, 'block')}{escaped(time)}"
     if blocks.outside:
         yield f"- outside all blocks: {escaped(blocks.outside)}"
     yield from ("", *_block_table(blocks, blocks.rows[:IN_SIGHT]))
@@ -77,7 +78,7 @@ def _block_table(blocks: Blocks, rows: Sequence[BlockRow]) -> Iterator[str]:
         [row.id, row.precision, row.noise, row.float_time, row.time, bar(row, blocks.longest), row.reason]
         for row in rows
     ]
-    hidden = {3: not blocks.compared, 4: not blocks.timed, 5: not blocks.timed}
+    hidden = {2: not blocks.judged, 3: not blocks.compared, 4: not blocks.timed, 5: not blocks.timed}
     kept = [i for i in range(len(header)) if not hidden.get(i)]
     right = [kept.index(i) for i in (2, 3, 4) if i in kept]
     yield from _table([header[i] for i in kept], [[line[i] for i in kept] for line in cells], right=right)

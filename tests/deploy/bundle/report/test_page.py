@@ -12,6 +12,7 @@ import pytest
 
 from deploy.bundle.read import Bundle, load_bundle
 from deploy.bundle.report.content import Report, report
+from deploy.bundle.report.markdown import markdown
 from deploy.bundle.report.page import PAGE, html, strips, write_page
 from deploy.errors import UsageError
 from deploy.pipeline import build
@@ -112,6 +113,17 @@ def test_nothing_is_shown_of_what_is_not_there(built: Bundle):
     assert "None was seen" in found.text
     assert "What was tried" not in found.text and "Classes" not in found.text
     assert found.tags["details"] == 0
+
+
+def test_blocks_without_noise_and_times_stand_as_the_graph_has_them(built: Bundle):
+    whole = report(built)
+    assert whole.blocks.judged and not whole.blocks.timed
+    assert "All blocks, the noisiest first" in Page(html(whole)).text
+    rows = tuple(replace(row, noise="") for row in whole.blocks.in_order)
+    bare = replace(whole, blocks=replace(whole.blocks, rows=rows, in_order=rows))
+    text = Page(html(bare)).text
+    assert "All blocks, in the order of the graph" in text and "Signal/noise" not in text
+    assert "signal/noise" not in markdown(bare) and "signal/noise" in markdown(whole)
 
 
 def test_a_name_cannot_become_markup(hostile: Bundle, page: Page):
