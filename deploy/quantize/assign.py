@@ -116,6 +116,8 @@ def _activations(
 def activation_params(low: float, high: float, rules: QuantRules) -> QuantParams:
     """One scale and zero point that cover ``[low, high]`` (which contains 0) in the rules' type.
 
+    What was always 0 could have any scale: it gets one that kernels can compute with, as if it ran to 1.
+
     >>> from datetime import date
     >>> rules = QuantRules(activation="uint8", compute=("Conv",), source="an example", date=date(2026, 1, 1))
     >>> found = activation_params(-0.5, 1.5, rules)
@@ -123,6 +125,7 @@ def activation_params(low: float, high: float, rules: QuantRules) -> QuantParams
     (0.007843, (64,))
     """
     bottom, top = RANGES[rules.activation]
+    high = high if low < high else 1.0
     if rules.symmetric_activation:
         scale = _stored(np.asarray([max(-low, high) / top]), rules)
         return QuantParams(type=rules.activation, scale=_floats(scale), zero_point=(0,))

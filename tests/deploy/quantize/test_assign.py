@@ -54,7 +54,11 @@ def test_codes_cover_the_range_and_zero_is_exact(unsigned, low, high, kind, symm
         assert (top - zero) * scale >= high - 0.501 * scale - 1e-6 * high
         step = 2.0**-24 if scale_type == "float16" else 1e-12
         slack = 2.0**-10 if scale_type == "float16" else 1e-6
-        assert scale <= (high - low) / 255 * (1 + slack) + step
+        assert scale <= ((high - low) or 1.0) / 255 * (1 + slack) + step, "0 alone tells no range"
+
+
+def test_what_was_always_zero_gets_a_scale_by_which_kernels_can_compute(unsigned):
+    assert activation_params(0.0, 0.0, with_rules(unsigned).quant).scale == (float(np.float32(1 / 255)),)
 
 
 @pytest.mark.parametrize(
