@@ -23,7 +23,10 @@ _SPEAKING = (
 )  # fmt: skip
 """CPU features that decide how fast networks run, among the hundred that a CPU lists."""
 
-_EXTRAS = {"images": ("PIL", "folders of images as data")}
+_EXTRAS = {
+    "images": ("PIL", "folders of images as data"),
+    "micro": ("tflite_micro", "microcontrollers judged by TensorFlow Lite Micro itself"),
+}
 """Extra -> the module it brings, and what for."""
 
 

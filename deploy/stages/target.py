@@ -8,6 +8,7 @@ from deploy.adapter.discover import backend_names, find_backend
 from deploy.adapter.profiles import load_profile, resolve
 from deploy.adapter.protocol import Backend
 from deploy.adapter.refusal import refusal, refused
+from deploy.bundle.report.figures import plural
 from deploy.errors import ToolchainError, UsageError
 from deploy.measure.host import host
 from deploy.progress import Progress
@@ -32,11 +33,15 @@ class Route:
 
 @dataclass(frozen=True)
 class Target:
-    """A device as it was asked for, the profile it resolved to, and its runtimes, preferred ones first."""
+    """A device as it was asked for, the profile it resolved to, and its runtimes, preferred ones first.
+
+    ``left_out`` says of runtimes that the device prefers to these why they are not here.
+    """
 
     name: str
     profile: Profile
     routes: tuple[Route, ...]
+    left_out: tuple[str, ...] = ()
 
     def stands_here(self) -> bool:
         """Whether this machine can stand in for the device, so that times taken here mean something."""
@@ -62,6 +67,7 @@ def find_target(name: str, only: str | None = None) -> Target:
         raise UsageError(f"{name} has no runtime '{only}'", hint=f"one of {known}, or leave --runtime out")
     installed = backend_names()
     routes, missing = [], []
+    left_out: list[str] = []
     for runtime in runtimes:
         if runtime.name not in installed:
             continue
@@ -71,8 +77,10 @@ def find_target(name: str, only: str | None = None) -> Target:
             routes.append(route)
         else:
             missing.append(f"{available.runtime}: {available.missing}")
+            if not routes:
+                left_out.append(f"{runtime.name}, which {name} prefers, is left out: {available.missing}")
     if routes:
-        return Target(name, profile, tuple(routes))
+        return Target(name, profile, tuple(routes), tuple(left_out))
     if missing:
         raise ToolchainError(f"nothing by which {name} runs a model works here", hint="; ".join(missing))
     names = " and ".join(runtime.name for runtime in runtimes)
@@ -101,9 +109,11 @@ def able_to(target: Target, precision: PrecisionRequest, *, integer_outputs: boo
     able = tuple(r for r in target.routes if precision in r.runtime.precisions)
     if not able:
         has = "; ".join(f"{r.runtime.name} has {', '.join(r.runtime.precisions)}" for r in target.routes)
+        beside = " or ".join(r.name for r in target.profile.runtime if precision in r.precisions)
         raise UsageError(
             f"{target.describe()} has no {precision} form",
-            hint=f"{has}: give one of these, or another target (`deploy targets NAME` says what one has)",
+            hint=f"{has}: give one of these, {f'leave --runtime out ({beside} has it), ' if beside else ''}"
+            "or another target (`deploy targets NAME` says what one has)",
         )
     if precision == "w8a16":
         wide = [r.runtime.model_copy(update={"quant": r.runtime.quant16}) for r in able]
@@ -130,6 +140,8 @@ def able_to_run(target: Target, prepared: Prepared, progress: Progress) -> Targe
 
     Raises UnsupportedError where there is none, listing every node that the preferred one refuses.
     """
+    for reason in target.left_out:
+        progress.note(reason)
     said = [(route, route.backend.check(prepared.fused, route.runtime)) for route in target.routes]
     able = tuple(route for route, verdicts in said if not refused(verdicts))
     if not able:
@@ -142,7 +154,7 @@ def able_to_run(target: Target, prepared: Prepared, progress: Progress) -> Targe
         if nodes := refused(verdicts):
             first = nodes[0]
             progress.note(
-                f"{route.runtime.name} is left out: it refuses {len(nodes)} nodes, "
+                f"{route.runtime.name} is left out: it refuses {plural(len(nodes), 'node')}, "
                 f"first {first.op} '{first.node}': {first.reason}"
             )
     return replace(target, routes=able)

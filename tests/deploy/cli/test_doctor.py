@@ -28,6 +28,7 @@ def test_this_machine_can_build(deploy: Deploy, here: Path) -> None:
     assert out.startswith("✓ ready to build\n")
     for name in backend_names():
         assert f"backend {name}" in out
+    assert "extra images" in out and "extra micro" in out
     found = json.loads(deploy("doctor", "--json")[1])
     assert found["ok"] and found["machine"]["cores"].isdecimal()
     assert str(here / "cache") in next(c["found"] for c in found["checks"] if c["name"] == "cache")

@@ -7,6 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from deploy.adapter.discover import find_backend
+from deploy.adapter.protocol import Availability
 from deploy.bundle.read import load_plan
 from deploy.bundle.verify import verify_bundle
 from deploy.errors import UsageError
@@ -113,3 +115,16 @@ def test_a_target_without_the_form_is_told_with_what_it_has():
         able_to(find_target("android", only="ort"), "w4")
     assert caught.value.hint
     assert "ort has float, int8" in caught.value.hint
+    assert "leave --runtime out (tflite has it)" in caught.value.hint
+
+
+def test_a_preferred_runtime_that_is_not_here_is_told(model, tmp_path, monkeypatch, caplog):
+    def absent(self) -> Availability:
+        return Availability("LiteRT", None, "pip install litert")
+
+    monkeypatch.setattr(type(find_backend("tflite")), "available", absent)
+    caplog.set_level("INFO", "deploy")
+    bundle = build(model, target="android", out=tmp_path, cache=tmp_path / "cache")
+    assert bundle.manifest.runtime == "ort"
+    assert "tflite, which android prefers, is left out: pip install litert" in caplog.text
+    assert find_target("x86-avx2").left_out == ()
