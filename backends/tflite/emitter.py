@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from backends.tflite import wide
 from backends.tflite.layout import LACKING, Order, between, own_axes, plain, same_memory, stored_sizes
-from backends.tflite.network import NO_OPTIONS, Flattened, Network, Options, Setting, Tensor
+from backends.tflite.network import NO_OPTIONS, Flattened, Network, Options, Planned, Setting, Tensor
 from backends.tflite.pixels import quantized_input
 from backends.tflite.reading import (
     TYPES,
@@ -28,10 +28,11 @@ from backends.tflite.reading import (
     stored_constant,
 )
 from deploy.graph.edit import is_constant, sole_consumer
+from deploy.graph.qdq import dequantize_array
 from deploy.spec.plan import QuantParams
 
 _HALF = "float16"
-_DEQUANTIZE = {"int8": 2, "int32": 2, "int16": 3, _HALF: 3, "int4": 6}
+_DEQUANTIZE = {"int8": 2, "int16": 3, _HALF: 3, "int4": 6}
 """The version of DEQUANTIZE from which it takes a type; INT8 by channel takes 5."""
 
 
@@ -50,7 +51,8 @@ class Emitter(Network):
     integers: frozenset[str] | None = None
     operation: str = ""
     _derived: dict[tuple[int, str, Order], int] = field(default_factory=dict)
-    _views: dict[int, int] = field(default_factory=dict)
+    _views: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """By view the tensor that it shows, and the node that reads that first."""
     _constants: dict[tuple[ir.Value, Order, tuple[int, ...]], int] = field(default_factory=dict)
 
     # --- what a node is made of -----------------------------------------------------------------------------
@@ -72,9 +74,15 @@ class Emitter(Network):
         return params_of(source) if source is not None and source.op_type == "DequantizeLinear" else None
 
     def stored(self, value: ir.Value) -> QuantParams | None:
-        """By what a result is to be stored as integers: every reader quantizes it, most by these."""
+        """By what a result is to be stored as integers: every reader quantizes it by these.
+
+        Integers by other parameters cannot be made of those: they would be rounded and clipped twice.
+        """
         first = quantize_of(value)
-        return None if first is None else params_of(first)
+        if first is None:
+            return None
+        params = params_of(first)
+        return params if all(params_of(reader) == params for reader, _ in value.uses()) else None
 
     def integer(self, result: ir.Value, operands: Sequence[ir.Value | None]) -> QuantParams | None:
         """The result's parameters where operands and result are int8, or all but weights int16.
@@ -139,11 +147,19 @@ class Emitter(Network):
         straight = plain(len(shape))
         return index if same_memory(shape, order, straight) else self.reordered(index, straight)
 
-    def weight(self, value: ir.Value | None, order: Order, *, integer: bool) -> int:
-        """A constant operand with its axes in ``order``. Raises Unsupported for one that is computed."""
+    def weight(
+        self, value: ir.Value | None, order: Order, *, integer: bool, flattened: Flattened | None = None
+    ) -> int:
+        """A constant operand with its axes in ``order``. Raises Unsupported for one that is computed.
+
+        It is a matrix whose columns are laid as another tensor was ``flattened`` where that is given.
+        """
         if value is None or stored_constant(value) is None:
             raise Unsupported("its weights must be constants")
-        return self._constant_operand(value, order, integer)
+        if flattened is None:
+            return self._constant_operand(value, order, integer)
+        index = self._permuted(self._constant_operand(value, order, integer=True), flattened)
+        return index if integer or self._is_float(index) else self._dequantized(index, value)
 
     def bias(self, value: ir.Value | None, size: int, scale: QuantParams | None) -> int:
         """The bias of ``size`` numbers, zeros where there is none; integers by ``scale`` where that is given.
@@ -204,10 +220,12 @@ class Emitter(Network):
             dtype = "int4" if params is not None and params.type == "int4" else data.dtype.name
             self._constants[key] = self.add(Tensor(name, data.shape, dtype, order, params, data))
             if params is not None:
-                self.planned.append((name, self._constants[key], False))
+                self.planned.append(Planned(name, self._constants[key]))
         index = self._constants[key]
-        is_float = self.tensors[index].params is None and self.tensors[index].dtype != _HALF
-        return index if integer or is_float else self._dequantized(index, value)
+        return index if integer or self._is_float(index) else self._dequantized(index, value)
+
+    def _is_float(self, index: int) -> bool:
+        return self.tensors[index].params is None and self.tensors[index].dtype != _HALF
 
     # --- writing --------------------------------------------------------------------------------------------
 
@@ -237,15 +255,15 @@ class Emitter(Network):
         """
         sizes = self.numbers(np.array(self.tensors[index].shape, np.int32), f"{self.node}/shape")
         made = self.emit("RESHAPE", [index, sizes], result, order=order, params=params, version=1)
-        self._views[made] = self._views.get(index, index)
+        self._views[made] = self._views.get(index, (index, self.node))
 
-    def permuted(self, index: int, flattened: Flattened) -> int:
+    def _permuted(self, index: int, flattened: Flattened) -> int:
         """A constant (rows, columns) with its columns in the order in which another tensor was flattened."""
         tensor = self.tensors[index]
         assert tensor.data is not None
         data = tensor.data.reshape(flattened.sizes).transpose(flattened.order).reshape(tensor.shape)
         made = self.add(replace(tensor, data=np.ascontiguousarray(data), flattened=flattened))
-        self.planned = [(name, made if at == index else at, part) for name, at, part in self.planned]
+        self.planned = [p._replace(tensor=made) if p.tensor == index else p for p in self.planned]
         return made
 
     def results(
@@ -294,8 +312,8 @@ class Emitter(Network):
                 return self.reordered(self.reordered(index, middle), order)
             name = f"{tensor.name}/{''.join(map(str, order))}"
             made = Tensor(name, stored, tensor.dtype, order, tensor.params)
-            index = self._views.get(index, index)
-            node, self.node = self.node, ""
+            index, first = self._views.get(index, (index, ""))
+            node, self.node = self.node, "" if tensor.params is None else first
             if several and wanted != order:
                 place = self.numbers(np.array(order.index(LACKING), np.int32), f"{name}/axis")
                 self._derived[key] = self.inner("EXPAND_DIMS", [index, place], made)
@@ -317,6 +335,10 @@ class Emitter(Network):
         key = (index, "float", tensor.order)
         if key not in self._derived:
             made = replace(tensor, name=f"{value.name}/float", dtype="float32", params=None, data=None)
+            if tensor.dtype == "int32" and tensor.data is not None and tensor.params is not None:
+                made.data = dequantize_array(tensor.data, tensor.params)  # DEQUANTIZE takes no int32
+                self._derived[key] = self.add(made)
+                return self._derived[key]
             node, self.node = self.node, ""
             channels = tensor.params is not None and tensor.params.axis is not None
             version = 5 if channels and tensor.dtype == "int8" else _DEQUANTIZE[tensor.dtype]
@@ -344,7 +366,7 @@ class Emitter(Network):
         self.node = kept
         self.carried[codes] = index
         name = planned_name(source)
-        self.planned.append((name, index, (node.name or "").startswith(name + "@")))
+        self.planned.append(Planned(name, index, partial=(node.name or "").startswith(name + "@")))
 
     def dequantize(self, node: ir.Node) -> None:
         """A DequantizeLinear: who reads its result takes the integers, or asks for floats."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -68,21 +69,28 @@ class Operator:
     node: str
 
 
+class Planned(NamedTuple):
+    """The tensor that carries a value of the plan: for some readers only, or (``moved``) as another value."""
+
+    name: str
+    tensor: int
+    partial: bool = False
+    moved: bool = False
+
+
 @dataclass
 class Network:
-    """What was emitted so far. ``planned``: plan name, tensor, whether it is for some readers only.
-
-    ``node`` is the node of the graph that is being lowered.
-    """
+    """What was emitted so far. ``node`` is the node of the graph that is being lowered."""
 
     tensors: list[Tensor] = field(default_factory=list)
     operators: list[Operator] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
-    planned: list[tuple[str, int, bool]] = field(default_factory=list)
+    planned: list[Planned] = field(default_factory=list)
     node: str = ""
     _names: set[str] = field(default_factory=set)
-    _bytes: dict[int, int] = field(default_factory=dict)
+    _bytes: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """By reshaped tensor the one that has its bytes, and the node that reads that first."""
     _numbers: dict[tuple[str, tuple[int, ...], bytes | str], int] = field(default_factory=dict)
 
     def add(self, tensor: Tensor) -> int:
@@ -132,12 +140,15 @@ class Network:
     def _append(
         self, code: str, version: int, inputs: Sequence[int], made: Sequence[int], options: Options
     ) -> None:
+        node = self.node
         if code == "RESHAPE" and not self.tensors[made[0]].shape:  # no vector of sizes can be empty
             code, inputs, options = "SQUEEZE", inputs[:1], ("SqueezeOptions", {})
         elif code == "RESHAPE":  # of a reshaped tensor is one of what that was made of
-            self._bytes[made[0]] = self._bytes.get(inputs[0], inputs[0])
-            inputs = [self._bytes[made[0]], *inputs[1:]]
-        self.operators.append(Operator(code, version, tuple(inputs), tuple(made), options, self.node))
+            source, first = self._bytes.get(inputs[0], (inputs[0], ""))
+            node = first or node
+            self._bytes[made[0]] = source, node
+            inputs = [source, *inputs[1:]]
+        self.operators.append(Operator(code, version, tuple(inputs), tuple(made), options, node))
 
     def prune(self) -> dict[int, int]:
         """Drop operators of whose results nobody reads any, and the tensors that nothing touches any more.
@@ -146,10 +157,10 @@ class Network:
         """
         read = {index for operator in self.operators for index in operator.inputs} | set(self.outputs)
         self.planned = [
-            (name, index if index in read else self._bytes.get(index, index), partial)
-            for name, index, partial in self.planned
+            p if p.tensor in read or p.tensor not in self._bytes else self._held_elsewhere(p)
+            for p in self.planned
         ]
-        live = {*self.outputs, *(index for _, index, _ in self.planned)}
+        live = {*self.outputs, *(p.tensor for p in self.planned)}
         kept = []
         for operator in reversed(self.operators):
             if live.intersection(operator.outputs):
@@ -168,7 +179,11 @@ class Network:
         ]
         self.inputs = [number[i] for i in self.inputs]
         self.outputs = [number[i] for i in self.outputs]
-        self.planned = [(name, number[i], partial) for name, i, partial in self.planned]
+        self.planned = [p._replace(tensor=number[p.tensor]) for p in self.planned]
         self._bytes.clear()
         self._numbers.clear()
         return number
+
+    def _held_elsewhere(self, planned: Planned) -> Planned:
+        """A planned value whose own tensor nobody reads, but the one that has its bytes."""
+        return planned._replace(tensor=self._bytes[planned.tensor][0], moved=True)

@@ -29,7 +29,7 @@ def read_tensors(model: tfl.ModelT) -> dict[str, TensorPlan]:
     graph = _Graph(model, [str(node) for node in nodes])
     tensors: dict[str, TensorPlan] = {}
     overrides: dict[str, dict[str, QuantParams]] = {}
-    for name, index, partial, along in planned:
+    for name, index, partial, moved, along in planned:
         params, codes = graph.params(index, along), graph.codes(index)
         if codes is not None:
             digest = data_digest(codes)
@@ -39,7 +39,7 @@ def read_tensors(model: tfl.ModelT) -> dict[str, TensorPlan]:
         if partial:
             overrides.setdefault(name, {}).update(dict.fromkeys(readers, params))
             continue
-        floats = graph.read_as_float_too(index)
+        floats = not moved and graph.read_as_float_too(index)
         if floats and not readers:
             continue  # nobody reads it quantized
         tensors[name] = TensorPlan(

@@ -141,8 +141,8 @@ def blocks(found: Mapping[str, object]) -> dict[int, Blocks]:
 def _notes(out: Emitter) -> np.ndarray:
     orders = {str(i): t.order for i, t in enumerate(out.tensors) if t.order != plain(len(t.order))}
     planned = [
-        (name, index, partial, (p := out.tensors[index].params) is not None and p.axis is not None)
-        for name, index, partial in out.planned
+        (*p, (params := out.tensors[p.tensor].params) is not None and params.axis is not None)
+        for p in out.planned
     ]
     flattened = {
         str(i): [f.sizes, f.order] for i, t in enumerate(out.tensors) if (f := t.flattened) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from backends.tflite.network import Options
 from backends.tflite.optable import FLOATS, NUMBERS, Lowering, OpTable
 from backends.tflite.reading import Unsupported, dtype_of, stored_constant
 from backends.tflite.terms import Term, options, version
+from deploy.spec.plan import QuantParams
 
 ops = OpTable()
 
@@ -22,6 +24,8 @@ _MANY: dict[str, tuple[str, Collection[str]]] = {
     "Min": ("MINIMUM", NUMBERS),
     "Sum": ("ADD", FLOATS),
 }
+_LARGEST_RATIO = 2**8
+"""Of scales, by XNNPACK's checks. Far beyond it LiteRT's own kernels abort the process."""
 _UNARY = {
     "Ceil": "CEIL", "Cos": "COS", "Exp": "EXP", "Floor": "FLOOR", "Log": "LOG", "Round": "ROUND",
     "Sin": "SIN", "Sqrt": "SQRT",
@@ -125,7 +129,8 @@ def _pair(code: str, *, integers: bool) -> Lowering:
         of_floats = node.outputs[0].dtype == ir.DataType.FLOAT
         result, activation = out.activation(node) if of_floats else (node.outputs[0], "NONE")
         params = out.integer(result, node.inputs) if integers else None
-        if params is None or any((p := out.params(v)) is None or p.axis is not None for v in node.inputs):
+        read_by = [out.params(value) for value in node.inputs]
+        if params is None or not _in_reach(code, read_by, params):
             read, order = operands(out, node.inputs, result)
             elementwise(code, read, result, out, order, activation)
             return
@@ -133,6 +138,15 @@ def _pair(code: str, *, integers: bool) -> Lowering:
         out.emit(code, read, result, options(code, activation), order=order, params=params)
 
     return lower
+
+
+def _in_reach(code: str, operands: Sequence[QuantParams | None], result: QuantParams) -> bool:
+    """Whether kernels get from the operands' scales to the result's: one that is too fine overflows them."""
+    if any(params is None or params.axis is not None for params in operands):
+        return False
+    scales = [params.scale[0] for params in operands if params is not None]
+    largest = math.prod(scales) if code == "MUL" else max(scales)
+    return largest / result.scale[0] < _LARGEST_RATIO
 
 
 def _of_many(code: str) -> Lowering:

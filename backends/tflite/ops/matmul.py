@@ -101,17 +101,16 @@ def _fully_connected(
     whole = alpha == 1 and rest is None and not isinstance(bias, np.ndarray)
     params = out.integer(result, [left, right]) if whole and not turned else None
     hybrid = out.hybrid(node, right) and alpha == 1
-    kernel = out.weight(right, order, integer=params is not None or hybrid)
+    source = out.read(left, (1, 0) if turned else plain(len(shape)), integer=params is not None)
+    lies = out.tensors[source].flattened
+    columns = None if lies is None else _columns(lies, units, len(shape) - 1)
+    kernel = out.weight(right, order, integer=params is not None or hybrid, flattened=columns)
     if alpha != 1:
         kernel = _scaled(out, kernel, alpha)
     if isinstance(bias, np.ndarray):
         bias_index = out.numbers(bias.astype(np.float32), f"{node.name}/bias")
     else:
         bias_index = out.bias(bias, units, None if params is None else bias_scale(out, left, kernel))
-    source = out.read(left, (1, 0) if turned else plain(len(shape)), integer=params is not None)
-    flattened = out.tensors[source].flattened
-    if flattened is not None:
-        kernel = out.permuted(kernel, _columns(flattened, units, len(shape) - 1))
     if len(shape) == 1:
         source = _reshaped(out, source, (1, depth))
     keep = len(shape) > 2

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import LACKING, Blocks, plain
-from backends.tflite.network import Options, Setting, Tensor
+from backends.tflite.network import Options, Planned, Setting, Tensor
 from backends.tflite.ops.blocks import carry, elements_first, spread
 from backends.tflite.ops.conv import bias_scale, floats
 from backends.tflite.ops.window import Window, image_order, padded
@@ -284,7 +284,7 @@ def _planned(out: Emitter, value: ir.Value, tensor: Tensor) -> int:
     if by.axis is not None:
         by = by.model_copy(update={"axis": 0, "scale": by.scale * count, "zero_point": by.zero_point * count})
     index = out.add(replace(tensor, name=value.name or "constant", params=by))
-    out.planned.append((value.name or "", index, False))
+    out.planned.append(Planned(value.name or "", index))
     return index
 
 

@@ -44,6 +44,12 @@ TOKENS = """<ir_version: 10, opset_import: ["" : 21]> g (int64[n,6] i) => (float
     y = MatMul(h, q)
 }"""
 TABLES = {"t": (100, 32), "k": (32, 64), "q": (64, 40)}
+DENSE = """<ir_version: 10, opset_import: ["" : 21]> g (float[n,16,8,8] x) => (float[n,40] y) {
+    a = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x)
+    f = Flatten(a)
+    y = Gemm<transB=1>(f, k, c)
+}"""
+MATRICES = {"k": (40, 256), "c": (40,)}
 FORMS: tuple[WeightForm, ...] = ("fp16", "w8", "w4", "dynamic")
 
 
@@ -85,7 +91,11 @@ def reference(model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("text", "shapes"), [(NET, SHAPES), (TOKENS, TABLES)], ids=["image", "tokens"])
+@pytest.mark.parametrize(
+    ("text", "shapes"),
+    [(NET, SHAPES), (DENSE, MATRICES), (TOKENS, TABLES)],
+    ids=["image", "flattened image", "tokens"],
+)
 def test_litert_computes_what_the_graph_says_for_any_batch(form, text, shapes, tmp_path: Path) -> None:
     model = graph(text, shapes)
     stored, plan, artifact = written(model, form, tmp_path)
