@@ -53,6 +53,8 @@ def slice_(node: ir.Node, out: Emitter) -> None:
         and _thinned(out, source, result, starts, ends, axes, steps, params)
     ):
         return
+    if _picked(out, source, result, starts, ends, axes, steps, params):
+        return
     begin, end, stride = [0] * rank, [max(size, 0) for size in shape], [1] * rank
     open_begin, open_end = ({axis for axis, size in enumerate(shape) if size < 0} for _ in range(2))
     for axis, start, stop, step in zip(axes, starts, ends, steps, strict=True):
@@ -115,6 +117,46 @@ def _thinned(
     read = [source, kernel, out.bias(None, channels, scale)]
     version = 1 if params is None else 3
     out.emit("DEPTHWISE_CONV_2D", read, result, options, order=NHWC, params=params, version=version)
+    return True
+
+
+def _picked(
+    out: Emitter,
+    source: int,
+    result: ir.Value,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    axes: Sequence[int],
+    steps: Sequence[int],
+    params: QuantParams | None,
+) -> bool:
+    """Every second or third element along one axis, as a slice of that axis cut in two: of slices XNNPACK
+    takes only those with steps of 1. False where it is no such slice."""
+    tensor, (axis, *others) = out.tensors[source], axes
+    place, step = tensor.order.index(axis), steps[0]
+    size, rank = tensor.shape[place], len(tensor.shape)
+    taken = range(max(size, 0))[int(starts[0]) : int(ends[0]) : step]
+    whole = step > 1 and size > 0 and size % step == 0 and len(taken) == size // step
+    common = tensor.dtype in ("float32", "int8") and rank < _PAD_RANK and tensor.shape.count(-1) < 2
+    if others or not whole or not common:
+        return False
+    apart = (*tensor.shape[:place], size // step, step, *tensor.shape[place + 1 :])
+    given = out.numbers(np.array(apart, np.int32), f"{out.node}/apart")
+    like = Tensor(f"{out.node}/apart", apart, tensor.dtype, plain(rank + 1), params)
+    index = out.inner("RESHAPE", [source, given], like)
+    bounds = []
+    for name, number in (("begin", taken[0]), ("end", taken[0] + 1), ("strides", 1)):
+        numbers = np.full(rank + 1, int(name == "strides"), np.int32)
+        numbers[place + 1] = number
+        bounds.append(out.numbers(numbers, f"{out.node}/{name}"))
+    mask = sum(1 << i for i in range(rank + 1) if i != place + 1)
+    options: Options = ("StridedSliceOptions", {"beginMask": mask, "endMask": mask})
+    shape = (*apart[: place + 1], 1, *apart[place + 2 :])
+    like = Tensor(f"{out.node}/slice", shape, tensor.dtype, plain(rank + 1), params)
+    index = out.inner("STRIDED_SLICE", [index, *bounds], like, options, 1 if params is None else 2)
+    sizes = (*apart[: place + 1], *apart[place + 2 :])
+    given = out.numbers(np.array(sizes, np.int32), f"{out.node}/together")
+    out.emit("RESHAPE", [index, given], result, order=tensor.order, params=params, version=1)
     return True
 
 

@@ -272,12 +272,20 @@ def _stored_shape(out: Emitter, result: ir.Value, laid: Order) -> tuple[int, ...
     return stored_sizes(out.shape(result), laid)
 
 
+_MOVING = {
+    "QuantizeLinear", "DequantizeLinear", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity",
+    "Reshape", "Transpose", "Slice", "Split", "Flatten", "Squeeze", "Unsqueeze", "Dropout",
+    "DepthToSpace", "SpaceToDepth",
+}  # fmt: skip
+"""What makes nothing below zero of its first operand if that holds nothing."""
+
+
 def _never_negative(value: ir.Value | None) -> bool:
     """Whether nothing in a value is below zero, as far as can be seen through what only moves numbers."""
     source = None if value is None else value.producer()
     if source is None:
         return False
-    if source.op_type in ("QuantizeLinear", "DequantizeLinear", "MaxPool", "AveragePool", "Identity"):
+    if source.op_type in _MOVING:
         return _never_negative(source.inputs[0])
     if source.op_type == "Concat":
         return all(_never_negative(operand) for operand in source.inputs)

@@ -106,7 +106,8 @@ def _alongs(node: ir.Node, out: Emitter) -> list[Along]:
         if any(shape[axis] < 0 and axis not in kept for axis in axes):
             raise Unsupported(f"sizes for an axis of free size: {FIX_SIZES}")
         factors = [
-            1.0 if axis in kept else int(size) / shape[axis] for axis, size in zip(axes, sizes, strict=True)
+            1.0 if shape[axis] < 0 else int(size) / shape[axis]
+            for axis, size in zip(axes, sizes, strict=True)
         ]
         if policy != "stretch":
             factors = [(min if policy == "not_larger" else max)(factors)] * len(axes)
@@ -139,7 +140,9 @@ def _keeps(node: ir.Node, axis: int) -> bool:
 def _sizes(node: ir.Node, out: Emitter, axes: Sequence[int], kept: Sequence[int]) -> np.ndarray | None:
     """The sizes given; computed ones where the shapes tell them, as behind the pooling of a whole image."""
     made = out.shape(node.outputs[0])
-    if known(out, node.inputs[3]) is None and all(made[axis] > 0 or axis in kept for axis in axes):
+    stretches = node.attributes.get_string("keep_aspect_ratio_policy", "stretch") == "stretch"
+    computed = node.inputs[3] is not None and known(out, node.inputs[3]) is None
+    if computed and stretches and all(made[axis] > 0 or axis in kept for axis in axes):
         return np.array([made[axis] for axis in axes])
     return _given(node, out, 3)
 

@@ -138,3 +138,12 @@ def test_unpooling_of_windows_apart_scatters(ran: Run) -> None:
 def test_what_is_refused(body: str, reason: str, ran: Run) -> None:
     with pytest.raises(UnsupportedError, match=reason):
         ran(f"(float[1,2,6,6] x) => (float[1,2,a,b] y) {{ {body} }}", {"x": floats(1, 2, 6, 6)})
+
+
+def test_zeros_stand_for_what_lies_outside_where_what_was_rectified_is_only_moved(ran: Run) -> None:
+    pool = "MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>"
+    text = f"""(float[n,3,4,8] x) => (float[n,3,a,b] y) {{
+        p = Relu(x) q, s = Split<axis=3, num_outputs=2>(p) t = Transpose<perm=[0,1,3,2]>(s)
+        r = Concat<axis=3>(q, t, q) y = {pool}(r)
+    }}"""
+    assert "PAD" in agrees(ran, text, floats(2, 3, 4, 8))

@@ -85,3 +85,24 @@ def test_integers_go_through_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(outputs(artifact), wanted(quantized))
     assert (count, left) == (1, [])
     assert not differences(PLAN.model_copy(update={"tensors": tensors}), TFLite().read_plan(artifact))
+
+
+@pytest.mark.parametrize(("axis", "start", "step"), [(1, 1, 2), (2, 2, 3), (2, 0, 3), (1, 0, 4)])
+def test_every_so_many_elements_of_tokens_are_a_slice_of_an_axis_cut_in_two(
+    axis: int, start: int, step: int, tmp_path: Path
+) -> None:
+    """As where patches are merged."""
+    given = {"starts": [start], "ends": [FAR], "axes": [axis], "steps": [step]}
+    constants = [ir.tensor(np.array(numbers, np.int64), name=name) for name, numbers in given.items()]
+    model = infer(
+        ir.from_onnx_text(
+            '<ir_version: 10, opset_import: ["" : 21]> g (float[n,8,9,5] x) => (float[n,h,w,5] y) '
+            "{ [first] a = Relu (x) [cut] b = Slice (a, starts, ends, axes, steps) [last] y = Neg (b) }",
+            initializers=constants,
+        )
+    )
+    artifact, count, left = lowered(model, tmp_path)
+    assert (count, left) == (1, [])
+    x = np.random.default_rng(2).normal(0, 2, (3, 8, 9, 5)).astype(np.float32)
+    with TFLite().open(artifact, TFLiteOptions()) as runner, open_graph(model, optimised=False) as session:
+        np.testing.assert_array_equal(runner.run({"x": x})["y"], session.run({"x": x})["y"])
