@@ -14,10 +14,13 @@ from backends.tflite.network import Options, Tensor
 from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported
 from deploy.graph.edit import scalar
+from deploy.graph.qdq import quantize_array
 from deploy.spec.plan import QuantParams
 
 ops = OpTable()
 
+_NOT_MIRRORED = ("bool", "int16")
+"""What MIRROR_PAD does not take."""
 _PAD_RANK = 5
 _EDGE_BY_SLICES = 2
 """Elements at each end that are put there as slices; more are gathered."""
@@ -266,11 +269,8 @@ def _fill(node: ir.Node, out: Emitter, params: QuantParams | None) -> int | None
         return out.reordered(out.read(value), plain(len(out.shape(value))))
     number = scalar(value)
     assert number is not None
-    code = np.clip(
-        np.rint(np.float32(number) / np.float32(params.scale[0])) + params.zero_point[0], -128, 127
-    )
-    codes = np.array([code], np.int8)
-    return out.add(Tensor(f"{node.name}/fill", (1,), "int8", plain(1), params, codes))
+    codes = quantize_array(np.array([number], np.float32), params)
+    return out.add(Tensor(f"{node.name}/fill", (1,), params.type, plain(1), params, codes))
 
 
 def _cut(out: Emitter, source: int, table: np.ndarray) -> int:
@@ -306,7 +306,7 @@ def _mirrored(
     tensor = out.tensors[source]
     widest = table.max(axis=1)
     inside = all(not wide or wide < size for size, wide in zip(tensor.shape, widest, strict=True))
-    if mode == "reflect" and inside and tensor.dtype != "bool":
+    if mode == "reflect" and inside and tensor.dtype not in _NOT_MIRRORED:
         given = out.numbers(table.astype(np.int32), f"{out.node}/pads")
         options: Options = ("MirrorPadOptions", {"mode": 0})
         out.emit("MIRROR_PAD", [source, given], result, options, order=tensor.order, params=params)

@@ -44,6 +44,8 @@ CASES = {
     "MaxPool": ("float[2,8,3,3]", "MaxPool<kernel_shape=[2,2], strides=[2,2]>(x)"),
     "padded MaxPool": (IMAGE, "MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x)"),
     "Pad": ("float[2,8,8,8]", "Pad(x, pads)"),
+    "Pad with a number": ("float[2,8,8,8]", "Pad(x, pads, half)"),
+    "mirroring Pad": ("float[2,8,8,8]", 'Pad<mode="reflect">(x, pads)'),
     "Reshape": ("float[2,8,36]", "Reshape(x, shape)"),
     "Flatten": ("float[2,288]", "Flatten(x)"),
     "Transpose": ("float[2,6,8,6]", "Transpose<perm=[0,2,1,3]>(x)"),
@@ -56,13 +58,14 @@ INTS = {
     "pads": [0, 0, 1, 1, 0, 0, 1, 1], "shape": [2, 8, 36], "one": [1], "five": [5], "picks": [1, 3],
 }  # fmt: skip
 MOVING = ("AveragePool", "MaxPool", "padded MaxPool", "Pad", "Reshape", "Flatten", "Transpose", "Slice")
-MOVING += ("Gather", "Concat", "Max")
+MOVING += ("Gather", "Concat", "Max", "Pad with a number", "mirroring Pad")
 
 
 def graph(shape: str, call: str) -> ir.Model:
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(0, 0.3, size).astype(np.float32) for name, size in ARRAYS.items()}
     arrays |= {name: np.array(value, np.int64) for name, value in INTS.items()}
+    arrays["half"] = np.array(0.5, np.float32)
     read = {
         name: array
         for name, array in arrays.items()
