@@ -91,6 +91,8 @@ class Network:
     _names: set[str] = field(default_factory=set)
     _bytes: dict[int, tuple[int, str]] = field(default_factory=dict)
     """By reshaped tensor the one that has its bytes, and the node that reads that first."""
+    _reshaped: dict[int, int] = field(default_factory=dict)
+    """By reshaped tensor what it was said to be made of."""
     _numbers: dict[tuple[str, tuple[int, ...], bytes | str], int] = field(default_factory=dict)
 
     def add(self, tensor: Tensor) -> int:
@@ -147,6 +149,7 @@ class Network:
             source, first = self._bytes.get(inputs[0], (inputs[0], ""))
             node = first or node
             self._bytes[made[0]] = source, node
+            self._reshaped[made[0]] = inputs[0]
             inputs = [source, *inputs[1:]]
         self.operators.append(Operator(code, version, tuple(inputs), tuple(made), options, node))
 
@@ -155,6 +158,7 @@ class Network:
 
         Returns the new numbers of those that are left.
         """
+        self._read_where_quantized()
         read = {index for operator in self.operators for index in operator.inputs} | set(self.outputs)
         self.planned = [
             p if p.tensor in read or p.tensor not in self._bytes else self._held_elsewhere(p)
@@ -181,8 +185,17 @@ class Network:
         self.outputs = [number[i] for i in self.outputs]
         self.planned = [p._replace(tensor=number[p.tensor]) for p in self.planned]
         self._bytes.clear()
+        self._reshaped.clear()
         self._numbers.clear()
         return number
+
+    def _read_where_quantized(self) -> None:
+        """A reshape of what is quantized, too, reads that: so the file tells that its floats have readers."""
+        quantized = {operator.inputs[0] for operator in self.operators if operator.code == "QUANTIZE"}
+        for number, operator in enumerate(self.operators):
+            source = self._reshaped.get(operator.outputs[0], ABSENT)
+            if source in quantized:
+                self.operators[number] = replace(operator, inputs=(source, *operator.inputs[1:]))
 
     def _held_elsewhere(self, planned: Planned) -> Planned:
         """A planned value whose own tensor nobody reads, but the one that has its bytes."""

@@ -142,3 +142,16 @@ def test_a_scale_too_fine_for_the_kernel_leaves_the_operation_float(op, tmp_path
     """Nearly dead behind its activation: kernels overflow, or abort the process."""
     model = graph(f"(float[2,4,6,6] x) => (float[2,4,6,6] y) {{ a = {op}(x, x) y = Relu(a) }}")
     require_right(model, {"x": activation(0.03), "y": activation(1e-6, -128)}, tmp_path)
+
+
+def test_floats_behind_a_reshape_have_readers_beside_the_quantized_ones(tmp_path: Path) -> None:
+    """Reshapes of a reshape read what that was made of, but for what is quantized."""
+    u = weights(6, 8)
+    model = graph(
+        """(float[2,4,6,6] x) => (float[2,24,8] y, float[2,144] z) {
+            a = Abs(x) v = Reshape(a, rows) y = MatMul(v, u) f = Reshape(v, flat) z = Neg(f)
+        }""",
+        u=u, rows=np.array([2, 24, 6]), flat=np.array([2, 144]),
+    )  # fmt: skip
+    plans = {"v": activation(0.03, -128, readers=("MatMul2",)), "u": by_tensor(u), "y": activation(0.05)}
+    require_right(model, plans, tmp_path)
