@@ -31,6 +31,8 @@ from deploy.graph.edit import is_constant, sole_consumer
 from deploy.graph.qdq import dequantize_array
 from deploy.spec.plan import QuantParams
 
+_COARSEST = 64.0
+"""XNNPACK takes up to 256; what sane ranges give is below 1."""
 _HALF = "float16"
 _DEQUANTIZE = {"int8": 2, "int16": 3, _HALF: 3, "int4": 6}
 """The version of DEQUANTIZE from which it takes a type; INT8 by channel takes 5."""
@@ -97,6 +99,23 @@ class Emitter(Network):
             made = {None if (p := self.params(v)) is None else p.type for v in operands if v in self.carried}
             return wanted if made == {"int16"} and types <= {"int16", "int8"} else None
         return wanted if wanted.type == "int8" and types == {"int8"} else None
+
+    def product(
+        self, result: ir.Value, source: ir.Value | None, weights: ir.Value | None
+    ) -> QuantParams | None:
+        """As `integer`, of a product whose scale may be at most so much coarser than the result's.
+
+        Beyond that LiteRT refuses the file, or ends the process: the product is then computed in float.
+        """
+        wanted, read, stored = (
+            self.integer(result, [source, weights]),
+            self.params(source),
+            self.params(weights),
+        )
+        if wanted is None or read is None or stored is None:
+            return None
+        coarser = read.scale[0] * max(stored.scale) / wanted.scale[0]
+        return wanted if coarser < _COARSEST else None
 
     def moved(self, result: ir.Value, operands: Sequence[ir.Value | None]) -> QuantParams | None:
         """As `integer`, where the operation cannot change the parameters."""

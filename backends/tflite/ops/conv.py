@@ -36,7 +36,7 @@ def conv(node: ir.Node, out: Emitter) -> None:
     groups = node.attributes.get_int("group", 1)
     depthwise = groups > 1 and shape[1] == 1
     result, activation = out.activation(node)
-    params = out.integer(result, [image, weights])
+    params = out.product(result, image, weights)
     hybrid = groups == 1 and out.hybrid(node, weights)
     order = (_DEPTHWISE if depthwise else _DENSE)[len(shape) - 2]
     kernel = _kernel(out, weights, order, integer=params is not None or hybrid)

@@ -99,7 +99,7 @@ def _fully_connected(
         bias = sum_bias or bias
         result, activation = out.activation(last)
     whole = alpha == 1 and rest is None and not isinstance(bias, np.ndarray)
-    params = out.integer(result, [left, right]) if whole and not turned else None
+    params = out.product(result, left, right) if whole and not turned else None
     hybrid = out.hybrid(node, right) and alpha == 1
     source = out.read(left, (1, 0) if turned else plain(len(shape)), integer=params is not None)
     lies = out.tensors[source].flattened

@@ -73,7 +73,7 @@ def conv_transpose(node: ir.Node, out: Emitter) -> None:
     kernel = out.shape(weights)[2:]
     axes, dilations = _axes(node, out, kernel)
     result, activation = out.activation(node)
-    params = out.integer(result, [image, weights])
+    params = out.product(result, image, weights)
     dense = node.attributes.get_int("group", 1) == 1 and max(dilations) == 1 and len(axes) == 2
     if params is None or not dense:
         _blocks(node, out, axes, dilations, result, activation)
