@@ -161,7 +161,7 @@ def test_floats_behind_a_reshape_have_readers_beside_the_quantized_ones(tmp_path
 def test_a_product_whose_result_is_stored_too_finely_is_float(coarser: float, tmp_path: Path) -> None:
     """XNNPACK takes a ratio of scales below 256, and fails to prepare beyond."""
     u = weights(6, 8)
-    model = graph("(float[2,5,6] x) => (float[2,5,8] y) { y = MatMul(x, u) }", u=u)
+    model = graph("(float[2,4,6,6] x) => (float[2,4,6,8] y) { y = MatMul(x, u) }", u=u)
     stored = by_tensor(u)
     fine = 0.03 * stored.scale[0] / coarser
     require_right(model, {"x": activation(0.03), "u": stored, "y": activation(fine)}, tmp_path)
