@@ -100,11 +100,11 @@ def read_file(path: Path) -> tfl.ModelT:
     """The objects in a file. Raises BackendError where it is none or damaged."""
     content = path.read_bytes()
     if content[4:8] != b"TFL3":
-        raise BackendError(f"{path.name} is no .tflite file", hint="copy the whole bundle again")
+        raise BackendError(f"{path.name} is no .tflite file", hint="copy it again from where it was built")
     try:
         return schema().ModelT.InitFromPackedBuf(content, 0)
     except (struct.error, IndexError, ValueError, TypeError, MemoryError, RecursionError) as e:
-        raise BackendError(f"{path.name} is damaged: {e}", hint="copy the whole bundle again") from e
+        raise BackendError(f"{path.name} is damaged: {e}", hint="copy it again from where it was built") from e
 
 
 def notes(model: tfl.ModelT) -> dict[str, object]:
@@ -114,7 +114,7 @@ def notes(model: tfl.ModelT) -> dict[str, object]:
             found = json.loads(bytes(model.buffers[entry.buffer].data))
             assert isinstance(found, dict)
             return found
-    raise BackendError("the .tflite file was not written by deploy", hint="copy the whole bundle again")
+    raise BackendError("the .tflite file was not written by deploy", hint="copy it again from where it was built")
 
 
 def orders(found: Mapping[str, object]) -> dict[int, Order]:
