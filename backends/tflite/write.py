@@ -82,9 +82,10 @@ def to_bytes(out: Emitter, inputs: Sequence[TensorSpec], outputs: Sequence[Tenso
         allowed = tfl.MetadataT()
         allowed.name, allowed.buffer = REDUCED_PRECISION, _store(model, np.frombuffer(_HALF_WHOLLY, np.uint8))
         model.metadata.append(allowed)
-    builder = flatbuffers.Builder(1 << 16)
+    # A builder that is too small doubles, and copies what it holds each time.
+    builder = flatbuffers.Builder(sum(tensor.stored_bytes for tensor in out.tensors) + (1 << 20))
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])
 
 
 def _largest(out: Emitter) -> Iterator[str]:
@@ -104,7 +105,9 @@ def read_file(path: Path) -> tfl.ModelT:
     try:
         return schema().ModelT.InitFromPackedBuf(content, 0)
     except (struct.error, IndexError, ValueError, TypeError, MemoryError, RecursionError) as e:
-        raise BackendError(f"{path.name} is damaged: {e}", hint="copy it again from where it was built") from e
+        raise BackendError(
+            f"{path.name} is damaged: {e}", hint="copy it again from where it was built"
+        ) from e
 
 
 def notes(model: tfl.ModelT) -> dict[str, object]:
@@ -114,7 +117,9 @@ def notes(model: tfl.ModelT) -> dict[str, object]:
             found = json.loads(bytes(model.buffers[entry.buffer].data))
             assert isinstance(found, dict)
             return found
-    raise BackendError("the .tflite file was not written by deploy", hint="copy it again from where it was built")
+    raise BackendError(
+        "the .tflite file was not written by deploy", hint="copy it again from where it was built"
+    )
 
 
 def orders(found: Mapping[str, object]) -> dict[int, Order]:
@@ -209,11 +214,11 @@ def unpacked(content: np.ndarray, count: int) -> np.ndarray:
 
 
 def _store(model: tfl.ModelT, array: np.ndarray) -> int:
-    model.buffers.append(aligned_buffer(np.ascontiguousarray(array).tobytes()))
+    model.buffers.append(aligned_buffer(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data))
     return len(model.buffers) - 1
 
 
-def aligned_buffer(content: bytes) -> tfl.BufferT:
+def aligned_buffer(content: bytes | memoryview) -> tfl.BufferT:
     """A buffer at a multiple of 16 bytes, as the schema demands and its Python code does not see to."""
     tfl = schema()
     buffer = tfl.BufferT()
