@@ -27,7 +27,7 @@ import platformdirs
 
 from deploy.errors import UsageError
 
-_TRACKED = ("numpy", "onnx", "onnx_ir", "onnxruntime")
+_TRACKED = ("numpy", "onnx", "onnx_ir", "onnxruntime", "tflite-micro")
 _NEW = ".new-"
 _UNFINISHED = "unfinished"
 _SCRATCH, _GONE, _LOCK = "deploy-", "deploy-gone-", ".deploy-lock"

@@ -16,18 +16,16 @@ import onnx_ir as ir
 from backends.tflite import wide
 from backends.tflite.layout import LACKING, Order, between, own_axes, plain, same_memory, stored_sizes
 from backends.tflite.network import NO_OPTIONS, Flattened, Network, Options, Planned, Setting, Tensor
-from backends.tflite.pixels import quantized_input
 from backends.tflite.reading import (
     TYPES,
     Unsupported,
     activation_of,
     dtype_of,
     params_of,
-    planned_name,
     quantize_of,
     stored_constant,
 )
-from deploy.graph.edit import is_constant, sole_consumer
+from deploy.graph.edit import sole_consumer
 from deploy.graph.qdq import dequantize_array
 from deploy.spec.plan import QuantParams
 
@@ -146,14 +144,14 @@ class Emitter(Network):
     def order(self, value: ir.Value | None) -> Order:
         """How a value that is no constant is stored, but for axes that it lacks."""
         assert value is not None
-        return own_axes(self.tensors[self._of(value)].order)
+        return own_axes(self.tensors[self.tensor_of(value)].order)
 
     def read(self, value: ir.Value | None, order: Order | None = None, *, integer: bool = False) -> int:
         """The tensor of a value in ``order``, as it lies without one; dequantized unless ``integer``."""
         assert value is not None
         if value not in self.carried and stored_constant(value) is not None:
             return self._constant_operand(value, order or plain(len(self.shape(value))), integer)
-        index = self._of(value)
+        index = self.tensor_of(value)
         if not integer and self.tensors[index].params is not None:
             index = self._dequantized(index, value)
         return self.reordered(index, own_axes(self.tensors[index].order) if order is None else order)
@@ -212,7 +210,8 @@ class Emitter(Network):
         name = "bias" if value is None else value.name or "bias"
         return self.add(Tensor(name, (size,), scale.type, (0,), scale, codes.astype(limits.dtype)))
 
-    def _of(self, value: ir.Value) -> int:
+    def tensor_of(self, value: ir.Value) -> int:
+        """The tensor that stands for a value. Raises Unsupported where none does."""
         if value not in self.carried:
             raise Unsupported(f"'{value.name}' is a result that TFLite has no tensor for")
         return self.carried[value]
@@ -364,37 +363,6 @@ class Emitter(Network):
             self._derived[key] = self.inner("DEQUANTIZE", [index], made, version=version)
             self.node = node
         return self._derived[key]
-
-    def quantize(self, node: ir.Node) -> None:
-        """A QuantizeLinear: nothing where its source is stored by its parameters, an operator otherwise."""
-        source, codes = node.inputs[0], node.outputs[0]
-        params = params_of(node)
-        if source is None or params.type not in ("int8", "int16") or params.axis is not None:
-            raise Unsupported("activations are quantized to int8 or int16, with one scale")
-        kept, self.node = self.node, ""
-        pixels = quantized_input(self, source, codes.name or "", params)
-        if pixels is not None:
-            index = pixels
-        else:
-            index = self.carried[source] if source in self.carried else self.read(source, integer=True)
-            tensor = self.tensors[index]
-            if tensor.params != params:
-                made = replace(tensor, name=codes.name or "", dtype=params.type, params=params, data=None)
-                version = 1 if tensor.params is None and params.type == "int8" else 2
-                index = self.inner("QUANTIZE", [index], made, version=version)
-        self.node = kept
-        self.carried[codes] = index
-        name = planned_name(source)
-        self.planned.append(Planned(name, index, partial=(node.name or "").startswith(name + "@")))
-
-    def dequantize(self, node: ir.Node) -> None:
-        """A DequantizeLinear: who reads its result takes the integers, or asks for floats."""
-        codes = node.inputs[0]
-        if is_constant(codes):
-            params_of(node)
-        else:
-            assert codes is not None
-            self.carried[node.outputs[0]] = self._of(codes)
 
     def prune(self) -> dict[int, int]:
         number = super().prune()

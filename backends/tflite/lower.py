@@ -12,6 +12,7 @@ from backends.tflite.emitter import Emitter
 from backends.tflite.layout import plain
 from backends.tflite.network import Tensor
 from backends.tflite.ops import OPERATIONS
+from backends.tflite.ops.quant import dequantize, quantize
 from backends.tflite.reading import TYPES, Unsupported, widens
 from deploy.errors import UnsupportedError
 from deploy.graph.shapes import model_inputs
@@ -106,9 +107,9 @@ def _refused(node: ir.Node, out: Emitter) -> str:
     out.node, out.operation = node.name or "", node.op_type
     try:
         if node.op_type == "QuantizeLinear":
-            out.quantize(node)
+            quantize(node, out)
         elif node.op_type == "DequantizeLinear":
-            out.dequantize(node)
+            dequantize(node, out)
         elif widens(node):
             pass  # who reads it takes the constant
         elif node.op_type not in OPERATIONS or node.domain not in ("", "ai.onnx"):
