@@ -25,8 +25,8 @@ KernelClass = Literal[
 """What a kernel does; `deploy/predict/kernels.py` says which operations are which.
 
 ``convert`` is one change between float and integers with the changes of layout that it brings, ``entry``
-what an input and an output cost on their way into and out of the runtime's own form, ``overhead`` a graph that
-does nothing.
+what an input and an output cost on their way into and out of the runtime's own form, ``overhead`` a graph
+that does nothing.
 """
 
 
