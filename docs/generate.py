@@ -207,7 +207,6 @@ def profile_page() -> str:
         section("runtime.quant, runtime.quant16", profile_spec.QuantRules),
         section("runtime.quant.fixed_output.<op>", profile_spec.FixedOutput),
         section("runtime.sparsity", profile_spec.Sparsity),
-        section("runtime.cost", profile_spec.Cost, array=True),
     )
 
 
@@ -284,7 +283,7 @@ def rules(profile: Profile, runtime: Runtime) -> str:
         "| rule | value |",
         "|---|---|",
     ]
-    lines += stated(runtime, "", ("name", "quant", "quant16", "sparsity", "cost", "source", "date"))
+    lines += stated(runtime, "", ("name", "quant", "quant16", "sparsity", "source", "date"))
     for name, table in (("quant", runtime.quant), ("quant16", runtime.quant16)):
         if table is not None:
             lines += stated(table, f"{name}: ", ("source", "date"))
@@ -297,8 +296,6 @@ def rules(profile: Profile, runtime: Runtime) -> str:
         lines.append(
             "| sparsity: gain | unknown |" if isinstance(gain, str) else f"| sparsity: gain | {told(gain)} |"
         )
-    if runtime.cost:
-        lines.append(f"| cost | {len(runtime.cost)} measured points |")
     return "\n".join(lines)
 
 

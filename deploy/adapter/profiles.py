@@ -1,7 +1,7 @@
 """Finds device profiles: ours in ``profiles/``, anybody's through the entry-point group ``deploy.profiles``.
 
 A profile may inherit once. Its tables then override the parent's key by key, its ``[[runtime]]`` entries
-those of the same name; lists (and with them ``compute`` or ``cost``) are replaced, never joined. A runtime
+those of the same name; lists, ``compute`` among them, are replaced, never joined. A runtime
 with ``like = "android"`` starts from that profile's runtime of the same name.
 """
 

@@ -162,7 +162,6 @@ def _cited(source: str, sources: list[str]) -> str:
 
 
 def _show_runtime(runtime: Runtime, sources: list[str]) -> None:
-    from deploy.bundle.report import figures
     from deploy.cli.terminal import write_facts, write_line
 
     write_line()
@@ -181,7 +180,6 @@ def _show_runtime(runtime: Runtime, sources: list[str]) -> None:
         ("shapes", "fixed" if runtime.static_shapes else "free or fixed"),
         ("fuses", ", ".join(runtime.fuses)),
         ("options", ", ".join(f"{key} = {value}" for key, value in runtime.options.items())),
-        ("measured costs", figures.plural(len(runtime.cost), "point") if runtime.cost else "none"),
     ]
     if runtime.sparsity is not None:
         gain = runtime.sparsity.gain

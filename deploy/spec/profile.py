@@ -1,7 +1,8 @@
-"""What a device can do, as data: precisions, quantization rules, sparsity, memory, runtimes, costs.
+"""What a device can do, as data: precisions, quantization rules, sparsity, memory, runtimes.
 
 Profiles are TOML files in ``profiles/``. Every figure carries its unit, source and date, or is the word
-``unknown``. The rules of a (target, runtime) pair live here and never in code.
+``unknown``. The rules of a (target, runtime) pair live here and never in code. What kernels take on
+one machine is measured there, and lies in an overlay (`deploy/spec/overlay.py`).
 """
 
 from __future__ import annotations
@@ -73,17 +74,6 @@ class Sparsity(Frozen):
     gain: Fact
 
 
-class Cost(Frozen):
-    """One measured point of a cost table: an operation class at a size, in milliseconds."""
-
-    op: str
-    precision: Precision
-    macs: int = Field(ge=0)
-    bytes: int = Field(ge=0)
-    ms: float = Field(gt=0)
-    spread: float = Field(ge=0)
-
-
 class Runtime(Frozen):
     """One way to run a graph on the device. ``name`` is the backend's name.
 
@@ -107,7 +97,6 @@ class Runtime(Frozen):
     quant16: QuantRules | None = None
     sparsity: Sparsity | None = None
     options: dict[str, bool | int | str] = {}
-    cost: tuple[Cost, ...] = ()
     source: str = Field(min_length=1)
     date: date
 

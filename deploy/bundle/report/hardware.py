@@ -97,7 +97,6 @@ def _runtime_facts(runtime: Runtime) -> dict[str, str]:
         "operator set": str(runtime.onnx_opset),
         "what stays float": runtime.around,
         "computed as one kernel": ", ".join(runtime.fuses) or "nothing",
-        "costs measured": f"{len(runtime.cost)} points" if runtime.cost else "none",
     }
 
 

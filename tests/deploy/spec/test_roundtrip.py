@@ -30,7 +30,7 @@ from deploy.spec.manifest import (
 )
 from deploy.spec.measurement import Attempt, BlockTime, Comparison, Conditions, Latency, Measurement
 from deploy.spec.plan import BlockPlan, Plan, QuantParams, TensorPlan, differences
-from deploy.spec.profile import Cost, Figure, Profile, QuantRules, Runtime, Sparsity
+from deploy.spec.profile import Figure, Profile, QuantRules, Runtime, Sparsity
 from deploy.spec.project import Project
 from deploy.spec.recipe import Recipe
 from deploy.spec.tensors import Normalisation, TensorSpec
@@ -85,7 +85,6 @@ PROFILE = Profile(
             fuses=("Conv+Relu",),
             quant=QuantRules(activation="uint8", compute=("Conv",), source="docs", date=TODAY),
             sparsity=Sparsity(pattern="2:4", axis=1, gain="unknown"),
-            cost=(Cost(op="conv3x3", precision="int8", macs=1, bytes=2, ms=0.1, spread=0.0),),
             source="docs",
             date=TODAY,
         ),
