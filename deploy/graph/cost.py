@@ -58,7 +58,7 @@ def node_costs(model: ir.Model, batch: int = 1) -> list[NodeCost]:
             NodeCost(
                 node=node.name or "",
                 op=node.op_type,
-                macs=_macs(node, batch),
+                macs=macs_of(node, batch),
                 parameters=parameters,
                 weight_bytes=weight_bytes,
                 activation_bytes=_total(moved),
@@ -77,12 +77,12 @@ def macs(model: ir.Model, batch: int = 1) -> int | None:
     >>> macs(model)
     6
     """
-    return _total([_macs(node, batch) for node in model.graph])
+    return _total([macs_of(node, batch) for node in model.graph])
 
 
 def uncounted(model: ir.Model, batch: int = 1) -> tuple[str, ...]:
     """The nodes whose MACs cannot be said, by name: free sizes, custom operations, bodies that compute."""
-    return tuple(node.name or "" for node in model.graph if _macs(node, batch) is None)
+    return tuple(node.name or "" for node in model.graph if macs_of(node, batch) is None)
 
 
 def parameters(model: ir.Model) -> int:
@@ -274,7 +274,9 @@ class _UnknownShapeError(Exception):
     """A shape that a count needs is free or unknown."""
 
 
-def _macs(node: ir.Node, batch: int) -> int | None:
+def macs_of(node: ir.Node, batch: int = 1) -> int | None:
+    """MACs of one node, None where a size that they depend on is free, or the operation is not ONNX's own."""
+
     def shape(value: ir.Value | None) -> Shape:
         known = None if value is None else static_shape(value, batch)
         if known is None:

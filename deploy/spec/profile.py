@@ -79,9 +79,11 @@ class Runtime(Frozen):
 
     ``fuses`` lists operation chains, written ``Conv+Add+Relu``, that the runtime computes as one kernel:
     nothing is quantized between their members; ``MatMul+Bias`` is a product and the Add of one constant for
-    each column behind it. ``around`` is the type of what stays float. ``forms`` are the precisions that it
-    has besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules in ``quant16``;
-    ``dynamic`` for the operations in ``rounds``, which round activations while running.
+    each column behind it. ``fuses_float`` lists those that only floats have, ``absorbs`` the operations and
+    kernel classes whose float kernels take in everything elementwise behind them: these say what a graph will
+    take, not where it is quantized. ``around`` is the type of what stays float. ``forms`` are the precisions
+    that it has besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules in
+    ``quant16``; ``dynamic`` for the operations in ``rounds``, which round activations while running.
     """
 
     name: str
@@ -89,6 +91,8 @@ class Runtime(Frozen):
     onnx_opset: int = Field(ge=7)
     around: Literal["float32", "float16", "bfloat16"] = "float32"
     fuses: tuple[str, ...] = ()
+    fuses_float: tuple[str, ...] = ()
+    absorbs: tuple[str, ...] = ()
     static_shapes: bool = False
     align: int = Field(default=1, ge=1)
     forms: tuple[Precision, ...] = ()

@@ -1,0 +1,322 @@
+"""What a runtime runs as one: the kernels of a graph under a plan, with what their cost depends on.
+
+A kernel is a node with the neighbours that the runtime computes along with it: the profile lists those chains
+for integers (``fuses``) and for floats (``fuses_float``), and the operations whose float kernels take in
+whatever elementwise comes behind them (``absorbs``). What only names or views its data costs nothing. Between
+what is made as floats and read as integers, or the other way round, stands a change of form, a kernel too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from deploy.graph.blocks import ACTIVATION, reads
+from deploy.graph.cost import macs_of
+from deploy.graph.edit import constant_tensor, is_constant, sole_consumer
+from deploy.graph.shapes import static_shape
+from deploy.spec.overlay import KernelClass
+from deploy.spec.plan import TensorPlan
+from deploy.spec.profile import Runtime
+from deploy.spec.tensors import Precision
+
+# fmt: off
+_VIEWS = frozenset((
+    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Shape", "Size", "Constant",
+    "ConstantOfShape", "QuantizeLinear", "DequantizeLinear",
+))
+"""They cost nothing: views of their input, sizes. Pairs are counted as changes of form."""
+_CHEAP = frozenset((
+    "Relu", "Clip", "LeakyRelu", "PRelu", "ThresholdedRelu", "Neg", "Abs", "Floor", "Ceil", "Round", "Sign",
+    "Not", "Cast", "Reciprocal", "Sqrt",
+))
+_HARD = frozenset(("HardSwish", "HardSigmoid"))
+_TWO_OPERANDS = frozenset((
+    "Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "Mean", "Pow", "Mod", "Where", "And", "Or", "Xor",
+    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "BatchNormalization", "PRelu",
+))
+_CLASSES: dict[str, KernelClass] = {
+    "ConvTranspose": "transposed", "Gemm": "gemm", "LSTM": "recurrent", "GRU": "recurrent",
+    "RNN": "recurrent",
+    "Einsum": "batched", "Attention": "batched", "Transpose": "transpose", "Concat": "concat",
+    "Resize": "resize", "Upsample": "resize",
+    **dict.fromkeys(_TWO_OPERANDS, "elementwise"), **dict.fromkeys(_CHEAP, "activation"),
+    **dict.fromkeys(_HARD, "hard"),
+    **dict.fromkeys(("Exp", "Log", "Erf", "Sin", "Cos", "Tan", "Swish", *(
+        ACTIVATION - _CHEAP - _HARD)), "transcendental"),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), "softmax"),
+    **dict.fromkeys((
+        "LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization",
+        "LpNormalization", "MeanVarianceNormalization", "LRN", "SkipLayerNormalization",
+    ), "norm"),
+    **dict.fromkeys((
+        "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "ReduceMean", "ReduceSum", "ReduceMax",
+        "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceSumSquare", "ReduceLogSumExp", "ArgMax",
+        "ArgMin", "TopK", "CumSum",
+    ), "reduce"),
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool", "MaxUnpool"), "pool"),
+}
+# fmt: on
+_JOINS = frozenset(op for op, kind in _CLASSES.items() if kind in ("elementwise", "activation", "hard")) | (
+    frozenset(op for op, kind in _CLASSES.items() if kind == "transcendental")
+)
+"""What a kernel that absorbs takes in."""
+_LARGEST_ALIGN = 64
+_STEM = 4
+"""Images have up to four channels, and convolutions of these have kernels of their own."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """``nodes`` by name, the one that gives it its class first; those of a change of form are the readers.
+
+    ``macs``, ``bytes``, ``depth`` and ``align`` as in `deploy/spec/overlay.py`.
+    """
+
+    op: KernelClass
+    precision: Precision
+    nodes: tuple[str, ...]
+    macs: int
+    bytes: int
+    depth: int = 1
+    align: int = 1
+
+
+class UnknownSizeError(Exception):
+    """A size that a cost depends on is free; ``node`` is where."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(node)
+        self.node = node
+
+
+def kernels(
+    model: ir.Model, tensors: Mapping[str, TensorPlan], runtime: Runtime, batch: int = 1
+) -> list[Kernel]:
+    """The kernels of a float graph when ``tensors`` are quantized, in graph order, changes of form last.
+
+    Raises UnknownSizeError where a size other than the batch is free.
+    """
+    graph = _Formed(model, tensors, runtime, batch)
+    chains: list[list[ir.Node]] = []
+    taken: set[ir.Node] = set()
+    for node in model.graph:
+        if node in taken or node.op_type in _VIEWS or not _computes(node):
+            continue
+        chains.append(graph.chain(node))
+        taken.update(chains[-1])
+    return [graph.kernel(chain) for chain in chains] + list(graph.conversions(chains))
+
+
+def class_of(node: ir.Node) -> KernelClass:
+    """The kernel class of one node; ``move`` for what only carries data about, and for the unknown."""
+    if node.op_type == "Conv":
+        return _convolution(node)
+    if node.op_type == "MatMul":
+        return "gemm" if len(node.inputs) > 1 and is_constant(node.inputs[1]) else "batched"
+    return _CLASSES.get(node.op_type, "move")
+
+
+def _convolution(node: ir.Node) -> KernelClass:
+    weight = node.inputs[1]
+    shape = None if weight is None else static_shape(weight)
+    groups = node.attributes.get_int("group", 1)
+    if shape is None:
+        return "conv"
+    per_group, kernel = shape[1], math.prod(shape[2:])
+    if groups > 1:
+        return "depthwise" if per_group == 1 else "grouped"
+    if per_group <= _STEM:
+        return "stem"
+    return "pointwise" if kernel == 1 else "conv"
+
+
+def _computes(node: ir.Node) -> bool:
+    """Whether a node works on data: arithmetic on sizes and indices is done once, or in no time."""
+    result = node.outputs[0] if node.outputs else None
+    if result is None or result.dtype is None:
+        return True
+    return result.dtype.is_floating_point() or any(
+        v is not None and not is_constant(v) and v.dtype is not None and v.dtype.is_floating_point()
+        for v in node.inputs
+    )
+
+
+class _Formed:
+    """A graph whose values are integers where a plan says so."""
+
+    def __init__(
+        self, model: ir.Model, tensors: Mapping[str, TensorPlan], runtime: Runtime, batch: int
+    ) -> None:
+        self.model, self.tensors, self.runtime, self.batch = model, tensors, runtime, batch
+        self.integer = {tuple(chain.split("+")) for chain in runtime.fuses}
+        self.float = self.integer | {tuple(chain.split("+")) for chain in runtime.fuses_float}
+        wide = runtime.quant is not None and runtime.quant.activation == "int16"
+        self.integers: Precision = "w8a16" if wide else "int8"
+
+    def reads_codes(self, value: ir.Value, reader: ir.Node) -> bool:
+        """Whether ``reader`` gets the value as integers."""
+        plan = self.tensors.get(value.name or "")
+        return plan is not None and (not plan.readers or (reader.name or "") in plan.readers)
+
+    def in_integers(self, node: ir.Node) -> bool:
+        """Whether a node computes on codes: all data that it reads come so."""
+        rules = self.runtime.quant
+        if rules is None or node.op_type not in (*rules.compute, *rules.forward, *rules.unify):
+            return False
+        data = [v for v in node.inputs if v is not None and not is_constant(v)]
+        weights = [v for v in node.inputs[1:2] if v is not None and is_constant(v)]
+        computes = node.op_type in rules.compute and node.op_type in (
+            "Conv",
+            "ConvTranspose",
+            "Gemm",
+            "MatMul",
+        )
+        if computes and weights and (weights[0].name or "") not in self.tensors:
+            return False
+        return bool(data) and all(
+            self.reads_codes(v, node) for v in data[: 1 if computes and weights else None]
+        )
+
+    def chain(self, head: ir.Node) -> list[ir.Node]:
+        """``head`` with what follows it in the same kernel."""
+        integer = self.in_integers(head)
+        patterns = self.integer if integer else self.float
+        nodes, best = [head], 1
+        absorbs = not integer and (
+            head.op_type in self.runtime.absorbs or (class_of(head) in self.runtime.absorbs)
+        )
+        while True:
+            kinds = tuple(n.op_type for n in nodes)
+            if kinds in patterns:
+                best = len(nodes)
+            following = sole_consumer(nodes[-1].outputs[0])
+            if following is None or (integer and self.reads_codes(nodes[-1].outputs[0], following)):
+                return nodes[:best]
+            if absorbs and following.op_type in _JOINS and not self.in_integers(following):
+                nodes.append(following)
+                best = len(nodes)
+                continue
+            if not any(p[: len(kinds)] == kinds and len(p) > len(kinds) for p in patterns):
+                return nodes[:best]
+            nodes.append(following)
+
+    def kernel(self, chain: list[ir.Node]) -> Kernel:
+        head = chain[0]
+        integer = self.in_integers(head)
+        count = [macs_of(node, self.batch) for node in chain]
+        if None in count:
+            raise UnknownSizeError(head.name or "")
+        made = {out for node in chain[:-1] for out in node.outputs}
+        moved = 0
+        seen: set[ir.Value] = set()
+        for node in chain:
+            for value in reads(node):
+                if value in made or value in seen:
+                    continue
+                seen.add(value)
+                moved += self._bytes(value, integer and (is_constant(value) or self.reads_codes(value, node)))
+        for value in chain[-1].outputs:
+            if value.name:
+                plan = self.tensors.get(value.name)
+                moved += self._bytes(value, integer and plan is not None and not plan.readers)
+        return Kernel(
+            op=class_of(head),
+            precision=self.integers if integer else self.runtime.float_precision,
+            nodes=tuple(node.name or "" for node in chain),
+            macs=sum(c or 0 for c in count),
+            bytes=moved,
+            depth=max(1, self._depth(head)),
+            align=self._align(head),
+        )
+
+    def conversions(self, chains: list[list[ir.Node]]) -> Iterator[Kernel]:
+        """A change of form for every value that is made in one and read in the other.
+
+        Not at the graph's ends: there it is part of getting in and out.
+        """
+        kernel_of = {node: chain[0] for chain in chains for node in chain}
+        for node in self.model.graph:
+            source = _behind_views(node)
+            if source is None or source not in kernel_of:
+                continue
+            for value in node.outputs:
+                made = self.in_integers(kernel_of[source]) and (value.name or "") in self.tensors
+                readers = [
+                    reader
+                    for reader in value.consumers()
+                    if reader in kernel_of
+                    and kernel_of[reader] is not kernel_of[source]
+                    and made != (self.in_integers(kernel_of[reader]) and self.reads_codes(value, reader))
+                ]
+                if readers:
+                    size = math.prod(self._shape(value, node))
+                    names = tuple(reader.name or "" for reader in readers)
+                    yield Kernel("convert", self.integers, names, macs=0, bytes=5 * size)
+
+    def _shape(self, value: ir.Value | None, node: ir.Node) -> tuple[int, ...]:
+        shape = None if value is None else static_shape(value, self.batch)
+        if shape is None:
+            raise UnknownSizeError(node.name or "")
+        return shape
+
+    def _bytes(self, value: ir.Value, integer: bool) -> int:
+        tensor = constant_tensor(value)
+        if tensor is not None:
+            plan = self.tensors.get(value.name or "")
+            each = 4.0 if plan is not None and plan.origin == "bias" else 1.0 if plan is not None else 0.0
+            return math.ceil(tensor.size * each) if each else int(tensor.nbytes)
+        shape = static_shape(value, self.batch)
+        if shape is None or value.dtype is None:
+            producer = value.producer()
+            raise UnknownSizeError((producer.name if producer is not None else value.name) or "")
+        wide = 2 if self.integers == "w8a16" else 1
+        floats = 4 if self.runtime.around == "float32" else 2
+        each = wide if integer else floats if value.dtype.is_floating_point() else value.dtype.itemsize
+        return math.ceil(math.prod(shape) * each)
+
+    def _depth(self, node: ir.Node) -> int:
+        """How many products or numbers become one."""
+        kind = class_of(node)
+        if kind in ("conv", "pointwise", "depthwise", "grouped", "stem"):
+            return math.prod(self._shape(node.inputs[1], node)[1:])
+        if kind == "transposed":
+            weight = self._shape(node.inputs[1], node)
+            return weight[0] * math.prod(weight[2:]) // node.attributes.get_int("group", 1)
+        if kind in ("gemm", "batched") and node.op_type in ("Gemm", "MatMul"):
+            left = self._shape(node.inputs[0], node)
+            return left[0 if node.attributes.get_int("transA", 0) else -1]
+        if kind == "recurrent":
+            return self._shape(node.inputs[2], node)[-1]
+        if kind == "pool":
+            return math.prod(node.attributes.get_ints("kernel_shape", (1,)))
+        if kind in ("softmax", "norm"):
+            shape = self._shape(node.inputs[0], node)
+            return shape[-1] if len(shape) < 4 else math.prod(shape[2:])
+        if kind == "reduce":
+            before, after = (math.prod(self._shape(v, node)) for v in (node.inputs[0], node.outputs[0]))
+            return before // max(1, after)
+        return 1
+
+    def _align(self, node: ir.Node) -> int:
+        """The largest power of two that divides the channels on both sides."""
+        kind = class_of(node)
+        if kind in ("conv", "pointwise", "depthwise", "grouped", "transposed", "stem"):
+            read, made = (self._shape(v, node) for v in (node.inputs[0], node.outputs[0]))
+            sizes = [made[1]] if kind == "stem" else [read[1], made[1]]
+        elif kind in ("gemm", "batched") and node.op_type in ("Gemm", "MatMul"):
+            sizes = [self._depth(node), self._shape(node.outputs[0], node)[-1]]
+        else:
+            return 1
+        return min(_LARGEST_ALIGN, *(size & -size for size in sizes)) or 1
+
+
+def _behind_views(node: ir.Node | None) -> ir.Node | None:
+    """The node that makes what a chain of views shows; None where that is an input of the graph."""
+    while node is not None and node.op_type in _VIEWS:
+        value = node.inputs[0] if node.inputs else None
+        node = None if value is None else value.producer()
+    return node
