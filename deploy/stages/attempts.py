@@ -13,7 +13,7 @@ from deploy.spec.tensors import Precision
 from deploy.stages.contest import GIVEN, Entrant, Race
 from deploy.stages.job import Job
 
-_SMALLEST_FIRST: tuple[Precision, ...] = ("w4", "int8", "w8a16", "dynamic", "w8", "fp16", "bf16")
+_SMALLEST_FIRST: tuple[Precision, ...] = ("w4", "int8", "fp8", "w8a16", "dynamic", "w8", "fp16", "bf16")
 _AROUND: tuple[Precision, ...] = ("float", "fp16", "bf16")
 
 
