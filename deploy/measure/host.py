@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from deploy.spec.overlay import Machine
+
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _MAC_FEATURES = {
     "avx2": "avx2",
@@ -37,6 +39,25 @@ class Host:
     cores: int
     features: frozenset[str]
     memory_bytes: int
+
+
+_KERNELS = frozenset((
+    "sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx_vnni_int8", "avx_ne_convert",
+    "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
+    "asimd", "neon", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme", "sme2",
+))  # fmt: skip
+"""The CPU features that runtimes choose their kernels by, among the hundred that a CPU lists."""
+
+
+def this_machine(device: str = "") -> Machine:
+    """What measurements taken here belong to; ``device`` is the accelerator's name where it was measured.
+
+    A newer kernel lists more flags of the same CPU: only those by which kernels are chosen count.
+    """
+    here = host()
+    features = tuple(sorted(here.features & _KERNELS))
+    return Machine(cpu=here.cpu, arch=here.arch, features=features, cores=here.cores, device=device)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -49,12 +50,14 @@ def parse(
 ) -> DocumentT:
     """Read a JSON document of type ``kind``; ``origin`` names it in messages.
 
-    Raises ``error`` with the offending key where the text is not such a document.
+    Raises ``error`` with the line and the offending key where the text is not such a document.
     """
     try:
         return kind.model_validate_json(text)
     except ValidationError as e:
-        raise error(f"{origin}: {_first_problem(e)}", hint=_schema_hint(e)) from e
+        line = line_in_json(text, e.errors()[0]["loc"])
+        where = f"{origin}:{line}" if line else str(origin)
+        raise error(f"{where}: {_first_problem(e)}", hint=_schema_hint(e)) from e
 
 
 def parse_toml(kind: type[DocumentT], text: str, *, origin: Path | str) -> DocumentT:
@@ -90,6 +93,61 @@ def _schema_hint(error: ValidationError) -> str:
     if any(e["type"] == "extra_forbidden" for e in error.errors()):
         return "remove the key, or look up its spelling in the documents, under Reference"
     return "correct the value of that key"
+
+
+def line_in_json(text: str, location: Sequence[int | str]) -> int | None:
+    """The line, from 1, of the value that ``location`` (keys, numbers of items) leads to in JSON ``text``.
+
+    Of what is not there (a missing key, the tag of a union) that of the deepest part which is. None where
+    nothing of it is, or the text is no JSON.
+
+    >>> line_in_json('{"points": [\\n  1,\\n  "two"\\n]}', ("points", 1))
+    3
+    """
+    found, position = None, 0
+    try:
+        for part in location:
+            inner = dict(_members(text, position))
+            if part in inner:
+                found = position = inner[part]
+    except (ValueError, RecursionError):
+        return None
+    return None if found is None else text.count("\n", 0, found) + 1
+
+
+_BLANK = re.compile(r"[ \t\n\r]*")
+
+
+def _members(text: str, position: int) -> Iterator[tuple[int | str, int]]:
+    """What an object or array holds: keys, or numbers from 0, and where their values begin."""
+    decoder = json.JSONDecoder()
+
+    def past(sign: str, position: int) -> int:
+        position = past_blank(position)
+        if text[position : position + 1] != sign:
+            raise ValueError(f"no {sign} at {position}")
+        return past_blank(position + 1)
+
+    def past_blank(position: int) -> int:
+        blank = _BLANK.match(text, position)
+        return blank.end() if blank else position
+
+    position = past_blank(position)
+    opened = text[position : position + 1]
+    if opened not in ("{", "["):
+        return
+    position, number = past(opened, position), 0
+    while text[position : position + 1] not in ("}", "]"):
+        key: int | str = number
+        if opened == "{":
+            key, position = decoder.raw_decode(text, position)
+            position = past(":", position)
+        yield key, position
+        _, position = decoder.raw_decode(text, position)
+        position = past_blank(position)
+        if text[position : position + 1] == ",":
+            position = past(",", position)
+        number += 1
 
 
 def _line_of(text: str, location: tuple[int | str, ...]) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from deploy.spec.document import SCHEMA, Frozen
 from deploy.spec.profile import Figure
@@ -29,6 +29,10 @@ what an input and an output cost on their way into and out of the runtime's own 
 that does nothing.
 """
 
+_MOST = 2**62
+"""Of anything counted: files come from elsewhere, and a float holds it."""
+_LONGEST_MS = 1e7
+
 
 class Cost(Frozen):
     """One measured point: the milliseconds that a kernel of a class takes at a size, in a chain of its like.
@@ -41,11 +45,11 @@ class Cost(Frozen):
 
     op: KernelClass
     precision: Precision
-    macs: int = Field(ge=0)
-    bytes: int = Field(ge=0)
-    depth: int = Field(default=1, ge=1)
-    align: int = Field(default=1, ge=1)
-    ms: float = Field(ge=0)
+    macs: int = Field(ge=0, le=_MOST)
+    bytes: int = Field(ge=0, le=_MOST)
+    depth: int = Field(default=1, ge=1, le=_MOST)
+    align: int = Field(default=1, ge=1, le=_MOST)
+    ms: float = Field(ge=0, le=_LONGEST_MS)
     spread: float = Field(ge=0)
     shape: str = ""
 
@@ -64,7 +68,7 @@ class RuntimeCosts(Frozen):
 
     name: str
     version: str
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=1024)
     settings: dict[str, bool | int | str] = {}
     cost: tuple[Cost, ...]
     failures: tuple[Failure, ...] = ()
@@ -76,7 +80,7 @@ class Machine(Frozen):
     cpu: str
     arch: str
     features: tuple[str, ...]
-    cores: int = Field(ge=1)
+    cores: int = Field(ge=1, le=2**20)
     device: str = ""
     """The accelerator that was measured, where it was not the CPU."""
 
@@ -97,7 +101,14 @@ class Overlay(Frozen):
     seconds: float = Field(ge=0)
     noise: float = Field(ge=0)
     facts: dict[str, Figure] = {}
-    runtime: tuple[RuntimeCosts, ...]
+    runtime: tuple[RuntimeCosts, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _runtimes_differ(self) -> Overlay:
+        names = [runtime.name for runtime in self.runtime]
+        if len(set(names)) != len(names):
+            raise ValueError("a runtime stands there twice")
+        return self
 
     def runtime_named(self, name: str) -> RuntimeCosts | None:
         """The points of that runtime, None where it was not measured."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from deploy.errors import UsageError
 from deploy.spec.artifact import Artifact, Verdict
-from deploy.spec.document import digest, parse, parse_toml, render
+from deploy.spec.document import digest, line_in_json, parse, parse_toml, render
 from deploy.spec.finetune import Augment, Distill, FeaturePair, Finetune
 from deploy.spec.manifest import (
     CalibrationInfo,
@@ -29,6 +30,7 @@ from deploy.spec.manifest import (
     Verification,
 )
 from deploy.spec.measurement import Attempt, BlockTime, Comparison, Conditions, Latency, Measurement
+from deploy.spec.overlay import Cost, Failure, Machine, Overlay, RuntimeCosts
 from deploy.spec.plan import BlockPlan, Plan, QuantParams, TensorPlan, differences
 from deploy.spec.profile import Figure, Profile, QuantRules, Runtime, Sparsity
 from deploy.spec.project import Project
@@ -170,10 +172,36 @@ RECIPE = Recipe(
     )
 )
 
+OVERLAY = Overlay(
+    profile="x86-vnni",
+    machine=Machine(cpu="Some CPU", arch="x86_64", features=("avx2", "fma"), cores=8),
+    date=TODAY,
+    command="deploy profile",
+    seconds=210.5,
+    noise=0.03,
+    facts={"bandwidth": Figure(value=21.5, unit="GB/s", source="measured", date=TODAY)},
+    runtime=(
+        RuntimeCosts(
+            name="ort",
+            version="1.31.1",
+            threads=1,
+            settings={"streams": 1},
+            cost=(
+                Cost(
+                    op="conv", precision="int8", macs=2**40, bytes=2**33, depth=288, align=32, ms=0.0195,
+                    spread=0.001, shape="3x3, 32 channels, 56 x 56",
+                ),
+                Cost(op="overhead", precision="float", macs=0, bytes=0, ms=0, spread=0.1),
+            ),
+            failures=(Failure(op="norm", precision="int8", shape="768", reason="no integer kernel"),),
+        ),
+    ),
+)  # fmt: skip
+
 
 @pytest.mark.parametrize(
     "document",
-    [INPUT, ARTIFACT, PLAN, PROFILE, MANIFEST, MEASUREMENTS, LOCK, VERDICT, PROJECT, RECIPE],
+    [INPUT, ARTIFACT, PLAN, PROFILE, MANIFEST, MEASUREMENTS, LOCK, VERDICT, PROJECT, RECIPE, OVERLAY],
     ids=lambda d: type(d).__name__,
 )
 def test_round_trip_is_exact(document: BaseModel) -> None:
@@ -184,7 +212,7 @@ def test_round_trip_is_exact(document: BaseModel) -> None:
     assert digest(back) == digest(document)
 
 
-@pytest.mark.parametrize("document", [PLAN, PROFILE, MANIFEST, MEASUREMENTS, LOCK, PROJECT])
+@pytest.mark.parametrize("document", [PLAN, PROFILE, MANIFEST, MEASUREMENTS, LOCK, PROJECT, OVERLAY])
 def test_another_schema_and_unknown_keys_are_refused(document: BaseModel) -> None:
     data: dict[str, Any] = document.model_dump(mode="json", by_alias=True)
     with pytest.raises(ValidationError):
@@ -289,3 +317,80 @@ def test_a_malformed_project_names_line_and_key(text: str, expected: str) -> Non
         parse_toml(Project, text, origin="deploy.toml")
     assert expected in error.value.message
     assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("macs", 10**400), ("macs", -1), ("bytes", 2.5), ("ms", float("nan")), ("ms", float("inf")),
+        ("ms", 1e300), ("spread", -0.1), ("depth", 0), ("op", "convolution"), ("precision", "fp4"),
+    ],
+)  # fmt: skip
+def test_costs_that_nobody_could_have_measured_are_refused(key: str, value: object) -> None:
+    cost = OVERLAY.runtime[0].cost[0].model_dump()
+    with pytest.raises(ValidationError, match=key):
+        Cost.model_validate(cost | {key: value})
+
+
+def test_an_overlay_has_each_runtime_once_and_one_at_least() -> None:
+    for runtimes in ((), OVERLAY.runtime * 2):
+        with pytest.raises(ValidationError, match="runtime"):
+            Overlay.model_validate(OVERLAY.model_dump(by_alias=True) | {"runtime": runtimes})
+    assert OVERLAY.runtime_named("ort") is OVERLAY.runtime[0]
+    assert OVERLAY.runtime_named("tflite") is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found", "said"),
+    [
+        ('"ms": 0.0195', '"ms": "slow"', '"ms": "slow"', "'runtime.0.cost.0.ms'"),
+        ('"align": 32', '"aligned": 32', '"aligned"', "unknown key 'runtime.0.cost.0.aligned'"),
+        ('"precision": "int8",\n', "\n", '"op": "conv"', "'runtime.0.cost.0.precision': Field required"),
+        ('"cores": 8', '"cores": 0', '"cores"', "'machine.cores'"),
+    ],
+)
+def test_malformed_json_is_told_with_line_and_key(before: str, after: str, found: str, said: str) -> None:
+    text = render(OVERLAY)
+    assert before in text
+    broken = text.replace(before, after, 1)
+    line = next(i for i, shown in enumerate(broken.splitlines(), 1) if found in shown)
+    if "required" in said:
+        line -= 1  # where the table begins that lacks it
+    with pytest.raises(UsageError) as caught:
+        parse(Overlay, broken, origin="o.json")
+    assert caught.value.message.startswith(f"o.json:{line}: ")
+    assert said in caught.value.message
+
+
+def test_what_is_no_json_is_told_with_its_line() -> None:
+    with pytest.raises(UsageError, match="at line 3"):
+        parse(Overlay, '{\n"schema": 1\n"profile": 2}', origin="o.json")
+
+
+@given(st.recursive(
+    st.none() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+), st.integers(0, 8))  # fmt: skip
+def test_every_value_is_found_on_its_line(value: object, indent: int) -> None:
+    text = json.dumps(value, indent=indent)
+
+    def check(value: object, location: tuple[str | int, ...]) -> None:
+        inner = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
+        for key, member in inner:
+            line = line_in_json(text, (*location, key))
+            assert line is not None
+            first = json.dumps(member, indent=indent).splitlines()[0]
+            assert first in text.splitlines()[line - 1]
+            check(member, (*location, key))
+
+    check(value, ())
+
+
+def test_where_there_is_no_such_value_there_is_no_line() -> None:
+    assert line_in_json("{", ("a",)) is None
+    assert line_in_json('{"a" 1}', ("a",)) is None
+    assert line_in_json("7", ("a",)) is None
+    assert line_in_json('{\n"a": {}}', ("a", "b")) == 2
+    assert line_in_json("[" * 100_000, (0, 0)) is None
