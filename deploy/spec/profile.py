@@ -46,6 +46,9 @@ class QuantRules(Frozen):
     output shares its input's parameters; ``unify`` operations all of whose operands share one set.
     ``pair_moved``: what they move needs a pair behind them too, so that the runtime sees integers go through.
     ``per_tensor``: operations whose weights have one scale where others have one for each channel.
+    ``pairs``: how products of uint8 and int8 are added two by two in 16 bits that saturate, as CPUs without
+    8-bit dot products do: ``running`` over all that is summed, or ``by-four`` channels at a time
+    (`quantize/saturation.py`); ``exact`` where nothing saturates.
     """
 
     activation: Literal["int8", "uint8", "int16"]
@@ -61,6 +64,7 @@ class QuantRules(Frozen):
     forward: tuple[str, ...] = ()
     unify: tuple[str, ...] = ()
     pair_moved: bool = True
+    pairs: Literal["exact", "running", "by-four"] = "exact"
     fixed_output: dict[str, FixedOutput] = {}
     source: str = Field(min_length=1)
     date: date
