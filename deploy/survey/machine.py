@@ -1,0 +1,207 @@
+"""The figures of the machine that runs this: what its files say of it, and what it reaches.
+
+Keys of the facts, each left out where the system does not tell:
+
+cores, physical_cores, threads_per_core, cpu_quota     what this process may use
+memory                                                 GiB that this process may use
+isa                                                    flags that runtimes choose kernels by
+l1d, l2, l3, and <name>_shared_by                      KiB; how many logical processors have one together
+clock_nominal, clock_max, governor                     what files say, MHz
+clock_effective                                        MHz counted while measuring
+temperature, temperature_after, throttled              degrees Celsius; held back while measuring
+read_<level>, copy_<level>, update_<level>             GB/s of one thread; levels l1, l2, l3, memory
+read_<level>_all ...                                   the same of all threads together
+gemm_float, gemm_float_all                             GFLOP/s of a product of 768x768 matrices in float32
+load, noise                                            of the last minute for each core; 95th percentile over
+                                                       median of the same work done again and again meanwhile
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import date
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.execute.reference import Session, open_graph
+from deploy.measure.host import host
+from deploy.spec.overlay import Machine
+from deploy.spec.profile import Figure
+from deploy.survey import readings
+from deploy.survey.bandwidth import KERNELS, bandwidth, levels
+from deploy.survey.clock import effective_clock
+
+FLAGS = (
+    "sse4_1", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx_vnni_int8", "avx_ne_convert",
+    "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
+    "neon", "asimd", "fphp", "asimdhp", "asimddp", "asimdfhm", "i8mm", "bf16",
+    "sve", "sve2", "svei8mm", "svebf16", "sme", "sme2",
+)  # fmt: skip
+"""As Linux spells them, x86 and then ARM; what else a processor has is no runtime's concern."""
+_SIDE, _SIDE_QUICK, _SIDE_FIXED = 768, 512, 192
+_ROUNDS, _ROUNDS_QUICK = 11, 5
+_FIXED_RUNS = 25
+"""Runs of the fixed work between two measurements."""
+
+
+def fingerprint() -> Machine:
+    """What an overlay belongs to: this machine, by what decides which kernels a runtime takes."""
+    found = host()
+    features = tuple(flag for flag in FLAGS if flag in found.features)
+    return Machine(cpu=found.cpu, arch=found.arch, features=features, cores=found.cores)
+
+
+def machine_facts(*, quick: bool, threads: int) -> dict[str, Figure]:
+    """The figures of this machine; ``_all`` are by ``threads`` threads, left out where that is one.
+
+    Takes 3 to 8 seconds, ``quick`` 1 to 3. Nothing fails where files are hidden: their facts are missing.
+    """
+    today = date.today()
+    before = readings.read_files(changing=True)
+    facts, caches = _said(today)
+    measured = _Measured(today, _ROUNDS_QUICK if quick else _ROUNDS)
+    memory = host().memory_bytes
+    counts = [(1, "")] + ([(threads, "_all")] if threads > 1 else [])
+    with ExitStack() as stack:
+        fixed = stack.enter_context(_gemm(_SIDE_FIXED, 1))
+        watch = _Watch(_product(fixed, _SIDE_FIXED))
+        watch.look()
+        measured.put_clock()
+        for count, suffix in counts:
+            for level in levels(caches, memory, count, quick=quick):
+                for kernel in KERNELS:
+                    measured.put_bandwidth(f"{kernel}_{level.name}{suffix}", kernel, level.size, count)
+                watch.look()
+            measured.put_gemm(f"gemm_float{suffix}", _SIDE_QUICK if quick else _SIDE, count)
+            watch.look()
+        measured.put_clock()
+    facts |= measured.facts
+    facts["noise"] = watch.noise(today)
+    facts |= _heat(before, readings.read_files(changing=True), today)
+    return facts
+
+
+def _said(today: date) -> tuple[dict[str, Figure], list[readings.Cache]]:
+    """What the system tells, and its caches."""
+    found = host()
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    said = f"{platform.system()}, what this process may use"
+    facts = {
+        "cores": Figure(value=found.cores, unit="logical processors", source=said, date=today),
+        "memory": Figure(value=round(found.memory_bytes / 2**30, 2), unit="GiB", source=said, date=today),
+    }
+    flags = " ".join(flag for flag in FLAGS if flag in found.features)
+    if flags:
+        source = "/proc/cpuinfo" if platform.system() == "Linux" else "sysctl hw.optional machdep.cpu"
+        facts["isa"] = Figure(value=flags, unit="flags", source=source, date=today)
+    files, mac = readings.read_files(), readings.sysctl()
+    caches = readings.mac_caches(mac) or readings.caches(files, usable)
+    facts |= readings.core_facts(files, usable, today) | readings.mac_core_facts(mac, today)
+    facts |= readings.cache_facts(caches, today)
+    facts |= readings.clock_facts(files, usable, today)
+    load = files.get("/proc/loadavg", "").split()[:1]
+    if load:
+        each = round(float(load[0]) / found.cores, 2)
+        facts["load"] = Figure(value=each, unit="running for each core", source="/proc/loadavg", date=today)
+    return facts, caches
+
+
+def _heat(before: readings.Files, after: readings.Files, today: date) -> dict[str, Figure]:
+    facts = {}
+    for name, files in (("temperature", before), ("temperature_after", after)):
+        hottest = readings.temperature(files)
+        if hottest is not None:
+            facts[name] = Figure(value=hottest[0], unit="degrees Celsius", source=hottest[1], date=today)
+    held = readings.throttled(before, after)
+    if held is not None:
+        facts["throttled"] = Figure(value=held[0], unit="while measuring", source=held[1], date=today)
+    return facts
+
+
+class _Measured:
+    """Facts as they are measured, each with how and with what spread."""
+
+    def __init__(self, today: date, rounds: int) -> None:
+        self.facts: dict[str, Figure] = {}
+        self._today, self._rounds = today, rounds
+
+    def put_clock(self) -> None:
+        """The faster of two looks, if there are two: before a processor is warm it may be slow."""
+        found = effective_clock(10 * self._rounds)
+        known = self.facts.get("clock_effective")
+        if found is not None and (known is None or found[0] > float(known.value)):
+            self._put("clock_effective", found[0], "MHz", "a chain of dependent additions", found[1])
+
+    def put_bandwidth(self, name: str, kernel: str, size: int, threads: int) -> None:
+        rate = bandwidth(kernel, size, threads, self._rounds)
+        how = f"numpy, {threads} x {size / 1024:.0f} KiB"
+        self._put(name, rate.gb_s, "GB/s", how, rate.spread)
+
+    def put_gemm(self, name: str, side: int, threads: int) -> None:
+        with _gemm(side, threads) as session:
+            work = _product(session, side)
+            work()
+            times = [_timed(work) for _ in range(self._rounds)]
+        low, typical, high = np.percentile(times, [25, 50, 75])
+        how = f"{session.executed_by}, {side}x{side} matrices, {threads} threads"
+        self._put(name, 2 * side**3 / typical / 1e9, "GFLOP/s", how, (high - low) / typical)
+
+    def _put(self, name: str, value: float, unit: str, how: str, spread: float) -> None:
+        source = f"measured: {how}, spread {spread:.2f}"
+        self.facts[name] = Figure(value=float(f"{value:.4g}"), unit=unit, source=source, date=self._today)
+
+
+class _Watch:
+    """How evenly the machine runs: the same work, a fraction of a millisecond, throughout the survey."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work = work
+        self._times: list[float] = []
+
+    def look(self) -> None:
+        for _ in range(3):  # what was measured before has filled the caches
+            self._work()
+        self._times += [_timed(self._work) for _ in range(_FIXED_RUNS)]
+
+    def noise(self, today: date) -> Figure:
+        typical, late = np.percentile(self._times, [50, 95])
+        source = f"measured: {len(self._times)} runs of the same work, median {typical * 1e3:.3f} ms"
+        return Figure(
+            value=round(float(late / typical), 3),
+            unit="95th percentile over median",
+            source=source,
+            date=today,
+        )
+
+
+def _gemm(side: int, threads: int) -> Session:
+    """A product with a constant matrix in ONNX Runtime, which packs it beforehand as for a network."""
+    matrix = f"float[{side}, {side}]"
+    text = f"""<ir_version: 10, opset_import: ["" : 21]>
+    g ({matrix} x, {matrix} w) => ({matrix} y) {{ y = MatMul(x, w) }}"""
+    graph = ir.from_onnx_text(text)
+    weight = graph.graph.inputs.pop()
+    weight.const_value = ir.tensor(_matrix(side), name="w")
+    graph.graph.register_initializer(weight)
+    return open_graph(graph, threads=threads)
+
+
+def _product(session: Session, side: int) -> Callable[[], object]:
+    feeds = {"x": _matrix(side)}
+    return lambda: session.run(feeds)
+
+
+def _matrix(side: int) -> np.ndarray:
+    return np.random.default_rng(side).standard_normal((side, side)).astype(np.float32)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
