@@ -270,7 +270,8 @@ def _obsolete(old: Overlay, new: Overlay) -> bool:
 def _file_name(overlay: Overlay) -> str:
     machine = overlay.machine
     name = re.sub(r"[^a-z0-9]+", "-", (machine.device or machine.cpu).lower()).strip("-")[:40] or "machine"
-    identity = digest(machine.model_copy(update={"cores": 1}))[:8]
+    features = tuple(sorted(machine.features))
+    identity = digest(machine.model_copy(update={"cores": 1, "features": features}))[:8]
     runtimes = "-".join(sorted(re.sub(r"[^a-z0-9]+", "", r.name.lower()) for r in overlay.runtime))[:60]
     threads = "-".join(str(n) for n in sorted({r.threads for r in overlay.runtime}))
     return f"{name}-{identity}-{runtimes}-{threads}t{'-quick' if overlay.quick else ''}.json"

@@ -41,12 +41,13 @@ class Host:
     memory_bytes: int
 
 
-_KERNELS = frozenset((
-    "sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx_vnni_int8", "avx_ne_convert",
+KERNEL_FLAGS = (
+    "sse4_1", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx_vnni_int8", "avx_ne_convert",
     "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
     "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
-    "asimd", "neon", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme", "sme2",
-))  # fmt: skip
+    "neon", "asimd", "fphp", "asimdhp", "asimddp", "asimdfhm", "i8mm", "bf16",
+    "sve", "sve2", "svei8mm", "svebf16", "sme", "sme2",
+)  # fmt: skip
 """The CPU features that runtimes choose their kernels by, among the hundred that a CPU lists."""
 
 
@@ -56,7 +57,7 @@ def this_machine(device: str = "") -> Machine:
     A newer kernel lists more flags of the same CPU: only those by which kernels are chosen count.
     """
     here = host()
-    features = tuple(sorted(here.features & _KERNELS))
+    features = tuple(flag for flag in KERNEL_FLAGS if flag in here.features)
     return Machine(cpu=here.cpu, arch=here.arch, features=features, cores=here.cores, device=device)
 
 

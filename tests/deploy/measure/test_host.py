@@ -6,7 +6,7 @@ import platform
 import psutil
 import pytest
 
-from deploy.measure.host import host, memory_limit, read_cpuinfo, read_sysctl
+from deploy.measure.host import host, memory_limit, read_cpuinfo, read_sysctl, this_machine
 
 X86 = """processor\t: 0
 model name\t: Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz
@@ -90,3 +90,11 @@ def test_this_machine():
     assert 0 < found.memory_bytes <= psutil.virtual_memory().total
     if platform.system() == "Linux" and found.arch == "x86_64":
         assert "sse2" in found.features
+
+
+def test_what_measurements_belong_to_names_the_flags_that_matter() -> None:
+    machine = this_machine()
+    assert (machine.cpu, machine.arch, machine.cores) == (host().cpu, host().arch, host().cores)
+    assert set(machine.features) <= host().features
+    assert "hypervisor" not in machine.features
+    assert this_machine("NVIDIA H200").device == "NVIDIA H200"
