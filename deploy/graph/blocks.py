@@ -8,8 +8,10 @@ Each compute operation starts a block, and its neighbours join it:
     Conv -> Add(., shortcut) -> Relu                       joins the later of the two producers of the Add
 
 Pooling, softmax, normalisation over features, concatenation, products of two activations and all the rest
-stand alone. What a runtime fuses changes what a block costs, never the partition. The partition is convex,
-more strictly: the graph of its blocks has no cycle, so blocks can be run and replaced one after the other.
+stand alone. The steps of a recurrent layer that was written out are one block, its products with the inputs
+another (`graph/origin.py`). What a runtime fuses changes what a block costs, never the partition. It is
+convex, more strictly: the graph of its blocks has no cycle, so blocks can be run and replaced one after the
+other.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from deploy.errors import ModelError
+from deploy.graph import origin
 from deploy.graph.edit import is_constant, sole_consumer
 
 # fmt: off
@@ -52,7 +55,8 @@ _LARGEST_ACTIVATION = 16
 
 @dataclass(frozen=True)
 class Block:
-    """Nodes by name, in graph order. ``id`` is the name of the node that started it, ``kind`` its op type."""
+    """Nodes by name, in graph order. ``id`` is the name of the node that started it, ``kind`` its op type; of
+    nodes that were written out of one, the name that they were given and that one's op type."""
 
     id: str
     nodes: tuple[str, ...]
@@ -148,17 +152,22 @@ class _Growing:
         self.members: list[list[ir.Node]] = []
         self.after: list[set[int]] = []
         self.sizes: set[ir.Value] = set()
+        self.ids: list[str] = []
+        self.written: dict[str, int] = {}
         sources = [*graph.inputs, *(value for node in nodes for value in node.outputs)]
         self.composite = {part for value in sources for part in activation_from(value) or ()}
 
     def place(self, node: ir.Node) -> None:
         """Give ``node``, whose producers are placed, to the first block that it may join, or to a new one."""
         producers = self._producers(node)
-        block = next((b for b in self._candidates(node, producers) if self._fits(b, producers)), None)
+        wanted = self._candidates(node, producers)
+        block = next((b for b in wanted if self._fits(b, producers)), None)
         if block is None:
             block = len(self.members)
             self.members.append([])
             self.after.append(set())
+            self.ids.append(self._id(node))
+            self.written.setdefault(self.ids[-1], block)
         self.members[block].append(node)
         self.block_of[node] = block
         for producer in producers:
@@ -175,13 +184,18 @@ class _Growing:
         found = []
         while ready:
             block = heapq.heappop(ready)
-            found.append(_block(self.members[block]))
+            found.append(_block(self.ids[block], self.members[block]))
             for follower in self.after[block]:
                 missing[follower] -= 1
                 if missing[follower] == 0:
                     heapq.heappush(ready, follower)
         assert len(found) == len(self.members)
         return tuple(found)
+
+    def _id(self, node: ir.Node) -> str:
+        """What a block that starts with ``node`` is called; the name given once only, should it not fit."""
+        written = origin.block(node)
+        return str(node.name) if written is None or written in self.written else written
 
     def _producers(self, node: ir.Node) -> list[ir.Node]:
         """The nodes that compute what ``node`` reads, constants left out, the latest first."""
@@ -194,6 +208,9 @@ class _Growing:
 
     def _candidates(self, node: ir.Node, producers: Sequence[ir.Node]) -> list[int]:
         """The blocks that ``node`` wants to join, the preferred one first."""
+        written = origin.block(node)
+        if written is not None:
+            return [self.written[written]] if written in self.written else []
         return [
             block
             for producer in self._hosts(node, producers)
@@ -240,8 +257,9 @@ class _Growing:
         return True
 
 
-def _block(members: Sequence[ir.Node]) -> Block:
-    return Block(str(members[0].name), tuple(str(n.name) for n in members), members[0].op_type)
+def _block(id_: str, members: Sequence[ir.Node]) -> Block:
+    kind, _ = origin.origin(members[0])
+    return Block(id_, tuple(str(n.name) for n in members), kind)
 
 
 def _require_names(graph: ir.Graph) -> None:

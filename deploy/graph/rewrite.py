@@ -50,22 +50,22 @@ class Rewritten:
     rewrites: tuple[Rewrite, ...]
 
 
-def rewrite(model: ir.Model, steps: Steps, prove: Prove) -> Rewritten:
+def rewrite(model: ir.Model, steps: Steps, prove: Prove, *, growth: int = 0) -> Rewritten:
     """Apply ``steps`` in rounds until none changes anything. ``model`` itself stays as it is.
 
     The whole is proved once. Only where that fails, or where a step made the constants grow by more than the
-    nodes it saved are worth, everything is done again with a proof after each step; a step that fails is
-    taken back, warned about, and not tried again.
+    nodes it saved are worth and ``growth`` bytes, everything is done again with a proof after each step; a
+    step that fails is taken back, warned about, and not tried again.
     """
     model = infer(model.clone())  # every free dimension has a name now, for `prove` too
     result, rewrites = _together(model, steps)
     if not rewrites:
         return Rewritten(result, ())
-    grown = any(_growth(r) for r in rewrites)
+    grown = any(_growth(r, growth) for r in rewrites)
     why = None if grown else _difference(model, result, prove)
     if grown or why:
         logger.info("proving step by step: %s", why or "the model grew")
-        result, rewrites = _one_by_one(model, steps, prove)
+        result, rewrites = _one_by_one(model, steps, prove, growth)
     return Rewritten(result, tuple(rewrites))
 
 
@@ -86,7 +86,7 @@ def _together(model: ir.Model, steps: Steps) -> tuple[ir.Model, list[Rewrite]]:
     return result, rewrites
 
 
-def _one_by_one(model: ir.Model, steps: Steps, prove: Prove) -> tuple[ir.Model, list[Rewrite]]:
+def _one_by_one(model: ir.Model, steps: Steps, prove: Prove, growth: int) -> tuple[ir.Model, list[Rewrite]]:
     result = model.clone()
     rewrites: list[Rewrite] = []
     refused: set[str] = set()
@@ -100,7 +100,7 @@ def _one_by_one(model: ir.Model, steps: Steps, prove: Prove) -> tuple[ir.Model, 
             done = _apply(candidate, name, steps, size)
             if done is None:
                 continue
-            why = _growth(done) or _difference(result, candidate, prove)
+            why = _growth(done, growth) or _difference(result, candidate, prove)
             if why:
                 logger.warning("%s: taken back, %s", name, why)
                 refused.add(name)
@@ -122,8 +122,8 @@ def _apply(model: ir.Model, name: str, steps: Steps, size: int) -> Rewrite | Non
     return Rewrite(name, nodes, len(model.graph), size, weight_bytes(model))
 
 
-def _growth(done: Rewrite) -> str:
-    allowed = SMALL * max(0, done.nodes_before - done.nodes_after)
+def _growth(done: Rewrite, free: int) -> str:
+    allowed = free + SMALL * max(0, done.nodes_before - done.nodes_after)
     grown = done.bytes_after - done.bytes_before
     return f"the constants grew by {grown} bytes" if grown > allowed else ""
 

@@ -16,6 +16,9 @@ from deploy.spec.document import SCHEMA, Frozen
 from deploy.spec.tensors import Precision
 
 Unknown = Literal["unknown"]
+Rewriting = Literal["unroll-recurrent"]
+"""Rules by which a graph takes the form that a runtime wants, before anything is calibrated: what they do
+stands in `deploy/graph/rules.py`."""
 
 
 class Figure(Frozen):
@@ -85,9 +88,10 @@ class Runtime(Frozen):
     nothing is quantized between their members; ``MatMul+Bias`` is a product and the Add of one constant for
     each column behind it. ``fuses_float`` lists those that only floats have, ``absorbs`` the operations and
     kernel classes whose float kernels take in everything elementwise behind them: these say what a graph will
-    take, not where it is quantized. ``around`` is the type of what stays float. ``forms`` are the precisions
-    that it has besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules in
-    ``quant16``; ``dynamic`` for the operations in ``rounds``, which round activations while running.
+    take, not where it is quantized. ``rewrites`` are the rules by which the float graph takes the form that
+    the runtime wants. ``around`` is the type of what stays float. ``forms`` are the precisions that it has
+    besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules in ``quant16``;
+    ``dynamic`` for the operations in ``rounds``, which round activations while running.
     """
 
     name: str
@@ -97,6 +101,7 @@ class Runtime(Frozen):
     fuses: tuple[str, ...] = ()
     fuses_float: tuple[str, ...] = ()
     absorbs: tuple[str, ...] = ()
+    rewrites: tuple[Rewriting, ...] = ()
     static_shapes: bool = False
     align: int = Field(default=1, ge=1)
     forms: tuple[Precision, ...] = ()

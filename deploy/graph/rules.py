@@ -1,0 +1,39 @@
+"""The rules by which a graph takes the form that one runtime wants: profiles name them (`Runtime.rewrites`).
+
+They come after fusion and before calibration, so that what they write out is calibrated and quantized like
+everything else. Each is proved equal like every step of rewriting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import onnx_ir as ir
+
+from deploy.graph.rewrite import Prove, Rewritten, rewrite
+from deploy.graph.unroll import unroll_recurrent
+from deploy.spec.profile import Rewriting
+
+RULES: Mapping[Rewriting, Callable[[ir.Model], int]] = {
+    "unroll-recurrent": unroll_recurrent,
+}
+"""By name: changes the model in place and returns how often."""
+
+_ABOUT: Mapping[Rewriting, frozenset[str]] = {
+    "unroll-recurrent": frozenset(("LSTM", "GRU", "RNN")),
+}
+"""The operations that a rule rewrites."""
+
+_GROWTH = 1 << 20
+"""Bytes by which constants may grow: shapes, and a bias for each step."""
+
+
+def rules_for(model: ir.Model, names: Sequence[Rewriting]) -> tuple[Rewriting, ...]:
+    """Those of the rules that may find something to rewrite."""
+    present = {node.op_type for node in model.graph}
+    return tuple(name for name in names if _ABOUT[name] & present)
+
+
+def apply_rules(model: ir.Model, names: Sequence[Rewriting], prove: Prove) -> Rewritten:
+    """A graph rewritten by rules; ``model`` itself stays as it is."""
+    return rewrite(model, {name: RULES[name] for name in names}, prove, growth=_GROWTH)
