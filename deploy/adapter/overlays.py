@@ -80,12 +80,12 @@ class Kept:
 class Fit:
     """What is true of a machine. ``overlay`` holds the runtimes of which points fit, None where none do.
 
-    ``sources`` are the files by runtime. ``reasons`` say of each overlay that could have been meant why it is
+    ``sources`` are by runtime. ``reasons`` say of each overlay that could have been meant why it is
     not used; ``warnings`` what to think of what is used.
     """
 
     overlay: Overlay | None
-    sources: Mapping[str, Path]
+    sources: Mapping[str, Kept]
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -199,7 +199,7 @@ def find_overlay(machine: Machine, runtimes: Iterable[Runs], root: Path | None =
     )
     return Fit(
         overlay=_joined([k.overlay for k in used.values()], costs),
-        sources={name: kept.path for name, kept in chosen.items()},
+        sources=chosen,
         reasons=tuple(reasons),
         warnings=warnings,
     )

@@ -78,6 +78,23 @@ def resolve(profile: Profile, features: Collection[str]) -> Profile:
     )
 
 
+def profile_for(arch: str, features: Collection[str]) -> Profile:
+    """The profile that a machine with this CPU can stand in for: of several that which asks for most.
+
+    Raises UsageError where there is none.
+    """
+    for profile in all_profiles():
+        if profile.on_host and profile.arch == arch:
+            return resolve(profile, features)
+    able = [p for p in all_profiles() if p.arch == arch and p.stand_in and set(p.features) <= set(features)]
+    if not able:
+        raise UsageError(
+            f"no profile describes a machine like this one ({arch})",
+            hint="write one that inherits from the nearest: see Add a profile",
+        )
+    return max(able, key=lambda p: len(p.features))
+
+
 def read_profiles(folders: Iterable[Traversable]) -> dict[str, Profile]:
     """All profiles in ``folders``, by name, sorted, with inheritance resolved.
 

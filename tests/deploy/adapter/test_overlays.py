@@ -12,6 +12,7 @@ import pytest
 
 from deploy.adapter import overlays
 from deploy.adapter.overlays import (
+    Kept,
     Runs,
     data_root,
     find_overlay,
@@ -73,7 +74,7 @@ def test_what_was_saved_is_found(tmp_path: Path) -> None:
     assert path.parent == overlay_folder(tmp_path)
     found = find_overlay(HERE, [ORT, OPENVINO], tmp_path)
     assert found.overlay == given
-    assert found.sources == {"ort": path, "openvino": path}
+    assert found.sources == {"ort": Kept(path, given), "openvino": Kept(path, given)}
     assert (found.reasons, found.warnings) == ((), ())
     assert [p.name for p in path.parent.iterdir()] == [path.name], "nothing temporary stays"
 
@@ -153,7 +154,7 @@ def test_surveys_of_single_runtimes_are_joined(tmp_path: Path) -> None:
     assert found.overlay.quick
     assert found.overlay.noise == pytest.approx(0.2)
     assert found.overlay.facts["bandwidth"].value == 21
-    assert len(set(found.sources.values())) == 2
+    assert len({kept.path for kept in found.sources.values()}) == 2
 
 
 def test_a_full_survey_goes_before_a_quick_one_and_the_newer_before_the_older(tmp_path: Path) -> None:

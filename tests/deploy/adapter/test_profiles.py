@@ -11,7 +11,15 @@ import onnx
 import onnxruntime
 import pytest
 
-from deploy.adapter.profiles import all_profiles, load_profile, merge, profile_names, read_profiles, resolve
+from deploy.adapter.profiles import (
+    all_profiles,
+    load_profile,
+    merge,
+    profile_for,
+    profile_names,
+    read_profiles,
+    resolve,
+)
 from deploy.errors import UsageError
 from deploy.quantize.place import BIAS
 from deploy.spec.profile import Figure, Profile, QuantRules
@@ -386,3 +394,23 @@ def test_a_runtime_like_none_is_refused(folder: Folder, name: str, like: str, sa
     text = f'schema = 1\nname = "other"\ntitle = "Another"\n[[runtime]]\nname = "{name}"\nlike = "{like}"\n'
     with pytest.raises(UsageError, match=said):
         read_profiles([folder(board=minimal("board"), other=text)])
+
+
+@pytest.mark.parametrize(
+    ("arch", "features", "name"),
+    [
+        ("x86_64", {"avx2", "fma"}, "x86-avx2"),
+        ("x86_64", {"avx2", "fma", "avx_vnni"}, "x86-vnni"),
+        ("aarch64", {"asimd"}, "rpi4"),
+        ("aarch64", {"asimd", "asimddp"}, "rpi5"),
+    ],
+)
+def test_a_machine_has_the_profile_that_asks_for_most_of_what_it_has(
+    arch: str, features: set[str], name: str
+) -> None:
+    assert profile_for(arch, features).name == name
+
+
+def test_a_machine_that_no_profile_describes_is_told() -> None:
+    with pytest.raises(UsageError, match="a machine like this one"):
+        profile_for("riscv64", ())
