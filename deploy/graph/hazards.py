@@ -6,7 +6,7 @@ user.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from deploy.graph.weight_hazards import (
     of_half_precision,
     of_weights,
 )
+from deploy.spec.manifest import KnownHazard
 
 UNLIKE_RANGES = 8.0
 """Widest over narrowest operand of a Concat: beyond it the narrow one loses three bits."""
@@ -113,6 +114,18 @@ def hazards(model: ir.Model) -> list[Hazard]:
         for check in (*checks, of_half_precision(node, checked)):
             found.extend(Hazard(node.name or "", kind, text, severity) for kind, text, severity in check)
     return found
+
+
+def grouped(found: Iterable[Hazard]) -> tuple[KnownHazard, ...]:
+    """Each kind once with the nodes that the same is true of, warnings first."""
+    places: dict[tuple[str, Severity, str], list[str]] = {}
+    for hazard in found:
+        places.setdefault((hazard.kind, hazard.severity, hazard.text), []).append(hazard.node)
+    known = [
+        KnownHazard(kind=kind, severity=severity, text=text, nodes=tuple(nodes))
+        for (kind, severity, text), nodes in places.items()
+    ]
+    return tuple(sorted(known, key=lambda hazard: hazard.severity != "warning"))
 
 
 def _free_sizes(model: ir.Model) -> Iterator[Hazard]:
