@@ -10,7 +10,6 @@ from deploy.spec.overlay import Cost, Failure, KernelClass, Machine, Overlay, Ru
 from deploy.spec.tensors import Precision
 from deploy.survey.table import ClassRow, class_rows, most_unsteady
 
-
 PAIR: tuple[Precision, Precision] = ("float", "int8")
 
 
