@@ -10,7 +10,7 @@ import onnx_ir as ir
 from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import Order, plain
-from backends.tflite.network import Flattened, Options, Setting
+from backends.tflite.network import ABSENT, Flattened, Options, Setting
 from backends.tflite.ops.conv import bias_scale
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported, stored_constant
@@ -101,13 +101,16 @@ def _fully_connected(
     whole = alpha == 1 and rest is None and not isinstance(bias, np.ndarray)
     params = out.product(result, left, right) if whole and not turned else None
     hybrid = out.hybrid(node, right) and alpha == 1
-    source = out.read(left, (1, 0) if turned else plain(len(shape)), integer=params is not None)
+    order_in = (1, 0) if turned else _rows_as_they_lie(out, left)
+    source = out.read(left, order_in, integer=params is not None)
     lies = out.tensors[source].flattened
     columns = None if lies is None else _columns(lies, units, len(shape) - 1)
     kernel = out.weight(right, order, integer=params is not None or hybrid, flattened=columns)
     if alpha != 1:
         kernel = _scaled(out, kernel, alpha)
-    if isinstance(bias, np.ndarray):
+    if bias is None and (params is None or params.type == "int8"):
+        bias_index = ABSENT  # zeros would be other integers for each range of what they are added to
+    elif isinstance(bias, np.ndarray):
         bias_index = out.numbers(bias.astype(np.float32), f"{node.name}/bias")
     else:
         bias_index = out.bias(bias, units, None if params is None else bias_scale(out, left, kernel))
@@ -121,7 +124,8 @@ def _fully_connected(
     version = _HYBRID if hybrid else 5 if params or keep else 1
     given = [source, kernel, bias_index]
     if rest is None and len(shape) > 1:
-        out.emit("FULLY_CONNECTED", given, result, options, params=params, version=version)
+        kept = None if turned else order_in
+        out.emit("FULLY_CONNECTED", given, result, options, order=kept, params=params, version=version)
         return
     rows = [shape[1]] if turned else [1] if len(shape) == 1 else list(shape[:-1])
     made = out.step("FULLY_CONNECTED", given, [*rows, units], options, version=version, params=params)
@@ -130,6 +134,15 @@ def _fully_connected(
     else:
         sizes = out.numbers(np.array(out.shape(result), np.int32), f"{node.name}/shape")
         out.emit("RESHAPE", [made, sizes], result, params=params, version=1)
+
+
+def _rows_as_they_lie(out: Emitter, value: ir.Value | None) -> Order:
+    """The order of an operand whose last axis is multiplied: all others may lie as they do."""
+    rank = len(out.shape(value))
+    if value is None or value not in out.carried or rank < 3:
+        return plain(rank)
+    order = out.order(value)
+    return order if order[-1] == rank - 1 else plain(rank)
 
 
 def _with_sum(node: ir.Node, out: Emitter, units: int) -> tuple[ir.Node, ir.Value | None]:
