@@ -132,7 +132,7 @@ def emulate(
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution or product: its weights' codes as the graph has them, with their scales by output."""
+    """A convolution or product: its weights' codes as the graph has them, and the scale of each output."""
 
     node: ir.Node
     source: str
@@ -172,7 +172,8 @@ def _layers(placement: Placement, assignment: Assignment) -> Iterator[tuple[str,
                 continue
             product = head.op_type in ("MatMul", "Gemm") and slot == 1 and codes.ndim == 2
             if (product and not head.attributes.get_int("transA", 0)) or _saturates(head, codes):
-                yield head.name or "", _Layer(head, source.name, codes, np.asarray(plan.scale))
+                scale = np.asarray(plan.scale) * assignment.tensors[source.name].scale[0]
+                yield head.name or "", _Layer(head, source.name, codes, scale)
 
 
 def _saturates(head: ir.Node, codes: np.ndarray) -> bool:
