@@ -186,11 +186,9 @@ class _Formed:
         integer = self.in_integers(head)
         patterns = self.integer if integer else self.float
         nodes, best = [head], 1
-        absorbs = not integer and (
-            head.op_type in self.runtime.absorbs or (class_of(head) in self.runtime.absorbs)
-        )
+        absorbs = head.op_type in self.runtime.absorbs or class_of(head) in self.runtime.absorbs
         while True:
-            kinds = tuple(n.op_type for n in nodes)
+            kinds = tuple("Bias" if _adds_bias(n) else n.op_type for n in nodes)
             if kinds in patterns:
                 best = len(nodes)
             following = sole_consumer(nodes[-1].outputs[0])
@@ -312,6 +310,18 @@ class _Formed:
         else:
             return 1
         return min(_LARGEST_ALIGN, *(size & -size for size in sizes)) or 1
+
+
+def _adds_bias(node: ir.Node) -> bool:
+    """What `fuses` calls Bias: an Add of a constant behind a product."""
+    before = [v.producer() for v in node.inputs if v is not None and not is_constant(v)]
+    return (
+        node.op_type == "Add"
+        and len(before) == 1
+        and before[0] is not None
+        and before[0].op_type == "MatMul"
+        and any(is_constant(v) for v in node.inputs)
+    )
 
 
 def _behind_views(node: ir.Node | None) -> ir.Node | None:

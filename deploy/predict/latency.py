@@ -120,14 +120,17 @@ class Costs:
                 return Part(kernel, Estimate(found.ms, strange, found.nearest), stand_in=True)
         raise LookupError(f"nothing like {kernel.op} in {kernel.precision} was measured")
 
+    def overhead(self, precision: Precision) -> float:
+        """What any graph takes."""
+        return self._fixed("overhead", precision, 0)
+
     def fixed(self, moved: int, precision: Precision) -> float:
         """What a graph takes that reads and puts out so many bytes and does nothing else."""
-        total = 0.0
-        for op in ("overhead", "entry"):
-            curve = self._curves.get((op, precision)) or self._curves.get((op, "float"))
-            if curve is not None:
-                total += curve(Kernel(op, precision, (), 0, moved)).ms
-        return total
+        return self.overhead(precision) + self._fixed("entry", precision, moved)
+
+    def _fixed(self, op: KernelClass, precision: Precision, moved: int) -> float:
+        curve = self._curves.get((op, precision)) or self._curves.get((op, "float"))
+        return 0.0 if curve is None else curve(Kernel(op, precision, (), 0, moved)).ms
 
     @cached_property
     def _curves(self) -> dict[tuple[KernelClass, Precision], Curve]:

@@ -19,7 +19,7 @@ from deploy.data.metrics import default_metric, make_metric
 from deploy.data.scores import Metric, Score
 from deploy.measure.accuracy import evaluate
 from deploy.measure.host import host
-from deploy.measure.latency import Timing, measure, speedup
+from deploy.measure.latency import Timing, TimingPlan, measure, speedup
 from deploy.measure.memory import peak_memory
 from deploy.spec.artifact import Artifact, Options
 from deploy.spec.manifest import Evaluation
@@ -113,11 +113,13 @@ class Contender:
         return self.backend.open(self.artifact, self.options)
 
 
-def race(contenders: Mapping[str, Contender], feeds: Arrays) -> dict[str, Timing]:
+def race(
+    contenders: Mapping[str, Contender], feeds: Arrays, plan: TimingPlan = TimingPlan()
+) -> dict[str, Timing]:
     """Time all of them on the same feeds, interleaved in this process."""
     with ExitStack() as stack:
         runners = {name: stack.enter_context(who.open()) for name, who in contenders.items()}
-        return measure(runners, feeds)
+        return measure(runners, feeds, plan)
 
 
 def compare(
