@@ -1,6 +1,6 @@
 """A build, from the trained model to the verified bundle: the stages in their order.
 
-    read -> clean -> data -> compress -> calibrate -> choose -> measure -> verify -> bundle
+    read -> clean -> data -> compress -> legalize -> calibrate -> choose -> measure -> verify -> bundle
 
 Each stage that takes time leaves its result in the content-addressed cache, so a second build with the same
 model, data, settings and versions does nothing twice, and targets share what does not depend on them.
@@ -21,6 +21,7 @@ from deploy.stages import steps
 from deploy.stages.assemble import assemble
 from deploy.stages.compress import compress
 from deploy.stages.job import Ingredients
+from deploy.stages.legalize import legalize
 from deploy.stages.preview import Preview, preview
 from deploy.stages.record import Record, open_cache
 from deploy.stages.replay import follow_lock
@@ -45,6 +46,7 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
         del source  # with its weights: from here on they are mapped from the cache
         roles = steps.open_data(prepared, request, record)
         prepared = compress(prepared, roles, request, cache, record)
+        prepared = legalize(target, prepared, request.threads, cache, record)
         able = steps.check(target, prepared, request, record)
         made_of = Ingredients(able, prepared, roles, request)
         histograms = steps.calibrate(made_of, cache, record)

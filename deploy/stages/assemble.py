@@ -42,10 +42,13 @@ def assemble(made_of: Ingredients, compiled: Compiled, plan: Plan, folder: Path,
         artifact = compiled.artifact
         copy_artifact(artifact, folder / ARTIFACT)
         shutil.copyfile(artifact.folder.parent / SELFTEST, folder / SELFTEST)
-        if (prepared.folder / f"{prepared.fused_path.name}.data").exists():
-            write_graph(prepared.fused, folder / GRAPH)  # weights beside it bear the name of the file
+        graph = next(
+            prepared.graph_for(r.runtime) for r in made_of.target.routes if r.runtime.name == plan.runtime
+        )
+        if graph.path.with_name(f"{graph.path.name}.data").exists():
+            write_graph(graph.model, folder / GRAPH)  # weights beside it bear the name of the file
         else:
-            shutil.copyfile(prepared.fused_path, folder / GRAPH)
+            shutil.copyfile(graph.path, folder / GRAPH)
         (folder / PLAN).write_text(render(plan))
         (folder / LOCK).write_text(render(_lock(made_of, compiled)))
         files = sorted(p for p in folder.rglob("*") if p.is_file())

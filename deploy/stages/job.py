@@ -18,6 +18,7 @@ from deploy.data.metrics import make_metric
 from deploy.errors import UsageError
 from deploy.execute.reference import Session
 from deploy.graph.blocks import partition
+from deploy.graph.origin import written_out
 from deploy.graph.summary import tensor_specs
 from deploy.measure.host import host
 from deploy.progress import Progress
@@ -152,22 +153,23 @@ def subject_for(
     classes: tuple[str, ...] = (),
 ) -> Subject:
     """What stays the same while candidates are tried."""
-    blocks = partition(prepared.fused)
     runtime = route.runtime
+    graph = prepared.graph_for(runtime)
+    blocks = partition(graph.model)
     if request.precision == "float":
         runtime = runtime.model_copy(update={"around": "float32"})
     return Subject(
-        graph=prepared.fused,
-        graph_sha256=prepared.facts.fused_sha256,
+        graph=graph.model,
+        graph_sha256=graph.sha256,
         target=target.name,
         runtime=runtime,
         backend=route.backend,
         options=route.backend.options(runtime, request.threads),
         blocks=blocks,
-        chains=find_chains(prepared.fused, blocks, runtime),
+        chains=find_chains(graph.model, blocks, runtime),
         histograms=histograms,
         observer=request.observer,
-        excluded=frozenset(request.exclude),
+        excluded=written_out(graph.model, request.exclude),
         imported=prepared.facts.imported,
         form=_weight_form(request, runtime),
         description=_description(target, prepared, request, classes),
@@ -203,7 +205,8 @@ def check_request(request: Request, prepared: Prepared) -> None:
     """Raises UsageError for an excluded node or a metric that does not exist."""
     if request.metric.name != "auto":
         make_metric(request.metric.name, ignore_label=request.metric.ignore_label, root=request.root)
-    known = [node.name or "" for node in prepared.fused.graph]
+    graphs = (prepared.fused, *(own.model for own in prepared.own.values()))
+    known = list(dict.fromkeys(node.name or "" for model in graphs for node in model.graph))
     unknown = sorted(set(request.exclude) - set(known))
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.5)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +44,14 @@ from deploy.spec.document import Frozen, parse, render
 from deploy.spec.manifest import KnownHazard, SourceInfo
 from deploy.spec.measurement import Attempt
 from deploy.spec.plan import TensorPlan
+from deploy.spec.profile import Rewriting, Runtime
 from deploy.spec.project import InputSection, IoSection
 from deploy.spec.tensors import TensorSpec
 from deploy.stages.interface import adapted_specs, input_forms, trial_of
 
 _CLEAN, _FUSED, _FACTS, _TRIAL = "clean.onnx", "fused.onnx", "prepared.json", "trial.npz"
 
-_EMBEDDED = 64 * 2**20
+EMBEDDED = 64 * 2**20
 """In the cache, more weights than this lie in a file of their own, from which they are mapped, not read."""
 
 
@@ -74,13 +75,31 @@ class Facts(Frozen):
 
 
 @dataclass(frozen=True)
+class FloatGraph:
+    """A graph that is calibrated, quantized and lowered, and the file in the cache that it is read from."""
+
+    model: ir.Model
+    sha256: str
+    path: Path
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """``clean`` and ``fused`` compute what the file computes; both are read lazily from the cache."""
+    """``clean`` and ``fused`` compute what the file computes; both are read lazily from the cache.
+
+    ``own`` holds, by a profile's rules, what these made of the fused graph where they changed anything.
+    """
 
     folder: Path
     facts: Facts
     clean: ir.Model
     fused: ir.Model
+    own: Mapping[tuple[Rewriting, ...], FloatGraph] = field(default_factory=dict)
+
+    def graph_for(self, runtime: Runtime) -> FloatGraph:
+        """What a runtime compiles: the fused graph, or its own form of it."""
+        shared = FloatGraph(self.fused, self.facts.fused_sha256, self.fused_path)
+        return self.own.get(runtime.rewrites, shared)
 
     @property
     def trial(self) -> dict[str, np.ndarray]:
@@ -127,15 +146,15 @@ def prepare(
     feeds = trial_of(inputs, feeds, seed)
     taken = import_quantized(model)
     model, imported = taken if taken is not None else (model, {})
-    prove = prover([feeds, _other_feeds(model, inputs, feeds, seed + 1, threads)], threads)
+    prove = prover([feeds, other_feeds(model, inputs, feeds, seed + 1, threads)], threads)
     cleaned = clean(model, prove)
     # What came quantized is final: folding anything into its weights would move them off their codes.
     fused = Rewritten(cleaned.model, ()) if imported else fuse(cleaned.model, prove)
     for result in (cleaned, fused):
-        notes += _rolled_back(result)
+        notes += rolled_back(result)
     clean_model, fused_model = infer(cleaned.model), infer(fused.model)
-    write(clean_model, folder / _CLEAN, embed=_EMBEDDED)
-    write(fused_model, folder / _FUSED, embed=_EMBEDDED)
+    write(clean_model, folder / _CLEAN, embed=EMBEDDED)
+    write(fused_model, folder / _FUSED, embed=EMBEDDED)
     np.savez(folder / _TRIAL, allow_pickle=False, **{f"input/{name}": a for name, a in feeds.items()})
     facts = Facts(
         source=SourceInfo(
@@ -162,18 +181,18 @@ def prepare(
 def advance(before: Prepared, model: ir.Model, attempt: Attempt, folder: Path, threads: int) -> None:
     """Write what a step of the recipe made of the clean graph, fused anew, into ``folder``."""
     feeds = before.trial
-    other = _other_feeds(model, before.facts.inputs, feeds, len(before.facts.steps) + 1, threads)
+    other = other_feeds(model, before.facts.inputs, feeds, len(before.facts.steps) + 1, threads)
     model = infer(model)
     fused = fuse(model, prover([feeds, other], threads))
     fused_model = infer(fused.model)
-    write(model, folder / _CLEAN, embed=_EMBEDDED)
-    write(fused_model, folder / _FUSED, embed=_EMBEDDED)
+    write(model, folder / _CLEAN, embed=EMBEDDED)
+    write(fused_model, folder / _FUSED, embed=EMBEDDED)
     shutil.copyfile(before.folder / _TRIAL, folder / _TRIAL)
     facts = before.facts.model_copy(
         update={
             "clean_sha256": digest(model),
             "fused_sha256": digest(fused_model),
-            "notes": (*before.facts.notes, *_rolled_back(fused)),
+            "notes": (*before.facts.notes, *rolled_back(fused)),
             "hazards": _hazards(model),
             "steps": (*before.facts.steps, attempt),
         }
@@ -229,7 +248,7 @@ def _with_tables(model: ir.Model) -> list[TensorSpec]:
     return [spec.model_copy(update={"table_rows": table_rows(value)}) for spec, value in specs]
 
 
-def _other_feeds(
+def other_feeds(
     model: ir.Model,
     inputs: Sequence[TensorSpec],
     feeds: Mapping[str, np.ndarray],
@@ -350,5 +369,6 @@ def _independent(together: np.ndarray, first: np.ndarray, second: np.ndarray, al
     return relative_error(together, apart) <= allowed
 
 
-def _rolled_back(result: Rewritten) -> list[str]:
+def rolled_back(result: Rewritten) -> list[str]:
+    """What is to be said of steps that were not right."""
     return [f"step '{r.step}' was rolled back: {r.why}" for r in result.rewrites if not r.kept]

@@ -12,11 +12,12 @@ from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import Precision
 from deploy.stages import steps
 from deploy.stages.job import check_request, subject_for
+from deploy.stages.legalize import legalize
 from deploy.stages.prepare import Prepared
 from deploy.stages.record import Record
 from deploy.stages.replay import follow_lock
 from deploy.stages.request import Request, Roles
-from deploy.stages.target import Route, Target, able_to, find_target
+from deploy.stages.target import Route, Target, able_to, find_target, judged
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def preview(request: Request, cache: Cache, record: Record) -> Preview:
     prepared = steps.clean(source, request, cache, record)
     request, target = follow_lock(request, target, prepared)
     roles = steps.open_data(prepared, request, record)
+    prepared = legalize(target, prepared, request.threads, cache, record)
     check_request(request, prepared)
     target = able_to(target, request.precision, integer_outputs=request.io.outputs is not None)
     return Preview(
@@ -71,7 +73,7 @@ def _route(target: Target, route: Route, prepared: Prepared, roles: Roles, reque
     quantizes = roles.calibration is not None or bool(prepared.facts.imported)
     floats = not quantizes or request.precision in WITHOUT_RANGES
     able = set() if floats else set(subject.int8_blocks())
-    verdicts = route.backend.check(prepared.fused, route.runtime)
+    verdicts = judged(route, prepared)
     if subject.form is None:
         integer, other = subject.integer_precision, subject.float_precision
         precisions = tuple((b.id, integer if b.id in able else other) for b in subject.blocks)

@@ -92,7 +92,8 @@ def _say(error: DeployError, paths: Sequence[Path]) -> None:
 
 
 def _of_refusals(target: Target, prepared: Prepared, out: Path) -> list[Path]:
-    route, graph = target.routes[0], prepared.fused
+    route = target.routes[0]
+    graph = prepared.graph_for(route.runtime).model
     first: dict[str, Verdict] = {}
     for verdict in refused(route.backend.check(graph, route.runtime)):
         first.setdefault(verdict.op, verdict)

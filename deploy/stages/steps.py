@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from deploy.adapter.discover import provider
@@ -25,7 +26,7 @@ from deploy.spec.tensors import TensorSpec
 from deploy.stages.capture import open_source
 from deploy.stages.compile import Compiled, compile_for, load_compiled
 from deploy.stages.job import Ingredients, check_request, open_job
-from deploy.stages.prepare import Prepared, load, prepare
+from deploy.stages.prepare import FloatGraph, Prepared, load, prepare
 from deploy.stages.record import Record
 from deploy.stages.replay import read_lock, warn_of_changes
 from deploy.stages.repro import failures_saved, refusals_saved
@@ -158,31 +159,13 @@ def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, H
     if roles.calibration is None or not wanted:
         return {}
     dataset = roles.calibration
-    blocks = partition(prepared.fused)
-    values = list(
-        dict.fromkeys(
-            value
-            for route in target.routes
-            if route.runtime.quant is not None
-            for value in observed_values(
-                prepared.fused, find_chains(prepared.fused, blocks, route.runtime), route.runtime
-            )
-        )
-    )
-    if not values:
+    graphs = _observed(target, prepared)
+    if not graphs:
         return {}
-    key = cache.key(
-        "calibrate",
-        graph=prepared.facts.fused_sha256,
-        data=dataset.digest,
-        samples=request.samples,
-        values=values,
-        threads=request.threads,
-    )
 
-    def write(folder: Path) -> None:
+    def write(graph: FloatGraph, values: Sequence[str], folder: Path) -> None:
         found = observe(
-            prepared.fused,
+            graph.model,
             dataset,
             values,
             samples=request.samples,
@@ -191,11 +174,42 @@ def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, H
         )
         save_histograms(found, folder / _HISTOGRAMS)
 
+    histograms: dict[str, Histogram] = {}
     with record.stage("calibrate") as stage:
-        folder, stage.cached = cache.fetch(key, write)
-        histograms = load_histograms(folder / _HISTOGRAMS)
-        stage.outcome = f"{len(values)} values over {min(request.samples, len(dataset))} samples"
+        stage.cached = True
+        for graph, values in graphs:
+            key = cache.key(
+                "calibrate",
+                graph=graph.sha256,
+                data=dataset.digest,
+                samples=request.samples,
+                values=values,
+                threads=request.threads,
+            )
+            folder, cached = cache.fetch(key, partial(write, graph, values))
+            stage.cached &= cached
+            histograms |= load_histograms(folder / _HISTOGRAMS)
+        stage.outcome = f"{len(histograms)} values over {min(request.samples, len(dataset))} samples"
     return histograms
+
+
+def _observed(target: Target, prepared: Prepared) -> list[tuple[FloatGraph, list[str]]]:
+    """The graphs that are run to find ranges, each with the values that were not seen in one before."""
+    graphs: dict[str, FloatGraph] = {}
+    values: dict[str, dict[str, None]] = {}
+    seen: set[str] = set()
+    for route in sorted(target.routes, key=lambda route: route.runtime.rewrites in prepared.own):
+        if route.runtime.quant is None:
+            continue
+        graph = prepared.graph_for(route.runtime)
+        chains = find_chains(graph.model, partition(graph.model), route.runtime)
+        known = values.setdefault(graph.sha256, {})
+        graphs[graph.sha256] = graph
+        for value in observed_values(graph.model, chains, route.runtime):
+            if value not in seen:
+                seen.add(value)
+                known[value] = None
+    return [(graphs[digest_], list(found)) for digest_, found in values.items() if found]
 
 
 def compile(
@@ -207,7 +221,7 @@ def compile(
     warn_of_changes(lock, made_of, record.progress)
     key = cache.key(
         "compile",
-        graph=prepared.facts.fused_sha256,
+        graphs=[prepared.graph_for(route.runtime).sha256 for route in target.routes],
         baseline=against.sha256,
         profile=digest(target.profile),
         routes=[_identity(route) for route in target.routes],

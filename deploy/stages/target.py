@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from deploy.adapter.discover import backend_names, find_backend
 from deploy.adapter.profiles import load_profile, resolve
 from deploy.adapter.protocol import Backend
-from deploy.adapter.refusal import refusal, refused
+from deploy.adapter.refusal import of_origins, refusal, refused
 from deploy.bundle.report.figures import plural
 from deploy.errors import ToolchainError, UsageError
 from deploy.measure.host import host
 from deploy.progress import Progress
+from deploy.spec.artifact import Verdict
 from deploy.spec.profile import Profile, Runtime
 from deploy.spec.project import PrecisionRequest
 from deploy.stages.prepare import Prepared
@@ -135,6 +136,12 @@ def _giving_integers(target: Target) -> Target:
     return replace(target, routes=tuple(routes))
 
 
+def judged(route: Route, prepared: Prepared) -> list[Verdict]:
+    """What a runtime says of each node of the fused graph, its own form of that asked."""
+    own = prepared.graph_for(route.runtime).model
+    return of_origins(route.backend.check(own, route.runtime), own)
+
+
 def able_to_run(target: Target, prepared: Prepared, progress: Progress) -> Target:
     """The target with the runtimes that can run every node of the model.
 
@@ -142,7 +149,7 @@ def able_to_run(target: Target, prepared: Prepared, progress: Progress) -> Targe
     """
     for reason in target.left_out:
         progress.note(reason)
-    said = [(route, route.backend.check(prepared.fused, route.runtime)) for route in target.routes]
+    said = [(route, judged(route, prepared)) for route in target.routes]
     able = tuple(route for route, verdicts in said if not refused(verdicts))
     if not able:
         route, verdicts = said[0]
