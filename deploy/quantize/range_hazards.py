@@ -24,15 +24,13 @@ from deploy.graph.edit import constant, constant_tensor, is_constant
 from deploy.quantize.seen import Run, Seen, look
 from deploy.spec.plan import QuantParams
 
-FEW_LEVELS = 8.0
-"""Levels of the median channel, an operand or a negative lobe, below which a value is suspect: three bits."""
+FEW_LEVELS = 32.0
+"""Levels of the median channel, an operand or a negative lobe, below which a value is suspect: three bits of
+eight are lost."""
 NOISY = 20.0
 """Decibels of a result over the rounding of what it was made from, below which a suspect is a hazard."""
 COARSE_LOGITS = 0.5
 """A step of attention logits: half of it, rounded away, changes an exponential by 28 per cent."""
-LOST_OPERAND = 1.0
-"""Levels of a sum that an operand of an Add spans, below which the Add might as well not be there."""
-
 _SWISHES = frozenset(("HardSwish", "Swish", "Mish", "Gelu", "QuickGelu"))
 _NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"))
 
@@ -94,7 +92,7 @@ def range_hazards(model: ir.Model, seen: Mapping[str, Seen], params: Params, run
             what = f"{suspect.what}, and {where} only {noise:.0f} dB above its rounding"
             yield Measured(suspect.node.name or "", suspect.kind, what, suspect.cure, -noise)
     for node in model.graph:
-        if node.op_type == "Softmax":
+        if node.op_type == "Softmax" and not decides(node):
             yield from _logits(node, seen, params)
 
 
@@ -218,23 +216,31 @@ def _joined(node: ir.Node, seen: Mapping[str, Seen], params: Params) -> Iterator
 def _added(node: ir.Node, seen: Mapping[str, Seen], params: Params) -> Iterator[_Suspect]:
     given = params(node.outputs[0], None)
     known = [(v, _range(seen, v)) for v in node.inputs if v is not None and not is_constant(v)]
-    if given is None or len(known) != 2:
+    to_softmax = any(n.op_type == "Softmax" for n in node.outputs[0].consumers())  # `_logits` speaks of it
+    if given is None or len(known) != 2 or to_softmax:
         return
     (one, first), (two, second) = known
     if first is None or second is None:
         return
     narrow, least, most = (one, first, second) if first.width < second.width else (two, second, first)
-    if least.width / given.scale[0] >= LOST_OPERAND:
+    left = least.width / given.scale[0]
+    if left >= FEW_LEVELS:
         return
     yield _Suspect(
         node,
         "add-range",
         node.outputs[0],
-        f"operand '{narrow.name}' spans {least.width:.3g}, less than one of the 255 levels of a sum that "
-        f"{most.width:.3g} beside it makes wide: all 8 bits of that branch are lost",
+        f"operand '{narrow.name}' spans {least.width:.3g}, {left:.1f} of the 255 levels of a sum that "
+        f"{most.width:.3g} beside it makes wide: it loses {math.log2(255 / left):.1f} bits",
         "look for an outlying channel in the other operand, or keep it float",
         _own(least.variance, given.scale[0]),
     )
+
+
+def decides(softmax: ir.Node) -> bool:
+    """Whether a Softmax is the last word, whose largest entry is the answer."""
+    value = softmax.outputs[0]
+    return value.is_graph_output() or any(n.op_type in ("ArgMax", "TopK") for n in value.consumers())
 
 
 def _logits(node: ir.Node, seen: Mapping[str, Seen], params: Params) -> Iterator[Measured]:

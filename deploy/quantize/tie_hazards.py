@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from deploy.graph.edit import is_constant
 from deploy.graph.qdq import dequantize_array, quantize_array
-from deploy.quantize.range_hazards import Measured, Params
+from deploy.quantize.range_hazards import Measured, Params, decides
 from deploy.quantize.seen import Run
 from deploy.spec.plan import QuantParams
 
@@ -41,7 +41,7 @@ class _Question:
         """Count one batch."""
         rows = np.moveaxis(values, self.axis, -1).reshape(-1, values.shape[self.axis])
         codes = quantize_array(rows, self.params)
-        if self.node.op_type == "Softmax":
+        if self.value == self.node.outputs[0].name:
             back = dequantize_array(codes, self.params)
             self.mass += float(rows.sum())
             self.lost += float(rows[back <= 0].sum())
@@ -69,36 +69,27 @@ def tie_hazards(model: ir.Model, params: Params, run: Run) -> Iterator[Measured]
 
 def _questions(node: ir.Node, params: Params) -> Iterator[_Question]:
     value = node.inputs[0] if node.inputs else None
+    if value is None or is_constant(value):
+        return
     if node.op_type in ("ArgMax", "ArgMin", "TopK"):
-        scores, reader, axis = (
-            value,
-            node,
-            node.attributes.get_int("axis", -1 if node.op_type == "TopK" else 0),
-        )
+        axis = node.attributes.get_int("axis", -1 if node.op_type == "TopK" else 0)
+        largest = node.op_type != "ArgMin" and node.attributes.get_int("largest", 1) == 1
+        asked = [(value, params(value, node))]
     elif node.op_type == "Softmax":
-        scores, reader, axis = node.outputs[0], None, node.attributes.get_int("axis", -1)
+        axis, largest = node.attributes.get_int("axis", -1), True
+        asked = [(node.outputs[0], params(node.outputs[0], None))]
+        if decides(node):
+            asked.append((value, params(value, node)))
     else:
         return
-    if scores is None or is_constant(scores):
-        return
-    given = params(scores, reader)
-    largest = node.op_type != "ArgMin" and node.attributes.get_int("largest", 1) == 1
-    if given is not None:
-        yield _Question(node, scores.name or "", given, axis, largest)
-    elif node.op_type == "Softmax" and _ends(node.outputs[0]) and value is not None:
-        logits = params(value, node)
-        if logits is not None:
-            yield _Question(node, value.name or "", logits, axis)
-
-
-def _ends(value: ir.Value) -> bool:
-    """Whether a Softmax is the last word: its largest entry is the answer."""
-    return value.is_graph_output() or any(n.op_type in ("ArgMax", "TopK") for n in value.consumers())
+    for scores, given in asked:
+        if given is not None:
+            yield _Question(node, scores.name or "", given, axis, largest)
 
 
 def _said(question: _Question) -> Iterator[Measured]:
     node, step = question.node, question.params.scale[0]
-    if node.op_type == "Softmax" and question.value == node.outputs[0].name:
+    if question.value == node.outputs[0].name:
         share = question.lost / question.mass if question.mass else 0.0
         if share > LOST_MASS:
             yield Measured(
@@ -109,7 +100,7 @@ def _said(question: _Question) -> Iterator[Measured]:
                 "keep what reads it float, as over many entries 8 bits are too few",
                 share,
             )
-        if not _ends(node.outputs[0]):
+        if not decides(node):
             return
     share = question.tied / question.rows if question.rows else 0.0
     if share > TIED and question.tied >= FEWEST:
