@@ -34,7 +34,7 @@ def assign_weights(model: ir.Model, bits: int, excluded: Collection[str] = ()) -
         if not np.isfinite(array).all():
             continue
         axis = common_axis(uses, array.ndim)
-        scale = _scales(array, axis, limit, search=bits < 8)
+        scale = weight_scales(array, axis, limit, search=bits < 8)
         params = QuantParams(
             type=kind, scale=tuple(map(float, scale)), zero_point=(0,) * scale.size, axis=axis
         )
@@ -43,8 +43,8 @@ def assign_weights(model: ir.Model, bits: int, excluded: Collection[str] = ()) -
     return Assignment(tensors, codes)
 
 
-def _scales(array: np.ndarray, axis: int | None, limit: int, *, search: bool) -> np.ndarray:
-    """One float32 for each channel along ``axis``, or a single one."""
+def weight_scales(array: np.ndarray, axis: int | None, limit: int, *, search: bool) -> np.ndarray:
+    """One float32 for each channel along ``axis``, or a single one; with ``search`` that which loses least."""
     rows = (
         array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
     )
