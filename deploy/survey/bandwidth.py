@@ -31,7 +31,7 @@ _ROW = 8192
 _INSIDE = 256 * 1024
 """Below this size the passes are one call of numpy, whose start would otherwise be a part of the time."""
 _WINDOW_S = 0.003
-_SMALLEST, _LARGEST, _LARGEST_QUICK = 64 * 2**20, 2**30, 256 * 2**20
+_SMALLEST, _LARGEST, _LARGEST_QUICK = 64 * 2**20, 512 * 2**20, 256 * 2**20
 _OF_LAST = 8
 """Memory is measured on so many times the last cache, each of two arrays four times it, as STREAM asks."""
 _UNKNOWN = (Cache("l1d", 32, 1, 1, ""), Cache("l2", 256, 1, 1, ""))

@@ -46,6 +46,7 @@ FLAGS = (
 """As Linux spells them, x86 and then ARM; what else a processor has is no runtime's concern."""
 _SIDE, _SIDE_QUICK, _SIDE_FIXED = 768, 512, 192
 _ROUNDS, _ROUNDS_QUICK = 11, 5
+_LONGEST_S = 1.0
 _FIXED_RUNS = 25
 """Runs of the fixed work between two measurements."""
 
@@ -65,7 +66,7 @@ def machine_facts(*, quick: bool, threads: int) -> dict[str, Figure]:
     today = date.today()
     before = readings.read_files(changing=True)
     facts, caches = _said(today)
-    measured = _Measured(today, _ROUNDS_QUICK if quick else _ROUNDS)
+    measured = _Measured(today, _ROUNDS_QUICK if quick else _ROUNDS, caches_known=bool(caches))
     memory = host().memory_bytes
     counts = [(1, "")] + ([(threads, "_all")] if threads > 1 else [])
     with ExitStack() as stack:
@@ -127,9 +128,10 @@ def _heat(before: readings.Files, after: readings.Files, today: date) -> dict[st
 class _Measured:
     """Facts as they are measured, each with how and with what spread."""
 
-    def __init__(self, today: date, rounds: int) -> None:
+    def __init__(self, today: date, rounds: int, *, caches_known: bool) -> None:
         self.facts: dict[str, Figure] = {}
         self._today, self._rounds = today, rounds
+        self._sizes = "" if caches_known else ", sizes of caches assumed"
 
     def put_clock(self) -> None:
         """The faster of two looks, if there are two: before a processor is warm it may be slow."""
@@ -140,14 +142,16 @@ class _Measured:
 
     def put_bandwidth(self, name: str, kernel: str, size: int, threads: int) -> None:
         rate = bandwidth(kernel, size, threads, self._rounds)
-        how = f"numpy, {threads} x {size / 1024:.0f} KiB"
+        how = f"numpy, {threads} x {size / 1024:.0f} KiB{self._sizes}"
         self._put(name, rate.gb_s, "GB/s", how, rate.spread)
 
     def put_gemm(self, name: str, side: int, threads: int) -> None:
         with _gemm(side, threads) as session:
             work = _product(session, side)
             work()
-            times = [_timed(work) for _ in range(self._rounds)]
+            times = [_timed(work) for _ in range(3)]
+            while len(times) < self._rounds and sum(times) < _LONGEST_S:
+                times.append(_timed(work))
         low, typical, high = np.percentile(times, [25, 50, 75])
         how = f"{session.executed_by}, {side}x{side} matrices, {threads} threads"
         self._put(name, 2 * side**3 / typical / 1e9, "GFLOP/s", how, (high - low) / typical)

@@ -9,7 +9,6 @@ midway so leaves what it had.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from typing import TextIO
 
 from deploy.adapter.child import die_with
@@ -73,8 +73,9 @@ def survey_torch(device: str, quick: bool, progress: Progress) -> DeviceSurvey |
     None where PyTorch or the device is missing, with a note that says which. Nothing is raised for what the
     device cannot do: those points are Failures, and where PyTorch's process ends early the last one says so.
     """
-    if importlib.util.find_spec("torch") is None:
-        progress.note("no accelerator is measured: PyTorch is not installed")
+    missing = _missing(device)
+    if missing:
+        progress.note(f"no accelerator is measured: {missing}")
         return None
     request = {"device": device, "quick": quick, "parent": os.getpid()}
     begins: Begins | None = None
@@ -120,6 +121,15 @@ def survey_torch(device: str, quick: bool, progress: Progress) -> DeviceSurvey |
         ),
         facts=facts,
     )
+
+
+def _missing(device: str) -> str:
+    """What can be told without PyTorch's process, which takes seconds to start; empty if nothing."""
+    try:
+        found = version("torch")
+    except PackageNotFoundError:
+        return "PyTorch is not installed"
+    return f"PyTorch {found} is a build for CPUs" if device != "cpu" and found.endswith("+cpu") else ""
 
 
 def _ended(status: int, said: TextIO) -> Failure:

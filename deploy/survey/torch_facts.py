@@ -148,9 +148,10 @@ def sparsity(
     """How many times faster a product is when its constant matrix has two zeros among every four numbers.
 
     Dense and sparse in turn on the same sizes, as streams of launches: ``torch.mm``, for INT8 ``_int_mm``
-    into int32, against cuSPARSELt through ``to_sparse_semi_structured`` (INT8 into INT8). A Failure where the
-    device or PyTorch cannot. Needs CUDA from compute capability 8.0, and has never run there yet: on the CPU
-    it ends in the Failure that the tests see.
+    into int32, against cuSPARSELt through ``to_sparse_semi_structured`` (INT8 into INT8) by its default
+    algorithm, so the gain is what it is at least. A Failure where the device or PyTorch cannot. Needs CUDA
+    from compute capability 8.0, and has never run there yet: on the CPU it ends in the Failure that the tests
+    see.
     """
     import torch
 

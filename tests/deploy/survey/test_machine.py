@@ -309,7 +309,7 @@ def test_bandwidth_agrees_with_plain_copies():
             b[:] = a
             times.append(time.perf_counter() - start)
         ratios.append(bandwidth("copy", 2**26, 1, 5).gb_s / (2 * a.nbytes / np.median(times) / 1e9))
-        if 0.5 < ratios[-1] < 2:
+        if 0.3 < ratios[-1] < 3:
             return
     raise AssertionError(ratios)
 
@@ -344,9 +344,9 @@ def test_the_chain_adds():
 
 
 def test_this_machine():
-    start = time.perf_counter()
+    start = time.process_time()
     facts = machine.machine_facts(quick=True, threads=2)
-    assert time.perf_counter() - start < 8, "3 s are meant; others may be at work"
+    assert time.process_time() - start < 6, "3 s are meant, and two threads are at work"
     assert facts["cores"].value == host().cores
     for name in ("read_l1", "copy_memory", "update_memory_all", "gemm_float", "gemm_float_all"):
         assert facts[name].value > 0 and facts[name].source.startswith("measured: ")
@@ -363,6 +363,7 @@ def test_a_machine_that_hides_its_files(monkeypatch):
     monkeypatch.setattr(machine, "_SIDE_QUICK", 64)
     monkeypatch.setattr(machine, "bandwidth", lambda *args: bandwidth_module.Rate(1.0, 0.0))
     facts = machine.machine_facts(quick=True, threads=1)
+    assert facts["read_l1"].source.endswith("16 KiB, sizes of caches assumed, spread 0.00")
     assert {"cores", "read_l1", "read_memory", "gemm_float", "noise"} <= set(facts)
     assert not {"l1d", "clock_max", "clock_effective", "temperature", "throttled", "read_l1_all"} & set(facts)
 

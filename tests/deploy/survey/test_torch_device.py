@@ -6,6 +6,7 @@ import stat
 import sys
 from contextlib import contextmanager
 from datetime import date
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,11 @@ SHORT = Effort(rounds=3, window_ms=0.05, links=2)
 
 @pytest.fixture(autouse=True)
 def _as_it_was():
-    """Settings of PyTorch that a survey changes in its own process."""
+    """Settings of PyTorch that a survey changes in its own process; one thread, as there."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
+    torch.set_num_threads(threads)
     torch.backends.cuda.matmul.fp32_precision = "none"
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     torch.backends.cudnn.benchmark = False
@@ -168,7 +172,7 @@ def test_repetitions_share_the_time():
         chained = timed(lambda: [work(), work()], "cpu", Effort(9, 2.0), links=2).ms
         alone = float(np.median([stopwatch("cpu")(work) for _ in range(50)]))
         ratios.append(chained / alone)
-        if 0.5 < ratios[-1] < 1.5:
+        if 0.3 < ratios[-1] < 3:
             return
     raise AssertionError(ratios)
 
@@ -301,10 +305,8 @@ def test_a_survey_hands_out_what_it_measures(monkeypatch):
     """As its child process does, on a few of the points."""
     few = [(gemm(32, 16, 16), how) for how in ("float", "int8", "fp8")]
     monkeypatch.setattr(torch_device, "points", lambda quick, most: few)
-    threads = torch.get_num_threads()
     answers = []
     torch_device.main("cpu", True, answers.append)
-    torch.set_num_threads(threads)
     assert answers[0]["begins"]["runtime"] == "torch-cpu"
     steps = [(a["done"], a["total"]) for a in answers[1:]]
     assert steps == [(n, len(steps)) for n in range(1, len(steps) + 1)]
@@ -338,17 +340,25 @@ def test_a_whole_survey_and_its_overlay(tmp_path, capsys):
 
 def test_no_device_no_survey(monkeypatch):
     heard = Hearing()
-    monkeypatch.setattr(torch_device.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch_device, "version", lambda name: "2.13.0+cpu")
     assert torch_device.survey_torch("cuda", True, heard) is None
-    assert heard.notes == ["no accelerator is measured: PyTorch is not installed"]
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(torch_device, "version", missing)
+    assert torch_device.survey_torch("cuda", True, heard) is None
+    said = "no accelerator is measured: PyTorch "
+    assert heard.notes == [f"{said}2.13.0+cpu is a build for CPUs", f"{said}is not installed"]
     answers = []
     torch_device.main("meta", True, answers.append)
     assert list(answers[0]) == ["absent"] and "only cuda and cpu" in answers[0]["absent"]
 
 
-def test_a_device_that_pytorch_does_not_know():
+def test_a_device_that_pytorch_does_not_know(monkeypatch):
     """In the child process."""
     heard = Hearing()
+    monkeypatch.setattr(torch_device, "version", lambda name: "2.13.0+cu130")
     assert torch_device.survey_torch("nowhere", True, heard) is None
     assert len(heard.notes) == 1 and "PyTorch has no nowhere here" in heard.notes[0]
 
@@ -378,7 +388,7 @@ def test_a_device_that_ends_the_process_leaves_what_was_measured(tmp_path, monke
         torch_device.subprocess, "Popen", lambda command, **more: popen([sys.executable, str(child)], **more)
     )
     heard = Hearing()
-    survey = torch_device.survey_torch("cuda", True, heard)
+    survey = torch_device.survey_torch("cpu", True, heard)
     assert len(survey.runtime.cost) == points and heard.steps == [(1, 2)]
     reasons = [failure.reason for failure in survey.runtime.failures]
     assert (not reasons) if not says else (len(reasons) == 1 and says in reasons[0])
@@ -389,5 +399,5 @@ def test_a_process_that_never_begins(tmp_path, monkeypatch):
     command = [sys.executable, "-c", "raise ImportError('libcudnn.so.9: cannot open shared object file')"]
     monkeypatch.setattr(torch_device.subprocess, "Popen", lambda _, **more: popen(command, **more))
     heard = Hearing()
-    assert torch_device.survey_torch("cuda", True, heard) is None
+    assert torch_device.survey_torch("cpu", True, heard) is None
     assert "libcudnn.so.9" in heard.warnings[0]
