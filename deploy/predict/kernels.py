@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -108,7 +108,8 @@ def kernels(
             continue
         chains.append(graph.chain(node))
         taken.update(chains[-1])
-    return [graph.kernel(chain) for chain in chains] + list(graph.conversions(chains))
+    found = [kernel for chain in chains for kernel in graph.kernels_of(chain)]
+    return found + list(graph.conversions(chains))
 
 
 def class_of(node: ir.Node) -> KernelClass:
@@ -202,7 +203,27 @@ class _Formed:
                 return nodes[:best]
             nodes.append(following)
 
+    def kernels_of(self, chain: list[ir.Node]) -> list[Kernel]:
+        """The chain as one kernel, a recurrent layer as two: the products of all steps' inputs, which are one
+        large product, and the steps."""
+        whole = self.kernel(chain)
+        if whole.op != "recurrent":
+            return [whole]
+        node = chain[0]
+        first, second, width = self._shape(node.inputs[0], node)
+        weights = self._shape(node.inputs[1], node)  # [directions, gates * hidden, width]
+        rows, columns = first * second, weights[0] * weights[1]
+        macs = rows * width * columns
+        moved = 4 * (rows * (width + columns) + width * columns)
+        align = min(_LARGEST_ALIGN, width & -width, columns & -columns)
+        inputs = Kernel("gemm", whole.precision, whole.nodes, macs, moved, width, align)
+        return [
+            inputs,
+            replace(whole, macs=whole.macs - macs, bytes=whole.bytes - 4 * width * (rows + columns)),
+        ]
+
     def kernel(self, chain: list[ir.Node]) -> Kernel:
+        """The chain as one kernel."""
         head = chain[0]
         integer = self.in_integers(head)
         count = [macs_of(node, self.batch) for node in chain]

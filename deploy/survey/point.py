@@ -19,7 +19,7 @@ from deploy.adapter.protocol import Arrays, Backend, Runner
 from deploy.errors import DeployError
 from deploy.graph.blocks import partition
 from deploy.graph.cost import macs
-from deploy.graph.edit import names
+from deploy.graph.edit import names, weight_bytes
 from deploy.predict.kernels import Kernel, kernels
 from deploy.predict.latency import Costs
 from deploy.quantize.candidate import Candidate, Subject, build_candidate
@@ -34,7 +34,10 @@ from deploy.survey.units import separated
 _SHORT = 2
 _CHAIN_MACS = 60_000_000
 """A long chain stays below this, about 10 ms of one thread."""
-_LONGEST, _SHORTEST = 34, 6
+_CHAIN_BYTES = 8 * 2**20
+"""Weights of a long chain, so that they stay in a cache as those of a small network do. Some runtimes hold a
+copy of a recurrent layer's weights for each step: such chains are as short as they can be."""
+_LONGEST, _SHORTEST = 34, 5
 _ROUNDS = 9
 _SLICE_MS = 4.0
 _PER_ELEMENT = 20
@@ -182,8 +185,7 @@ def _open(
         return None
     candidate = build_candidate(subject, () if precision == "int8" else everything, workdir)
     runner = stack.enter_context(place.backend.open(candidate.artifact, subject.options))
-    (spec,) = candidate.artifact.inputs
-    shape = tuple(int(size) for size in spec.shape)
+    shape = [size if isinstance(size, int) else 1 for size in candidate.artifact.inputs[0].shape]
     value = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     return _Chain(runner, {"x": value}, _kernels(model, candidate, place.runtime))
 
@@ -228,8 +230,10 @@ def _usual(*, positive: bool) -> Histogram:
 
 def _repeats(unit: Unit) -> int:
     """How long the long chain is: long enough to be timed, and no longer."""
-    one = (macs(chain(unit.input, unit.extend, 1)) or 0) + _PER_ELEMENT * math.prod(unit.input)
-    return int(np.clip(_SHORT + _CHAIN_MACS // one, _SHORTEST, _LONGEST))
+    model = chain(unit.input, unit.extend, 1)
+    one = (macs(model) or 0) + _PER_ELEMENT * math.prod(size for size in unit.input if isinstance(size, int))
+    most = _CHAIN_BYTES // max(1, weight_bytes(model)) if unit.op != "recurrent" else 0
+    return int(np.clip(min(_CHAIN_MACS // one, most), _SHORTEST, _LONGEST))
 
 
 def _times(chains: Sequence[_Chain]) -> list[np.ndarray]:

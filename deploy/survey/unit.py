@@ -59,6 +59,7 @@ class Sketch:
         return add_initializer(self.model, f"c{len(self.taken)}", array, self.taken)
 
 
+Shape = tuple[int | str, ...]
 Extend = Callable[[Sketch, ir.Value], ir.Value]
 
 
@@ -66,22 +67,22 @@ Extend = Callable[[Sketch, ir.Value], ir.Value]
 class Unit:
     """One size of a kernel class.
 
-    ``input`` is the shape of what the chain starts from, ``extend`` appends one repetition, ``without`` one
-    that lacks the kernel, where that is what it is compared with. ``shape`` says in words what is measured.
-    ``also`` are classes of kernels of the unit that share its time by their bytes. ``quick`` ones are in the
-    short survey, too.
+    ``input`` is the shape of what the chain starts from, its batch a name, as exporters leave it, ``extend``
+    appends one repetition, ``without`` one that lacks the kernel, where that is what it is compared with.
+    ``shape`` says in words what is measured. ``also`` are classes of kernels of the unit that share its time
+    by their bytes. ``quick`` ones are in the short survey, too.
     """
 
     op: KernelClass
     shape: str
-    input: tuple[int, ...]
+    input: Shape
     extend: Extend
     quick: bool = False
     without: Extend | None = None
     also: tuple[KernelClass, ...] = ()
 
 
-def chain(shape: tuple[int, ...], extend: Extend, repeats: int) -> ir.Model:
+def chain(shape: Shape, extend: Extend, repeats: int) -> ir.Model:
     """A float graph with shapes that repeats a unit, from an input ``x`` to an output ``y``."""
     first = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
     graph = ir.Graph([first], [], nodes=[], opset_imports={"": OPSET}, name="chain")

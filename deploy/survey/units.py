@@ -8,24 +8,26 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.spec.overlay import KernelClass
-from deploy.survey.unit import KEPT_FLOAT, Extend, Sketch, Unit
+from deploy.survey.unit import KEPT_FLOAT, Extend, Shape, Sketch, Unit
 
 
 def units(*, quick: bool = False) -> list[Unit]:
     """All units, those that others need taken off first."""
     listed = [
-        *_overhead(), *_products(), *_elementwise(), *_windows(), *_convolutions(), *_rows(), *_moves(),
+        *_overhead(), *_elementwise(), *_windows(), *_products(), *_convolutions(), *_rows(), *_moves(),
         *_recurrent(), *_changes(),
     ]  # fmt: skip
     return [unit for unit in listed if unit.quick or not quick]
 
 
-def _image(channels: int, size: int) -> tuple[int, ...]:
-    return (1, channels, size, size)
+def _image(channels: int, size: int) -> Shape:
+    return ("n", channels, size, size)
 
 
 def _overhead() -> list[Unit]:
-    return [Unit("overhead", "one tiny operation", (1, 8), lambda s, v: s.node("LeakyRelu", [v]), quick=True)]
+    return [
+        Unit("overhead", "one tiny operation", ("n", 8), lambda s, v: s.node("LeakyRelu", [v]), quick=True)
+    ]
 
 
 def _conv(channels: int, kernel: int, groups: int = 1, *, name: str = "") -> Extend:
@@ -72,9 +74,13 @@ def _convolutions() -> list[Unit]:
     for channels, size, quick in ((16, 32, True), (64, 16, False), (128, 8, False)):
         text = f"4x4 by 2, {channels} channels, to {size}x{size}"
         found.append(Unit("transposed", text, _image(channels, size), _transposed(channels), quick))
-    for channels, size, stride, quick in ((16, 32, 1, True), (32, 64, 2, False), (64, 32, 1, False)):
-        text = f"3x3 by {stride}, 3 to {channels} channels, {size}x{size}"
-        found.append(Unit("stem", text, _image(3, size), _stem(channels, stride), quick))
+    for channels, size, kernel, stride, quick in (
+        (16, 32, 3, 1, True), (32, 64, 3, 2, False), (64, 32, 3, 1, False), (8, 96, 3, 2, False),
+        (64, 112, 7, 2, True), (64, 22, 10, 2, True),
+    ):  # fmt: skip
+        image = 1 if kernel == 10 else 3  # a spectrogram, as keyword networks have it
+        text = f"{kernel}x{kernel} by {stride}, {image} to {channels} channels, {size}x{size}"
+        found.append(Unit("stem", text, _image(image, size), _stem(image, channels, kernel, stride), quick))
     return found
 
 
@@ -92,14 +98,14 @@ def _transposed(channels: int) -> Extend:
     return extend
 
 
-def _stem(channels: int, stride: int) -> Extend:
+def _stem(image: int, channels: int, kernel: int, stride: int) -> Extend:
     """Side by side on the image, their results added up."""
 
     def extend(sketch: Sketch, value: ir.Value) -> ir.Value:
-        weight = sketch.weight(channels, 3, 3, 3, depth=27)
+        weight = sketch.weight(channels, image, kernel, kernel, depth=image * kernel * kernel)
         made = sketch.node(
-            "Conv", [sketch.first, weight, sketch.weight(channels)], pads=[1] * 4, strides=[stride] * 2,
-            kernel_shape=[3, 3],
+            "Conv", [sketch.first, weight, sketch.weight(channels)], pads=[kernel // 2] * 4,
+            strides=[stride] * 2, kernel_shape=[kernel, kernel],
         )  # fmt: skip
         made = sketch.node("Relu", [made])
         return made if value is sketch.first else sketch.node("Add", [value, made])
@@ -114,32 +120,35 @@ def _products() -> list[Unit]:
         (98, 64, True), (98, 256, False), (128, 512, True), (16, 32, False),
     ):  # fmt: skip
         text = f"{rows} rows, {size} by {size}"
-        found.append(Unit("gemm", text, (rows, size), _gemm(size), quick))
+        found.append(Unit("gemm", text, _rows_of(rows, size), _gemm(rows, size, size), quick))
     for rows, narrow, wide in ((98, 64, 256), (1, 512, 10)):
         text = f"{rows} rows, {narrow} to {wide} and back"
-        found.append(Unit("gemm", text, (rows, narrow), _expand(narrow, wide)))
+        found.append(Unit("gemm", text, _rows_of(rows, narrow), _expand(rows, narrow, wide)))
     for heads, size, quick in ((1, 64, False), (1, 98, True), (4, 64, False), (8, 196, False)):
         text = f"{heads} heads, {size} by {size}"
-        found.append(Unit("batched", text, (1, heads, size, size), _batched, quick))
+        found.append(Unit("batched", text, ("n", heads, size, size), _batched, quick))
     return found
 
 
-def _gemm(size: int) -> Extend:
+def _rows_of(rows: int, width: int) -> Shape:
+    return ("n", width) if rows == 1 else ("n", rows, width)
+
+
+def _gemm(rows: int, before: int, after: int) -> Extend:
+    """A classifier's Gemm, or a transformer's MatMul with its bias."""
+
     def extend(sketch: Sketch, value: ir.Value) -> ir.Value:
-        product = [value, sketch.weight(size, size, depth=size), sketch.weight(size)]
-        return sketch.node("Relu", [sketch.node("Gemm", product)])
+        weight, bias = sketch.weight(before, after, depth=before), sketch.weight(after)
+        if rows == 1:
+            return sketch.node("Relu", [sketch.node("Gemm", [value, weight, bias])])
+        return sketch.node("Add", [sketch.node("MatMul", [value, weight]), bias])
 
     return extend
 
 
-def _expand(narrow: int, wide: int) -> Extend:
-    def extend(sketch: Sketch, value: ir.Value) -> ir.Value:
-        for before, after in ((narrow, wide), (wide, narrow)):
-            product = [value, sketch.weight(before, after, depth=before), sketch.weight(after)]
-            value = sketch.node("Gemm", product)
-        return value
-
-    return extend
+def _expand(rows: int, narrow: int, wide: int) -> Extend:
+    there, back = _gemm(rows, narrow, wide), _gemm(rows, wide, narrow)
+    return lambda s, v: back(s, there(s, v))
 
 
 def _batched(sketch: Sketch, value: ir.Value) -> ir.Value:
@@ -182,7 +191,9 @@ def _windows() -> list[Unit]:
         found.append(Unit("pool", f"MaxPool 3x3, {where}", image, _pool("MaxPool"), quick))
         found.append(Unit("pool", f"AveragePool 3x3, {where}", image, _pool("AveragePool")))
         found.append(Unit("reduce", f"GlobalAveragePool, {where}", image, _reduced, quick, _not_reduced))
-        found.append(Unit("resize", f"nearest by 2, to {where}", image, _resized, quick, also=("pool",)))
+        found.append(
+            Unit("resize", f"nearest by 2, to {where}", (1, *image[1:]), _resized, quick, also=("pool",))
+        )
     return found
 
 
@@ -216,7 +227,7 @@ def _rows() -> list[Unit]:
     found = []
     for rows, width, quick in ((98, 64, True), (98, 98, False), (196, 196, False), (64, 768, True)):
         where = f"{rows} rows of {width}"
-        shape = (1, rows, width)
+        shape: Shape = ("n", rows, width)
         found.append(Unit("softmax", where, shape, lambda s, v: s.node("Softmax", [v], axis=-1), quick))
         found.append(Unit("norm", f"LayerNormalization, {where}", shape, _normed(width), quick))
     return found
@@ -237,7 +248,7 @@ def _moves() -> list[Unit]:
         image = _image(channels, size)
         found.append(Unit("concat", text, image, _swapped(channels // 2), quick, also=("move",)))
     for size, quick in ((64, True), (98, False), (256, False)):
-        unit = Unit("transpose", f"{size} by {size}", (1, size, size), _turned(size), quick, _product(size))
+        unit = Unit("transpose", f"{size} by {size}", ("n", size, size), _turned(size), quick, _product(size))
         found.append(unit)
     return found
 
