@@ -41,6 +41,9 @@ Cell = str | tuple[str, str]
 _STAGE_WIDTH = 14
 _TIME_WIDTH = 8
 _PIPE_WIDTH = 4096
+_ENOUGH, _SOON_S = 3, 2.0
+"""So many steps and seconds of a stage tell how long the rest takes."""
+_MINUTES_S = 100
 _FILLING = re.compile(r" +((?:\x1b\[[\d;]*m)*)$", re.MULTILINE)
 """Blanks at the end of a line, before whatever ends its colour."""
 
@@ -148,13 +151,18 @@ class _Drawing:
         self._stage: str | None = None
         self._started = 0.0
         self._done, self._total = 0, 0
+        self._first: tuple[int, float] | None = None
+        """How much was done when the stage first said so, and when that was: some go on from a kill."""
 
     def start(self, stage: str) -> None:
         self._stage, self._started = stage, time.perf_counter()
         self._done, self._total = 0, 0
+        self._first = None
 
     def advance(self, done: int, total: int) -> None:
         self._done, self._total = done, total
+        if self._first is None:
+            self._first = done, time.perf_counter()
 
     def finish(self, stage: str, seconds: float, cached: bool, outcome: str) -> None:
         self._stage = None
@@ -189,10 +197,19 @@ class _Drawing:
         if self._total > 1:
             cells += [
                 ProgressBar(self._total, self._done, width=24),
-                Text(f"{self._done} of {self._total}", style="dim"),
+                Text(f"{self._done} of {self._total}{self._left()}", style="dim"),
             ]
         line.add_row(*cells)
         return line
+
+    def _left(self) -> str:
+        """The time that the stage will still take if it goes on as it did; empty while nobody can tell."""
+        first, since = self._first or (0, 0.0)
+        took, gone = time.perf_counter() - since, self._done - first
+        if self._first is None or gone < _ENOUGH or took < _SOON_S:
+            return ""
+        left = took / gone * (self._total - self._done)
+        return f", {left / 60:.0f} min left" if left >= _MINUTES_S else f", {left:.0f} s left"
 
 
 def _stage_line(mark: Cell, stage: str, took: Cell, outcome: str) -> RenderableType:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from deploy.errors import DeployError, UsageError
 
@@ -55,7 +56,7 @@ def parse(
     try:
         return kind.model_validate_json(text)
     except ValidationError as e:
-        line = line_in_json(text, e.errors()[0]["loc"])
+        line = line_in_json(text, _leading(e)["loc"])
         where = f"{origin}:{line}" if line else str(origin)
         raise error(f"{where}: {_first_problem(e)}", hint=_schema_hint(e)) from e
 
@@ -69,14 +70,23 @@ def parse_toml(kind: type[DocumentT], text: str, *, origin: Path | str) -> Docum
     try:
         return kind.model_validate(data)
     except ValidationError as e:
-        location = e.errors()[0]["loc"]
+        location = _leading(e)["loc"]
         line = _line_of(text, location)
         where = f"{origin}:{line}" if line else str(origin)
         raise UsageError(f"{where}: {_first_problem(e)}", hint=_schema_hint(e)) from e
 
 
+def _leading(error: ValidationError) -> ErrorDetails:
+    """The problem that explains others: another schema, then a misspelt key; else the first."""
+
+    def rank(problem: ErrorDetails) -> int:
+        return 0 if problem["loc"] == ("schema",) else 1 if problem["type"] == "extra_forbidden" else 2
+
+    return min(error.errors(), key=rank)
+
+
 def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first = _leading(error)
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

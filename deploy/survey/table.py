@@ -14,6 +14,8 @@ Unit = Literal["GOP/s", "GB/s", "ms"]
 
 _PLAIN: tuple[Precision, ...] = ("float", "bf16", "fp16")
 """What others are compared with: the first of them that was measured."""
+_NO_CHOICE: tuple[KernelClass, ...] = ("convert", "entry", "overhead")
+"""What nobody chooses a precision for."""
 _EVEN = 0.05
 """Closer than this is no difference, however quiet the machine."""
 
@@ -111,8 +113,10 @@ def _row(op: KernelClass, runtime: RuntimeCosts) -> ClassRow:
 def _verdict(costs: list[Cost], *, tried: bool) -> str:
     floats, integers = _by_shape(costs, _plain(costs)), _by_shape(costs, "int8")
     pairs = [(floats[shape], cost) for shape, cost in integers.items() if shape in floats and cost.ms > 0]
+    if costs and costs[0].op in _NO_CHOICE:
+        return ""
     if not pairs:
-        return "" if integers or not tried else "could not be measured"
+        return "" if integers else "could not be measured" if tried else "float only"
     faster = slower = 0
     for plain, integer in pairs:
         margin = max(_EVEN, (plain.spread + integer.spread) / 2)

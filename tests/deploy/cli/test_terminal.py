@@ -85,6 +85,26 @@ def test_on_a_terminal_ended_stages_stay_and_the_failed_one_is_marked() -> None:
     assert any(line.startswith("✗ measure") for line in lines)
 
 
+LONG = """
+import time
+from deploy.cli.terminal import stages
+with stages("this machine") as progress:
+    progress.start("ort")
+    for done in range(20, 60):
+        progress.advance(done, 100)
+        time.sleep(0.07)
+"""
+
+
+def test_a_long_stage_says_how_long_the_rest_takes() -> None:
+    """40 steps in 2.8 s, beginning at 20: what was done before they began does not count."""
+    code, text = shown_on_a_terminal(LONG)
+    assert code == 0
+    told = [int(left) for left in re.findall(r"of 100, (\d+) s left", text)]
+    assert told and 2 <= told[-1] <= 8
+    assert "19 of 100" not in text and re.search(r"2\d of 100\s*\x1b", text)
+
+
 def test_no_color_is_respected() -> None:
     assert "\x1b[32m" in shown_on_a_terminal(STAGES)[1]
     assert "\x1b[32m" not in shown_on_a_terminal(STAGES, NO_COLOR="1")[1]

@@ -394,3 +394,17 @@ def test_where_there_is_no_such_value_there_is_no_line() -> None:
     assert line_in_json("7", ("a",)) is None
     assert line_in_json('{\n"a": {}}', ("a", "b")) == 2
     assert line_in_json("[" * 100_000, (0, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{\n"nois": 1,\n"seconds": "long"}', "o.json:2: unknown key 'nois' (and "),
+        ('{\n"nois": 1,\n"schema": 7}', "o.json:3: 'schema': "),
+        ("{}", "o.json: 'profile': Field required (and "),
+    ],
+)
+def test_of_several_problems_the_one_that_explains_most_is_told(text: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(Overlay, text, origin="o.json")
+    assert caught.value.message.startswith(said)

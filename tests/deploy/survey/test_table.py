@@ -52,7 +52,7 @@ def test_what_multiplies_nothing_is_told_in_bytes_and_gains_by_time() -> None:
 
 def test_what_has_no_size_is_told_in_milliseconds() -> None:
     row = only(cost("float", 0.004, bytes=64, op="overhead"))
-    assert (row.unit, row.speeds, row.gains) == ("ms", {"float": 0.004}, {})
+    assert (row.unit, row.speeds, row.gains, row.int8) == ("ms", {"float": 0.004}, {}, "")
 
 
 def test_a_time_of_nothing_divides_nothing() -> None:
@@ -100,6 +100,7 @@ def test_what_failed_is_counted_and_said() -> None:
     failure = Failure(op="norm", precision="int8", shape="768", reason="no kernel")
     row = only(cost("float", 1, bytes=100, op="norm"), failures=(failure,))
     assert (row.points, row.failed, row.int8) == (1, 1, "could not be measured")
+    assert only(cost("float", 1, bytes=100, op="norm")).int8 == "float only"
     row = only(failures=(failure,))
     assert (row.points, row.speeds, row.unit) == (0, {}, "ms")
 

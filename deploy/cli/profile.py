@@ -1,0 +1,280 @@
+"""``deploy profile``: what the kernels of this machine's runtimes take, measured, shown and judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.cli.options import CacheFolder, Json, Quiet, Verbose, settle
+from deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from deploy.adapter.overlays import Fit
+    from deploy.spec.profile import Profile
+
+_KEPT = "What was measured"
+_MEANT = {
+    "measuring": ("--quick", "--fresh", "--out", "--picture"),
+    "--show": ("--out", "--picture"),
+    "--check": ("--data",),
+    "--use": (),
+}
+"""The flags that mean something beside each of the things that the command does."""
+
+
+def profile(
+    context: typer.Context,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer sizes: under a minute, and predictions a little worse.")
+    ] = False,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Measure this runtime only; repeatable. Default: all found here."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Threads to measure with.")] = 1,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew where a survey was interrupted before.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the measurements to this file, too: for --use on another machine."
+        ),
+    ] = None,
+    show: Annotated[
+        bool,
+        typer.Option("--show", rich_help_panel=_KEPT, help="Show what was measured; measure nothing."),
+    ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=_KEPT, help="Draw it, too: a .png, .svg or .pdf file."),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", rich_help_panel=_KEPT, help="Time this model and compare with prediction."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", rich_help_panel=_KEPT, help="Samples for --check; without them noise will do."
+        ),
+    ] = None,
+    cache: CacheFolder = None,
+    use: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_KEPT,
+            help="Keep measurements of another machine, from --out there.",
+        ),
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Measure this machine: the true speed of its runtimes by kind of operation, size and precision.
+
+    Builds and predictions then know what INT8 is worth here. Takes up to five minutes; one that was
+    interrupted goes on where it stopped.
+    """
+    quiet = settle(context, verbose, quiet)
+    given = {"--quick": quick, "--fresh": fresh, "--out": out, "--picture": picture, "--data": data}
+    _fits({"--show": show, "--check": check, "--use": use}, given)
+    wanted = _known(runtime)
+    if use is not None:
+        _use(use, json=json, quiet=quiet)
+    elif check is not None:
+        _check(check, data, wanted, threads, cache, json=json, quiet=quiet)
+    elif show:
+        _show(wanted, threads, out, picture, json=json)
+    else:
+        _measure(wanted, threads, out, picture, quick=quick, fresh=fresh, json=json, quiet=quiet)
+
+
+def _fits(actions: Mapping[str, object], given: Mapping[str, object]) -> None:
+    """Raises UsageError for flags that mean nothing beside each other."""
+    named = [flag for flag, value in actions.items() if value] or ["measuring"]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} do not go together", hint="give one of them")
+    for flag, value in given.items():
+        if value and flag not in _MEANT[named[0]]:
+            of = [action for action, flags in _MEANT.items() if flag in flags]
+            raise UsageError(
+                f"{flag} means nothing beside {named[0]}",
+                hint=f"leave it out; it goes with {' and '.join(of)}",
+            )
+
+
+def _known(runtimes: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The runtimes named, each once. Raises UsageError for one of which there is no backend."""
+    if not runtimes:
+        return None
+    import difflib
+
+    from deploy.adapter.discover import backend_names
+
+    known = backend_names()
+    for name in runtimes:
+        if name not in known:
+            near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise UsageError(f"unknown runtime '{name}'", hint=f"{meant}installed: {', '.join(known)}")
+    return tuple(dict.fromkeys(runtimes))
+
+
+def _measure(
+    runtimes: Sequence[str] | None,
+    threads: int,
+    out: Path | None,
+    picture: Path | None,
+    *,
+    quick: bool,
+    fresh: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    from deploy.adapter.overlays import save, write_overlay
+    from deploy.cli import measured
+    from deploy.cli.terminal import show_note, stages, write_json
+    from deploy.survey.picture import save_picture
+    from deploy.survey.run import survey
+
+    try:
+        with stages("this machine", quiet=quiet) as progress:
+            found = survey(runtimes=runtimes, threads=threads, quick=quick, fresh=fresh, progress=progress)
+    except KeyboardInterrupt:
+        if not quiet:
+            show_note("what was measured is kept: the same command goes on from there")
+        raise
+    path = save(found)
+    if out is not None:
+        write_overlay(found, out)
+    if picture is not None:
+        save_picture(found, picture)
+    warnings = measured.noise_warnings(found)
+    if json:
+        write_json({"file": str(path), "warnings": warnings, "overlay": measured.as_json(found)})
+    elif not quiet:
+        measured.show_overlay(found, [path])
+    measured.warn(warnings, quiet=quiet)
+
+
+def _show(
+    runtimes: Sequence[str] | None, threads: int, out: Path | None, picture: Path | None, *, json: bool
+) -> None:
+    from deploy.adapter.overlays import kept_overlays, write_overlay
+    from deploy.cli import measured
+    from deploy.cli.terminal import write_json, write_line
+    from deploy.survey.picture import save_picture
+
+    fit = _found(_profile(), runtimes, threads)
+    elsewhere = [k for k in kept_overlays()[0] if k not in fit.sources.values()]
+    if fit.overlay is None and (out or picture):
+        raise _nothing_measured(fit)
+    if fit.overlay is not None and out is not None:
+        write_overlay(fit.overlay, out)
+    if fit.overlay is not None and picture is not None:
+        save_picture(fit.overlay, picture)
+    if json:
+        write_json({
+            "overlay": None if fit.overlay is None else measured.as_json(fit.overlay),
+            "files": {name: str(kept.path) for name, kept in fit.sources.items()},
+            "classes": {} if fit.overlay is None else measured.classes_json(fit.overlay),
+            "warnings": list(fit.warnings),
+            "reasons": list(fit.reasons),
+            "kept": [str(kept.path) for kept in elsewhere],
+        })  # fmt: skip
+        return
+    if fit.overlay is None:
+        write_line(
+            "nothing was measured on this machine yet" if not fit.reasons else "nothing fits this machine"
+        )
+        write_line(("`deploy profile` measures it in up to five minutes, with --quick in one", "quiet"))
+    else:
+        measured.show_overlay(fit.overlay, sorted({kept.path for kept in fit.sources.values()}))
+    measured.show_kept(elsewhere)
+    measured.warn([*fit.warnings, *fit.reasons], quiet=False)
+
+
+def _check(
+    model: Path,
+    data: str | None,
+    runtimes: Sequence[str] | None,
+    threads: int,
+    cache: Path | None,
+    *,
+    json: bool,
+    quiet: bool,
+) -> None:
+    from deploy.cli import checked, measured
+    from deploy.cli.terminal import stages, write_json
+    from deploy.stages.request import Request
+    from deploy.survey.check import check
+
+    here = _profile()
+    fit = _found(here, runtimes, threads)
+    if fit.overlay is None:
+        raise _nothing_measured(fit)
+    measured.warn([*fit.warnings, *fit.reasons], quiet=quiet)
+    request = Request(
+        source=model,
+        target=here.name,
+        data=data,
+        threads=threads,
+        cache=cache,
+        random_calibration=data is None,
+    )
+    costs = {runtime.name: runtime for runtime in fit.overlay.runtime}
+    with stages(f"{model} on this machine", quiet=quiet) as progress:
+        found = check(request, costs, progress)
+    if json:
+        write_json(checked.as_json(found))
+    else:
+        checked.show_check(found)
+
+
+def _use(path: Path, *, json: bool, quiet: bool) -> None:
+    from deploy.adapter.overlays import read_overlay, save, why_not
+    from deploy.cli.terminal import show_note, write_json, write_line
+    from deploy.measure.host import this_machine
+
+    overlay = read_overlay(path)
+    kept = save(overlay)
+    why = why_not(overlay.machine, this_machine(overlay.machine.device))
+    if json:
+        write_json({"file": str(kept), "this_machine": not why, "reason": why})
+    elif not quiet:
+        write_line(("✓ ", "good"), str(kept), wrap=False)
+        if why:
+            show_note(f"kept for predictions about that machine; not used for this one: {why}")
+
+
+def _profile() -> Profile:
+    """The profile by whose rules this machine is measured."""
+    from deploy.adapter.profiles import profile_for
+    from deploy.measure.host import host
+
+    return profile_for(host().arch, host().features)
+
+
+def _found(profile: Profile, runtimes: Sequence[str] | None, threads: int) -> Fit:
+    from deploy.adapter.overlays import find_overlay, runs_here
+    from deploy.measure.host import this_machine
+
+    wanted = [r for r in profile.runtime if runtimes is None or r.name in runtimes]
+    return find_overlay(this_machine(), runs_here(wanted, threads))
+
+
+def _nothing_measured(fit: Fit) -> UsageError:
+    if fit.reasons:
+        return UsageError(
+            "what was measured does not fit this machine:\n" + "\n".join(fit.reasons),
+            hint="measure it now: deploy profile",
+        )
+    return UsageError("nothing was measured on this machine yet", hint="measure it first: deploy profile")
