@@ -113,12 +113,12 @@ class Job:
 def open_job(
     made_of: Ingredients,
     baseline: Artifact,
-    histograms: Mapping[str, Histogram],
+    histograms: Mapping[str, Mapping[str, Histogram]],
     lock: Lock | None,
     work: Path,
     progress: Progress,
 ) -> Job:
-    """Everything that choosing, measuring and verifying need."""
+    """Everything that choosing, measuring and verifying need; ``histograms`` by graph and value."""
     roles, request, target = made_of.roles, made_of.request, made_of.target
 
     def opened() -> AbstractContextManager[Runner]:
@@ -148,7 +148,7 @@ def subject_for(
     target: Target,
     route: Route,
     prepared: Prepared,
-    histograms: Mapping[str, Histogram],
+    histograms: Mapping[str, Mapping[str, Histogram]],
     request: Request,
     classes: tuple[str, ...] = (),
 ) -> Subject:
@@ -167,7 +167,7 @@ def subject_for(
         options=route.backend.options(runtime, request.threads),
         blocks=blocks,
         chains=find_chains(graph.model, blocks, runtime),
-        histograms=histograms,
+        histograms=histograms.get(graph.sha256, {}),
         observer=request.observer,
         excluded=written_out(graph.model, request.exclude),
         imported=prepared.facts.imported,

@@ -3,7 +3,7 @@
     fuse -> for each list of rules: rewrite, proved -> calibrate -> ...
 
 Runtimes whose rules find nothing share the fused graph. A value keeps its name through every rule, and new
-ones are called after the node that they were written out of: what has one name is one value in all graphs.
+ones are called after the node that they were written out of.
 """
 
 from __future__ import annotations

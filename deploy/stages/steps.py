@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -152,8 +152,8 @@ def check(target: Target, prepared: Prepared, request: Request, record: Record) 
         return able_to_run(able, prepared, record.progress)
 
 
-def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, Histogram]:
-    """Histograms of every value that may be quantized; none without data, rules or a wish for INT8."""
+def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, dict[str, Histogram]]:
+    """By graph the histograms of what may be quantized; none without data, rules or a wish for INT8."""
     target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
     wanted = request.precision not in WITHOUT_RANGES and not prepared.facts.imported
     if roles.calibration is None or not wanted:
@@ -174,7 +174,7 @@ def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, H
         )
         save_histograms(found, folder / _HISTOGRAMS)
 
-    histograms: dict[str, Histogram] = {}
+    histograms: dict[str, dict[str, Histogram]] = {}
     with record.stage("calibrate") as stage:
         stage.cached = True
         for graph, values in graphs:
@@ -188,32 +188,35 @@ def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, H
             )
             folder, cached = cache.fetch(key, partial(write, graph, values))
             stage.cached &= cached
-            histograms |= load_histograms(folder / _HISTOGRAMS)
-        stage.outcome = f"{len(histograms)} values over {min(request.samples, len(dataset))} samples"
+            histograms[graph.sha256] = load_histograms(folder / _HISTOGRAMS)
+        count = sum(len(values) for _, values in graphs)
+        stage.outcome = f"{count} values over {min(request.samples, len(dataset))} samples"
     return histograms
 
 
 def _observed(target: Target, prepared: Prepared) -> list[tuple[FloatGraph, list[str]]]:
-    """The graphs that are run to find ranges, each with the values that were not seen in one before."""
+    """The graphs that are run to find ranges, each with the values that any of its runtimes may quantize.
+
+    What two graphs share is seen twice: the ranges of a runtime's graph do not depend on who else there is.
+    """
     graphs: dict[str, FloatGraph] = {}
     values: dict[str, dict[str, None]] = {}
-    seen: set[str] = set()
-    for route in sorted(target.routes, key=lambda route: route.runtime.rewrites in prepared.own):
-        if route.runtime.quant is None:
-            continue
-        graph = prepared.graph_for(route.runtime)
-        chains = find_chains(graph.model, partition(graph.model), route.runtime)
-        known = values.setdefault(graph.sha256, {})
-        graphs[graph.sha256] = graph
-        for value in observed_values(graph.model, chains, route.runtime):
-            if value not in seen:
-                seen.add(value)
-                known[value] = None
+    for route in target.routes:
+        if route.runtime.quant is not None:
+            graph = prepared.graph_for(route.runtime)
+            chains = find_chains(graph.model, partition(graph.model), route.runtime)
+            graphs[graph.sha256] = graph
+            observed = observed_values(graph.model, chains, route.runtime)
+            values.setdefault(graph.sha256, {}).update(dict.fromkeys(observed))
     return [(graphs[digest_], list(found)) for digest_, found in values.items() if found]
 
 
 def compile(
-    made_of: Ingredients, against: Baseline, histograms: dict[str, Histogram], cache: Cache, record: Record
+    made_of: Ingredients,
+    against: Baseline,
+    histograms: Mapping[str, Mapping[str, Histogram]],
+    cache: Cache,
+    record: Record,
 ) -> tuple[Compiled, Plan]:
     """Choose, measure and verify for the target."""
     target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
