@@ -169,7 +169,8 @@ def _begin(device: str) -> Begins:
         return Begins(
             device=device, runtime=f"torch-{device}", version=torch.__version__, threads=1, settings={}
         )
-    torch.cuda.set_device(device)
+    if torch.device(device).index is not None:
+        torch.cuda.set_device(device)
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return Begins(
         device=torch.cuda.get_device_name(device),

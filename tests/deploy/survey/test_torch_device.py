@@ -236,6 +236,18 @@ def test_what_cuda_is_asked(monkeypatch):
     assert np.allclose(timing.rounds, 6.0 / (3 * 2)) and timing.spread == 0, "3 of 6 ms fill 18"
 
 
+@pytest.mark.parametrize(("device", "chosen"), [("cuda", []), ("cuda:1", ["cuda:1"])])
+def test_what_a_survey_of_cuda_begins_with(monkeypatch, device, chosen):
+    """PyTorch takes no device without a number as the one to be current."""
+    said = []
+    monkeypatch.setattr(torch, "zeros", lambda *sizes, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", said.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    begins = torch_device._begin(device)
+    assert said == chosen and begins.runtime == "torch-cuda" and begins.device == "NVIDIA H200"
+    assert begins.settings["tf32"] is False and begins.version.startswith(f"{torch.__version__}, CUDA ")
+
+
 def test_floats_are_exact():
     torch_kernels.exact_floats()
     assert torch.backends.cuda.matmul.fp32_precision == "ieee" and not torch.backends.cuda.matmul.allow_tf32
