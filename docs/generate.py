@@ -25,6 +25,7 @@ from deploy import errors
 from deploy.adapter.profiles import all_profiles
 from deploy.data.metrics import METRICS
 from deploy.spec import artifact, manifest, measurement, plan
+from deploy.spec import overlay as overlay_spec
 from deploy.spec import profile as profile_spec
 from deploy.spec import project as project_spec
 from deploy.spec.finetune import Augment, Distill, FeaturePair
@@ -210,6 +211,21 @@ def profile_page() -> str:
     )
 
 
+def overlay_page() -> str:
+    return joined(
+        "# Overlay format",
+        "Every key of the JSON files that `deploy profile` writes. To make one, see "
+        "[Measure a machine](../how-to/measure-machine.md).",
+        prose(overlay_spec),
+        fields("The file", overlay_spec.Overlay),
+        fields("machine", overlay_spec.Machine),
+        fields("facts", profile_spec.Figure),
+        fields("runtime", overlay_spec.RuntimeCosts),
+        fields("runtime: cost", overlay_spec.Cost),
+        fields("runtime: failures", overlay_spec.Failure),
+    )
+
+
 def targets_page() -> str:
     return joined(
         "# Targets and their facts",
@@ -353,7 +369,7 @@ def commands_page() -> str:
         "# Commands",
         "Each command as `--help` shows it. Progress goes to stderr, results to stdout; `--json` writes "
         "one object to stdout and nothing else. Environment: `DEPLOY_CACHE` is the cache's folder, "
-        "`NO_COLOR` turns colours off.",
+        "`DEPLOY_DATA` that of measurements, `NO_COLOR` turns colours off.",
         *(command(name) for name in command_names()),
     )
 
@@ -384,6 +400,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "deploy-toml.md": project_page,
     "bundle.md": bundle_page,
     "profile-format.md": profile_page,
+    "overlay-format.md": overlay_page,
     "targets.md": targets_page,
     "exit-codes.md": exit_codes_page,
 }

@@ -149,6 +149,7 @@ def execute(page: Path, line: int, run: list[str], here: Path, cache: Path) -> s
     environment = {
         **os.environ,
         "DEPLOY_CACHE": str(cache),
+        "DEPLOY_DATA": str(data_folder(cache)),
         "NO_COLOR": "1",
         "COLUMNS": "110",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -166,6 +167,11 @@ def execute(page: Path, line: int, run: list[str], here: Path, cache: Path) -> s
     if done.returncode:
         raise PageError(f"{page.name}:{line}: ended with {done.returncode}\n{run[-1]}\n{done.stdout}")
     return done.stdout
+
+
+def data_folder(cache: Path) -> Path:
+    """Where commands keep measurements: not in the user's own place, and not in the page's folder."""
+    return cache.with_name(f"{cache.name}-data")
 
 
 def check_project(page: Path, block: Block) -> None:
@@ -344,7 +350,11 @@ def main() -> None:
             sys.stdout.write(f"{page.relative_to(PAGES)}: {len(written)} commands\n")
             if chosen.write:
                 text = page.read_text(encoding="utf-8")
-                places = {str(cache): "~/.cache/deploy-compiler", str(folder): "~/digits"}
+                places = {
+                    str(data_folder(cache)): "~/.local/share/deploy-compiler",
+                    str(cache): "~/.cache/deploy-compiler",
+                    str(folder): "~/digits",
+                }
                 page.write_text(with_output(text, written, places), encoding="utf-8")
 
 

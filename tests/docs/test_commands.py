@@ -29,8 +29,8 @@ def load(path: Path) -> ModuleType:
 
 
 docs = load(ROOT / "docs" / "run.py")
-SLOW = {f"how-to/{page}.md" for page in ("pytorch", "x86", "jetson", "budget", "report")}
-"""Start PyTorch, or build much; `make test-all` runs them."""
+SLOW = {f"how-to/{page}.md" for page in ("pytorch", "x86", "jetson", "budget", "report", "measure-machine")}
+"""Start PyTorch, build or measure much; `make test-all` runs them."""
 
 
 @pytest.fixture(scope="session")
