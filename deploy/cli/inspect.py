@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import CacheFolder, Json, parse_shapes
+from deploy.cli.options import CacheFolder, Json, complete_target, parse_shapes
 from deploy.cli.sources import MODEL_HELP, open_model
+from deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _OPERATIONS_SHOWN = 12
 _PLACES_SHOWN = 3
 _MODELS = (".onnx", ".pt2")
+_SENSITIVITY = "Sensitivity"
 
 
 def inspect(
@@ -32,14 +34,72 @@ def inspect(
         list[str] | None,
         typer.Option(metavar="NAME=SIZES", help="Count with these input sizes: x=1,3,224,224; repeatable."),
     ] = None,
+    sensitivity: Annotated[
+        bool,
+        typer.Option(
+            "--sensitivity",
+            rich_help_panel=_SENSITIVITY,
+            help="What the outputs lose when one block alone is rounded, made sparse or pruned.",
+        ),
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", rich_help_panel=_SENSITIVITY, help="Samples; labels are not needed."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", rich_help_panel=_SENSITIVITY, help="Samples looked at. Default: 128."
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            rich_help_panel=_SENSITIVITY,
+            help="Predict by one backward pass and measure nothing; needs PyTorch.",
+        ),
+    ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_SENSITIVITY,
+            help="Round by the rules of this device's first runtime.",
+            autocompletion=complete_target,
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=_SENSITIVITY, help="Draw it: .png, .svg or .pdf."),
+    ] = None,
     cache: CacheFolder = None,
     json: Json = False,
 ) -> None:
     """Show parameters, MACs, size, operations and hazards; or what a bundle or a .tflite file holds."""
+    if sensitivity:
+        from deploy.cli.sensitivity import inspect_sensitivity
+        from deploy.stages.request import Request
+
+        request = Request(
+            source=path, target=target or "", data=data, shapes=parse_shapes(shape), cache=cache
+        )
+        inspect_sensitivity(request, samples=samples, quick=quick, picture=picture, json=json)
+        return
+    _refuse_alone(data=data, samples=samples, quick=quick or None, target=target, picture=picture)
     if path.is_dir():
         _inspect_bundle(path, json=json)
     elif not _inspect_file(path, json=json):
         _inspect_model(path, parse_shapes(shape), cache, json=json)
+
+
+def _refuse_alone(**given: object) -> None:
+    """Raises UsageError for an option that only sensitivity reads."""
+    alone = next((name for name, value in given.items() if value is not None), None)
+    if alone is not None:
+        raise UsageError(
+            f"--{alone} belongs to --sensitivity", hint="give --sensitivity, too, or leave it out"
+        )
 
 
 def _inspect_bundle(path: Path, *, json: bool) -> None:
