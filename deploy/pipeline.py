@@ -1,6 +1,7 @@
 """A build, from the trained model to the verified bundle: the stages in their order.
 
-    read -> clean -> data -> compress -> legalize -> calibrate -> choose -> measure -> verify -> bundle
+    read -> clean -> data -> compress -> legalize -> hazards -> calibrate -> choose -> measure -> verify
+    -> bundle
 
 Each stage that takes time leaves its result in the content-addressed cache, so a second build with the same
 model, data, settings and versions does nothing twice, and targets share what does not depend on them.
@@ -20,6 +21,7 @@ from deploy.spec.recipe import Recipe
 from deploy.stages import steps
 from deploy.stages.assemble import assemble
 from deploy.stages.compress import compress
+from deploy.stages.foresee import foresee
 from deploy.stages.job import Ingredients
 from deploy.stages.legalize import legalize
 from deploy.stages.preview import Preview, preview
@@ -49,9 +51,10 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
         prepared = legalize(target, prepared, request.threads, cache, record)
         able = steps.check(target, prepared, request, record)
         made_of = Ingredients(able, prepared, roles, request)
+        foreseen = foresee(made_of, cache, record)
         histograms = steps.calibrate(made_of, cache, record)
         compiled, plan = steps.compile(made_of, baseline, histograms, cache, record)
-        assemble(made_of, compiled, plan, folder, record)
+        assemble(made_of, foreseen, compiled, plan, folder, record)
     return load_bundle(destination)
 
 

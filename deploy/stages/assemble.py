@@ -30,12 +30,15 @@ from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import TensorSpec
 from deploy.stages.compile import Compiled
 from deploy.stages.compress import TRAINING
+from deploy.stages.foresee import Foreseen
 from deploy.stages.interface import fed_specs
 from deploy.stages.job import Ingredients
 from deploy.stages.record import Record
 
 
-def assemble(made_of: Ingredients, compiled: Compiled, plan: Plan, folder: Path, record: Record) -> None:
+def assemble(
+    made_of: Ingredients, foreseen: Foreseen, compiled: Compiled, plan: Plan, folder: Path, record: Record
+) -> None:
     """Everything a bundle holds, into ``folder``."""
     prepared = made_of.prepared
     with record.stage("bundle") as stage:
@@ -53,7 +56,7 @@ def assemble(made_of: Ingredients, compiled: Compiled, plan: Plan, folder: Path,
         (folder / LOCK).write_text(render(_lock(made_of, compiled)))
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         hashes = {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
-        manifest = _manifest(made_of, compiled, plan, hashes)
+        manifest = _manifest(made_of, foreseen, compiled, plan, hashes)
         (folder / MANIFEST).write_text(render(manifest))
         before, after = manifest.size_bytes.baseline, manifest.size_bytes.artifact
         change = (
@@ -77,7 +80,9 @@ def assemble(made_of: Ingredients, compiled: Compiled, plan: Plan, folder: Path,
         record.progress.warn(f"no {PAGE}: {e.message}")
 
 
-def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict[str, str]) -> Manifest:
+def _manifest(
+    made_of: Ingredients, foreseen: Foreseen, compiled: Compiled, plan: Plan, hashes: dict[str, str]
+) -> Manifest:
     target, prepared, request = made_of.target, made_of.prepared, made_of.request
     calibration, unranged = made_of.roles.calibration, request.precision in WITHOUT_RANGES
     facts, artifact = prepared.facts.source, compiled.artifact
@@ -110,7 +115,7 @@ def _manifest(made_of: Ingredients, compiled: Compiled, plan: Plan, hashes: dict
         evaluation=compiled.evaluation,
         verification=compiled.verification,
         verdict=compiled.verdict,
-        hazards=(*prepared.facts.hazards, *compiled.hazards),
+        hazards=(*foreseen.joined(prepared.facts.hazards, plan.runtime), *compiled.hazards),
         notes=prepared.facts.notes,
         classes=made_of.roles.classes,
         deferred=artifact.deferred,

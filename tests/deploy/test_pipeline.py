@@ -28,7 +28,7 @@ FIRST_HALF = (
     "deploy.lock",
     "selftest.npz",
 )
-STAGES = ["read", "clean", "data", "calibrate", "choose", "measure", "verify", "bundle"]
+STAGES = ["read", "clean", "data", "hazards", "calibrate", "choose", "measure", "verify", "bundle"]
 UNMEASURED = [name for name in STAGES if name != "measure"]
 
 Build = Callable[..., Bundle]
