@@ -139,7 +139,7 @@ def _measure(
     json: bool,
     quiet: bool,
 ) -> None:
-    from deploy.adapter.overlays import save, write_overlay
+    from deploy.adapter.overlays import write_overlay
     from deploy.cli import measured
     from deploy.cli.terminal import show_note, stages, write_json
     from deploy.survey.picture import save_picture
@@ -147,12 +147,12 @@ def _measure(
 
     try:
         with stages("this machine", quiet=quiet) as progress:
-            found = survey(runtimes=runtimes, threads=threads, quick=quick, fresh=fresh, progress=progress)
+            kept = survey(runtimes=runtimes, threads=threads, quick=quick, fresh=fresh, progress=progress)
     except KeyboardInterrupt:
         if not quiet:
             show_note("what was measured is kept: the same command goes on from there")
         raise
-    path = save(found)
+    path, found = kept.path, kept.overlay
     if out is not None:
         write_overlay(found, out)
     if picture is not None:

@@ -116,6 +116,8 @@ def class_of(node: ir.Node) -> KernelClass:
     """The kernel class of one node; ``move`` for what only carries data about, and for the unknown."""
     if node.op_type == "Conv":
         return _convolution(node)
+    if node.op_type == "GRU" and not node.attributes.get_int("linear_before_reset", 0):
+        return "gru"
     if node.op_type == "MatMul":
         return "gemm" if len(node.inputs) > 1 and is_constant(node.inputs[1]) else "batched"
     return _CLASSES.get(node.op_type, "move")
@@ -153,6 +155,7 @@ class _Formed:
         self, model: ir.Model, tensors: Mapping[str, TensorPlan], runtime: Runtime, batch: int
     ) -> None:
         self.model, self.tensors, self.runtime, self.batch = model, tensors, runtime, batch
+        self.position = {node: index for index, node in enumerate(model.graph)}
         self.integer = {tuple(chain.split("+")) for chain in runtime.fuses}
         self.float = self.integer | {tuple(chain.split("+")) for chain in runtime.fuses_float}
         wide = runtime.quant is not None and runtime.quant.activation == "int16"
@@ -195,6 +198,8 @@ class _Formed:
             following = sole_consumer(nodes[-1].outputs[0])
             if following is None or (integer and self.reads_codes(nodes[-1].outputs[0], following)):
                 return nodes[:best]
+            if not self._ready(following, nodes):
+                return nodes[:best]
             if absorbs and following.op_type in _JOINS and not self.in_integers(following):
                 nodes.append(following)
                 best = len(nodes)
@@ -203,11 +208,20 @@ class _Formed:
                 return nodes[:best]
             nodes.append(following)
 
+    def _ready(self, node: ir.Node, nodes: list[ir.Node]) -> bool:
+        """Whether all else that ``node`` reads is there before the first of ``nodes`` runs.
+
+        Of two products that are added up, the later one takes the addition in.
+        """
+        others = (v.producer() for v in node.inputs if v is not None)
+        before = self.position[nodes[0]]
+        return all(p is None or p in nodes or self.position.get(p, -1) < before for p in others)
+
     def kernels_of(self, chain: list[ir.Node]) -> list[Kernel]:
         """The chain as one kernel, a recurrent layer as two: the products of all steps' inputs, which are one
         large product, and the steps."""
         whole = self.kernel(chain)
-        if whole.op != "recurrent":
+        if whole.op not in ("recurrent", "gru"):
             return [whole]
         node = chain[0]
         first, second, width = self._shape(node.inputs[0], node)
@@ -308,7 +322,7 @@ class _Formed:
         if kind in ("gemm", "batched") and node.op_type in ("Gemm", "MatMul"):
             left = self._shape(node.inputs[0], node)
             return left[0 if node.attributes.get_int("transA", 0) else -1]
-        if kind == "recurrent":
+        if kind in ("recurrent", "gru"):
             return self._shape(node.inputs[2], node)[-1]
         if kind == "pool":
             return math.prod(node.attributes.get_ints("kernel_shape", (1,)))

@@ -17,16 +17,17 @@ from deploy.spec.tensors import Precision
 
 KernelClass = Literal[
     "conv", "pointwise", "depthwise", "grouped", "transposed", "stem",
-    "gemm", "batched", "recurrent",
+    "gemm", "batched", "recurrent", "gru",
     "elementwise", "activation", "hard", "transcendental", "softmax", "norm",
     "reduce", "pool", "resize", "concat", "transpose", "move",
     "convert", "entry", "overhead",
 ]  # fmt: skip
 """What a kernel does; `deploy/predict/kernels.py` says which operations are which.
 
-``convert`` is one change between float and integers with the changes of layout that it brings, ``entry``
-what an input and an output cost on their way into and out of the runtime's own form, ``overhead`` a graph
-that does nothing.
+``gru`` is the one whose reset gate acts before the product (linear_before_reset 0), for which some runtimes
+have only a slow kernel; all other recurrent layers are ``recurrent``. ``convert`` is one change between float
+and integers with the changes of layout that it brings, ``entry`` what an input and an output cost on their
+way into and out of the runtime's own form, ``overhead`` a graph that does nothing.
 """
 
 _MOST = 2**62

@@ -131,8 +131,8 @@ def _terms(unit: Unit, precision: Precision, runtime: Runtime) -> list[tuple[flo
     if unit.without is None:
         return [(1, unit.extend, repeats, precision), (-1, unit.extend, _SHORT, precision)]
     if unit.op == "convert":
-        floats: Precision = "float"
-        halves = [(-0.5, unit.without, repeats, form) for form in (floats, precision)]
+        forms = (runtime.float_precision, precision)
+        halves = [(-0.5, unit.without, repeats, form) for form in forms]
         return [(1, unit.extend, repeats, precision), *halves]
     return [(1, unit.extend, repeats, precision), (-1, unit.without, repeats, precision)]
 
@@ -232,7 +232,7 @@ def _repeats(unit: Unit) -> int:
     """How long the long chain is: long enough to be timed, and no longer."""
     model = chain(unit.input, unit.extend, 1)
     one = (macs(model) or 0) + _PER_ELEMENT * math.prod(size for size in unit.input if isinstance(size, int))
-    most = _CHAIN_BYTES // max(1, weight_bytes(model)) if unit.op != "recurrent" else 0
+    most = _CHAIN_BYTES // max(1, weight_bytes(model)) if unit.op not in ("recurrent", "gru") else 0
     return int(np.clip(min(_CHAIN_MACS // one, most), _SHORTEST, _LONGEST))
 
 

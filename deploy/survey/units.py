@@ -286,16 +286,19 @@ def _recurrent() -> list[Unit]:
         ("LSTM", 4, 50, 256, False),
     ):  # fmt: skip
         text = f"{op}, {steps} steps, {size} wide"
-        found.append(Unit("recurrent", text, (steps, 1, size), _layer(op, gates, size), quick))
+        found.append(Unit("recurrent", text, (steps, 1, size), _layer(op, gates, size, after=1), quick))
+    for steps, size, quick in ((20, 76, True), (50, 128, False)):
+        text = f"GRU, reset before the product, {steps} steps, {size} wide"
+        found.append(Unit("gru", text, (steps, 1, size), _layer("GRU", 3, size, after=0), quick))
     return found
 
 
-def _layer(op: str, gates: int, size: int) -> Extend:
+def _layer(op: str, gates: int, size: int, *, after: int) -> Extend:
     def extend(sketch: Sketch, value: ir.Value) -> ir.Value:
         weights = [sketch.weight(1, gates * size, size, depth=size) for _ in range(2)]
         operands = [value, *weights, sketch.weight(1, 2 * gates * size)]
         if op == "GRU":
-            made = sketch.node(op, operands, hidden_size=size, linear_before_reset=1)
+            made = sketch.node(op, operands, hidden_size=size, linear_before_reset=after)
         else:
             made = sketch.node(op, operands, hidden_size=size)
         return sketch.node("Squeeze", [made, sketch.constant(np.array([1], np.int64))])
