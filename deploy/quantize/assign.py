@@ -54,7 +54,7 @@ def assign(
             if weight == name:
                 scale = _wide_enough_for(np.abs(_array(model, bias)), scale, tensors[source].scale[0])
         params = QuantParams(
-            type="int8", scale=_floats(_stored(scale, rules)), zero_point=(0,) * scale.size, axis=axis
+            type="int8", scale=_floats(stored_scale(scale, rules)), zero_point=(0,) * scale.size, axis=axis
         )
         limit = 127 if rules.weight_bits == 8 else 64
         codes[name] = quantize_array(array, params, low=-limit, high=limit)
@@ -92,7 +92,7 @@ def _activations(
     for group, names in members.items():
         prescribed = next((fixed[name] for name in names if name in fixed), None)
         if prescribed is not None:
-            scale = _floats(_stored(np.asarray([prescribed.scale]), rules))
+            scale = _floats(stored_scale(np.asarray([prescribed.scale]), rules))
             params = QuantParams(type=rules.activation, scale=scale, zero_point=(prescribed.zero_point,))
         else:
             merged = Histogram()
@@ -127,9 +127,9 @@ def activation_params(low: float, high: float, rules: QuantRules) -> QuantParams
     bottom, top = RANGES[rules.activation]
     high = high if low < high else 1.0
     if rules.symmetric_activation:
-        scale = _stored(np.asarray([max(-low, high) / top]), rules)
+        scale = stored_scale(np.asarray([max(-low, high) / top]), rules)
         return QuantParams(type=rules.activation, scale=_floats(scale), zero_point=(0,))
-    scale = _stored(np.asarray([(high - low) / (top - bottom)]), rules)
+    scale = stored_scale(np.asarray([(high - low) / (top - bottom)]), rules)
     zero = round(bottom - low / float(scale[0]))
     return QuantParams(type=rules.activation, scale=_floats(scale), zero_point=(min(max(zero, bottom), top),))
 
@@ -146,7 +146,7 @@ def _wide_enough_for(bias: np.ndarray, scale: np.ndarray, input_scale: float) ->
     return np.asarray(np.maximum(scale, needed.max() if scale.size == 1 else needed))
 
 
-def _stored(scale: np.ndarray, rules: QuantRules) -> np.ndarray:
+def stored_scale(scale: np.ndarray, rules: QuantRules) -> np.ndarray:
     """Scales as the artifact can hold them: float32, or float16 rounded up so that nothing is clipped."""
     scale = np.maximum(scale, _SMALLEST_SCALE)
     if rules.scale == "float32":

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from deploy.graph.blocks import Block
 from deploy.graph.edit import constant, is_constant, sole_consumer
 from deploy.graph.weights import large_weights
-from deploy.quantize.assign import common_axis
+from deploy.quantize.assign import common_axis, stored_scale
 from deploy.quantize.place import Chain, Placement, find_chains, observed_values, place
 from deploy.quantize.ranges import Histogram, find_range
 from deploy.quantize.weights import weight_scales
@@ -50,7 +50,6 @@ PRUNED = 0.3
 _WIDTHS: Mapping[Treatment, tuple[int, int]] = {"int8": (8, 8), "int4": (4, 4), "w8a16": (8, 16)}
 """Bits of weights and of activations."""
 _INPUT_AXIS = {"Conv": 1, "ConvTranspose": 0}
-_SMALLEST_SCALE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def _parameters(
     low, high = find_range(merged, observer, symmetric=symmetric, levels=top - bottom)
     high = high if low < high else 1.0
     width = max(-low, high) / top if symmetric else (high - low) / (top - bottom)
-    scale = float(np.float32(max(width, _SMALLEST_SCALE)))
+    scale = float(stored_scale(np.asarray([width]), rules)[0])
     return scale, 0 if symmetric else min(max(round(bottom - low / scale), bottom), top)
 
 
@@ -285,6 +284,8 @@ def _rounded(
         limit = 64 if rules.weight_bits == 7 and bits == 8 else limit
         along = None if not rules.per_channel or op in rules.per_tensor else axis
     scale = weight_scales(array, along, limit, search=bits < 8)
+    if treatment != "w4" and rules is not None:
+        scale = stored_scale(scale, rules).astype(np.float32)
     return WeightChange(axis, scale=scale if along is None else _along(scale, array.ndim, along), limit=limit)
 
 
