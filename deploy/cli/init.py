@@ -12,7 +12,7 @@ import typer
 from deploy.cli.options import CacheFolder, complete_target
 from deploy.cli.project import FILE
 from deploy.cli.sources import MODEL_HELP, open_model
-from deploy.errors import UsageError
+from deploy.errors import DeployError, UsageError
 
 if TYPE_CHECKING:
     from deploy.data.dataset import Dataset
@@ -46,6 +46,7 @@ def init(
     """Look at a model and its data, and write a commented deploy.toml into this folder."""
     from deploy.adapter.profiles import load_profile
     from deploy.cli.inspect import show_hazards
+    from deploy.cli.outlook import look_ahead
     from deploy.cli.terminal import show_note, write_line
     from deploy.graph.hazards import hazards
     from deploy.graph.shapes import infer
@@ -61,7 +62,14 @@ def init(
     found = summary(graph)
     guessed = _guess(data or eval_, found.inputs)
     opened = {given: _open(given, found.inputs, guessed) for given in (data, eval_) if given is not None}
-    text = render(model, found, targets, data, eval_, opened, guessed, hazards(graph))
+    dangers, samples = hazards(graph), ""
+    if data is not None:
+        try:
+            ahead = look_ahead(model, data, targets[0], {}, cache, guessed)
+            dangers, samples = ahead.hazards, f" over {ahead.samples}"
+        except DeployError as e:  # the file is written all the same; the build says it again
+            show_note(f"the samples were not looked at for hazards: {e.message}")
+    text = render(model, found, targets, data, eval_, opened, guessed, dangers)
     _write(path, text)
     if data is None:
         show_note(
@@ -73,7 +81,11 @@ def init(
         )
     write_line(("✓ ", "good"), f"wrote {path}")
     write_line()
-    show_hazards(hazards(graph))
+    show_hazards(dangers)
+    warned = len({hazard.kind for hazard in dangers if hazard.severity == "warning"})
+    write_line(
+        (f"{warned or 'no'} kind{'' if warned == 1 else 's'} of hazard to decide about{samples}", "quiet")
+    )
     write_line()
     write_line(("next: ", "quiet"), ("deploy build", "strong"))
 

@@ -44,7 +44,7 @@ def inspect(
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option(metavar="FILE", rich_help_panel=_SENSITIVITY, help="Samples; labels are not needed."),
+        typer.Option(metavar="PATH", help="Samples, without labels: the first ones show more hazards."),
     ] = None,
     samples: Annotated[
         int | None,
@@ -64,8 +64,7 @@ def inspect(
         str | None,
         typer.Option(
             metavar="NAME",
-            rich_help_panel=_SENSITIVITY,
-            help="Round by the rules of this device's first runtime.",
+            help="Judge by this device's rules: hazards for all its runtimes, sensitivity for the first.",
             autocompletion=complete_target,
         ),
     ] = None,
@@ -86,11 +85,11 @@ def inspect(
         )
         inspect_sensitivity(request, samples=samples, quick=quick, picture=picture, json=json)
         return
-    _refuse_alone(data=data, samples=samples, quick=quick or None, target=target, picture=picture)
+    _refuse_alone(samples=samples, quick=quick or None, picture=picture)
     if path.is_dir():
         _inspect_bundle(path, json=json)
     elif not _inspect_file(path, json=json):
-        _inspect_model(path, parse_shapes(shape), cache, json=json)
+        _inspect_model(path, parse_shapes(shape), cache, data, target, json=json)
 
 
 def _refuse_alone(**given: object) -> None:
@@ -134,16 +133,25 @@ def _inspect_file(path: Path, *, json: bool) -> bool:
 
 
 def _inspect_model(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], cache: Path | None, *, json: bool
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    cache: Path | None,
+    data: str | None,
+    target: str | None,
+    *,
+    json: bool,
 ) -> None:
-    from deploy.cli.terminal import write_json
+    from deploy.cli.outlook import look_ahead
+    from deploy.cli.terminal import write_json, write_line
     from deploy.graph.hazards import hazards
     from deploy.graph.shapes import infer, pin
     from deploy.graph.summary import summary
 
     source = open_model(path, shapes, cache)
     graph = infer(pin(source.model, shapes) if shapes else source.model)
-    found, dangers = summary(graph), hazards(graph)
+    found = summary(graph)
+    ahead = None if data is None and target is None else look_ahead(path, data, target, shapes, cache)
+    dangers = hazards(graph) if ahead is None else ahead.hazards
     if json:
         write_json({
             "model": str(path),
@@ -160,10 +168,14 @@ def _inspect_model(
             "outputs": [spec.model_dump(mode="json") for spec in found.outputs],
             "operations": dict(found.operations),
             "blocks": found.blocks,
+            "samples": None if ahead is None else ahead.samples,
             "hazards": [asdict(hazard) for hazard in dangers],
         })  # fmt: skip
         return
     _show(path, source, found, dangers)
+    if ahead is not None:
+        write_line()
+        write_line((f"over {ahead.samples}, by the rules of {ahead.target}", "quiet"))
 
 
 def _show(path: Path, source: Source, found: Summary, dangers: list[Hazard]) -> None:

@@ -29,6 +29,8 @@ FEW_LEVELS = 32.0
 eight are lost."""
 NOISY = 20.0
 """Decibels of a result over the rounding of what it was made from, below which a suspect is a hazard."""
+FEWEST_NUMBERS = 4
+"""Numbers in each output channel from which their variance is one."""
 COARSE_LOGITS = 0.5
 """A step of attention logits: half of it, rounded away, changes an exponential by 28 per cent."""
 _SWISHES = frozenset(("HardSwish", "Swish", "Mish", "Gelu", "QuickGelu"))
@@ -131,8 +133,9 @@ def _ratio(node: ir.Node, made: Mapping[str, Seen], params: Params, by_channel: 
     source = node.inputs[0]
     given = None if source is None else params(source, node)
     weight = constant(node.inputs[1])
-    variances = made[node.outputs[0].name or ""].variances
-    if given is None or weight is None or weight.ndim < 2 or variances.size == 0:
+    result = made[node.outputs[0].name or ""]
+    variances = result.variances
+    if given is None or weight is None or weight.ndim < 2 or result.numbers < FEWEST_NUMBERS:
         return math.inf
     first = node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1
     rows = (

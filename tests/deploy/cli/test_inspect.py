@@ -65,3 +65,28 @@ def test_neither_model_nor_bundle(deploy: Deploy, here: Path, name: str, code: i
     ended, out, err = deploy("inspect", name)
     assert (ended, out) == (code, "")
     assert name in err and "hint: " in err
+
+
+def test_samples_show_more_of_the_hazards(deploy: Deploy, digits: Path, tmp_path: Path) -> None:
+    cache = ("--cache", tmp_path / "cache")
+    words = (*cache, "--data", digits / "calib.npz", "--target", "x86-avx2")
+    code, out, err = deploy("inspect", digits / "digits.onnx", *words)
+    assert (code, err) == (0, "")
+    assert "over 8 samples, by the rules of x86-avx2" in out
+    found = json.loads(deploy("inspect", digits / "digits.onnx", *words, "--json")[1])
+    assert found["samples"] == "8 samples"
+    assert not any(hazard["severity"] == "warning" for hazard in found["hazards"])
+
+
+def test_without_data_a_target_looks_at_random_inputs(deploy: Deploy, digits: Path, tmp_path: Path) -> None:
+    words = ("--target", "jetson", "--cache", tmp_path / "cache", "--json")
+    found = json.loads(deploy("inspect", digits / "digits.onnx", *words)[1])
+    assert found["samples"] == "2 random inputs"
+    assert json.loads(deploy("inspect", digits / "digits.onnx", "--json")[1])["samples"] is None
+
+
+def test_data_that_do_not_fit_are_refused(deploy: Deploy, digits: Path, tmp_path: Path) -> None:
+    code, _, err = deploy(
+        "inspect", digits / "digits.onnx", "--data", tmp_path / "none.npz", "--cache", tmp_path
+    )
+    assert code != 0 and "no such file" in err
