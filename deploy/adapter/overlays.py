@@ -163,9 +163,35 @@ def measured_machines() -> list[Overlay]:
 
     Raises UsageError where one of these files is damaged.
     """
+    return [kept.overlay for kept in shipped_overlays()]
+
+
+def shipped_overlays() -> list[Kept]:
+    """The same, with their files."""
     folder = next((folder for folder in _SHIPPED if folder.is_dir()), None)
-    paths = () if folder is None else sorted(folder.glob("*.json"))
-    return sorted((read_overlay(path) for path in paths), key=lambda o: (o.profile, o.machine.cpu))
+    paths = () if folder is None else folder.glob("*.json")
+    found = [Kept(path, read_overlay(path)) for path in paths]
+    return sorted(found, key=lambda k: (k.overlay.profile, k.overlay.machine.cpu, k.path))
+
+
+def named_overlay(name: str, root: Path | None = None) -> Kept:
+    """Measurements of the machine called so: by its profile, its accelerator or its CPU, or a part of that.
+
+    Raises UsageError where there is none, or several machines are called so.
+    """
+    everything = [*kept_overlays(root)[0], *shipped_overlays()]
+    called = [(k, (_name(k.overlay), k.overlay.profile, k.overlay.machine.cpu)) for k in everything]
+    wanted = name.casefold()
+    meant = [k for k, names in called if wanted in (n.casefold() for n in names)]
+    meant = meant or [k for k, names in called if any(wanted in n.casefold() for n in names)]
+    known = ", ".join(dict.fromkeys(f"{_name(k.overlay)} ({k.overlay.profile})" for k in meant or everything))
+    if not meant:
+        raise UsageError(
+            f"no measurements of a machine called '{name}'", hint=f"there are those of {known or 'none'}"
+        )
+    if len({why_not(k.overlay.machine, meant[0].overlay.machine) for k in meant}) > 1:
+        raise UsageError(f"several machines are called '{name}': {known}", hint="give more of the name")
+    return meant[0]
 
 
 def find_overlay(machine: Machine, runtimes: Iterable[Runs], root: Path | None = None) -> Fit:
@@ -267,9 +293,13 @@ def _obsolete(old: Overlay, new: Overlay) -> bool:
     return covered and newer and not why_not(old.machine, new.machine)
 
 
+def _name(overlay: Overlay) -> str:
+    return overlay.machine.device or overlay.machine.cpu
+
+
 def _file_name(overlay: Overlay) -> str:
     machine = overlay.machine
-    name = re.sub(r"[^a-z0-9]+", "-", (machine.device or machine.cpu).lower()).strip("-")[:40] or "machine"
+    name = re.sub(r"[^a-z0-9]+", "-", _name(overlay).lower()).strip("-")[:40] or "machine"
     features = tuple(sorted(machine.features))
     identity = digest(machine.model_copy(update={"cores": 1, "features": features}))[:8]
     runtimes = "-".join(sorted(re.sub(r"[^a-z0-9]+", "", r.name.lower()) for r in overlay.runtime))[:60]

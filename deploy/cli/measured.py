@@ -80,11 +80,11 @@ def show_overlay(overlay: Overlay, paths: Sequence[Path]) -> None:
 
 
 def show_kept(kept: Sequence[Kept]) -> None:
-    """Measurements that lie here but are not of this machine as it is, a line each."""
+    """Measurements that are here besides, of other machines or out of date, a line each."""
     if not kept:
         return
     write_line()
-    write_line(("also kept", "strong"))
+    write_line(("also kept", "strong"), ("  (--show --of NAME)", "quiet"))
     rows = [
         (
             printable(k.overlay.machine.device or k.overlay.machine.cpu),

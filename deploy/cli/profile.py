@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _KEPT = "What was measured"
 _MEANT = {
     "measuring": ("--quick", "--fresh", "--out", "--picture"),
-    "--show": ("--out", "--picture"),
+    "--show": ("--of", "--out", "--picture"),
     "--check": ("--data",),
     "--use": (),
 }
@@ -49,6 +49,14 @@ def profile(
         bool,
         typer.Option("--show", rich_help_panel=_KEPT, help="Show what was measured; measure nothing."),
     ] = False,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_KEPT,
+            help="Show another machine: a target, or a part of its CPU's or accelerator's name.",
+        ),
+    ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(metavar="FILE", rich_help_panel=_KEPT, help="Draw it, too: a .png, .svg or .pdf file."),
@@ -84,7 +92,9 @@ def profile(
     interrupted goes on where it stopped.
     """
     quiet = settle(context, verbose, quiet)
-    given = {"--quick": quick, "--fresh": fresh, "--out": out, "--picture": picture, "--data": data}
+    given = {
+        "--quick": quick, "--fresh": fresh, "--out": out, "--of": of, "--picture": picture, "--data": data,
+    }  # fmt: skip
     _fits({"--show": show, "--check": check, "--use": use}, given)
     wanted = _known(runtime)
     if use is not None:
@@ -92,7 +102,7 @@ def profile(
     elif check is not None:
         _check(check, data, wanted, threads, cache, json=json, quiet=quiet)
     elif show:
-        _show(wanted, threads, out, picture, json=json)
+        _show(_other(of) if of else _found(_profile(), wanted, threads), out, picture, json=json)
     else:
         _measure(wanted, threads, out, picture, quick=quick, fresh=fresh, json=json, quiet=quiet)
 
@@ -165,16 +175,14 @@ def _measure(
     measured.warn(warnings, quiet=quiet)
 
 
-def _show(
-    runtimes: Sequence[str] | None, threads: int, out: Path | None, picture: Path | None, *, json: bool
-) -> None:
-    from deploy.adapter.overlays import kept_overlays, write_overlay
+def _show(fit: Fit, out: Path | None, picture: Path | None, *, json: bool) -> None:
+    from deploy.adapter.overlays import kept_overlays, shipped_overlays, write_overlay
     from deploy.cli import measured
     from deploy.cli.terminal import write_json, write_line
     from deploy.survey.picture import save_picture
 
-    fit = _found(_profile(), runtimes, threads)
-    elsewhere = [k for k in kept_overlays()[0] if k not in fit.sources.values()]
+    shown = {kept.path for kept in fit.sources.values()}
+    elsewhere = [k for k in (*kept_overlays()[0], *shipped_overlays()) if k.path not in shown]
     if fit.overlay is None and (out or picture):
         raise _nothing_measured(fit)
     if fit.overlay is not None and out is not None:
@@ -197,7 +205,7 @@ def _show(
         )
         write_line(("`deploy profile` measures it in up to five minutes, with --quick in one", "quiet"))
     else:
-        measured.show_overlay(fit.overlay, sorted({kept.path for kept in fit.sources.values()}))
+        measured.show_overlay(fit.overlay, sorted(shown))
     measured.show_kept(elsewhere)
     measured.warn([*fit.warnings, *fit.reasons], quiet=False)
 
@@ -269,6 +277,14 @@ def _found(profile: Profile, runtimes: Sequence[str] | None, threads: int) -> Fi
 
     wanted = [r for r in profile.runtime if runtimes is None or r.name in runtimes]
     return find_overlay(this_machine(), runs_here(wanted, threads))
+
+
+def _other(name: str) -> Fit:
+    """What was measured of the machine called so, all of it."""
+    from deploy.adapter.overlays import Fit, named_overlay
+
+    kept = named_overlay(name)
+    return Fit(kept.overlay, {runtime.name: kept for runtime in kept.overlay.runtime}, (), ())
 
 
 def _nothing_measured(fit: Fit) -> UsageError:

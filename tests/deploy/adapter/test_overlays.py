@@ -18,6 +18,7 @@ from deploy.adapter.overlays import (
     find_overlay,
     kept_overlays,
     measured_machines,
+    named_overlay,
     overlay_folder,
     read_overlay,
     runs_here,
@@ -332,3 +333,24 @@ def test_machines_that_come_with_the_package_are_found(
     (tmp_path / "one.json").write_text("{}")
     with pytest.raises(UsageError, match=r"one\.json"):
         measured_machines()
+
+
+def test_machines_are_called_by_profile_cpu_and_accelerator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overlays, "_SHIPPED", (tmp_path / "shipped",))
+    gpu = overlay(machine=HERE.model_copy(update={"device": "NVIDIA H200"})).model_copy(
+        update={"profile": "nvidia-h200"}
+    )
+    write_overlay(gpu, tmp_path / "shipped" / "h200.json")
+    other = overlay(machine=HERE.model_copy(update={"cpu": "Other CPU"}))
+    save(other, tmp_path)
+    for name in ("nvidia-h200", "NVIDIA H200", "h200"):
+        assert named_overlay(name, tmp_path).overlay == gpu
+    for name in ("other", "x86-vnni"):
+        assert named_overlay(name, tmp_path).overlay == other
+    with pytest.raises(UsageError, match="no measurements of a machine called 'rpi'") as caught:
+        named_overlay("rpi", tmp_path)
+    assert "NVIDIA H200 (nvidia-h200)" in caught.value.hint
+    with pytest.raises(UsageError, match="several machines are called 'CPU'"):
+        named_overlay("CPU", tmp_path)

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from deploy.adapter.overlays import kept_overlays, read_overlay, save, write_overlay
+from deploy.adapter.overlays import Kept, kept_overlays, read_overlay, save, write_overlay
 from deploy.adapter.profiles import profile_for
 from deploy.errors import UsageError
 from deploy.measure.host import host, this_machine
@@ -71,14 +71,14 @@ class FakeSurvey:
         self.answer = overlay()
         self.fails: BaseException | None = None
 
-    def survey(self, *, progress: Progress, **asked: object) -> Overlay:
+    def survey(self, *, progress: Progress, **asked: object) -> Kept:
         self.asked.append(asked)
         progress.start("ort")
         progress.advance(1, 2)
         if self.fails is not None:
             raise self.fails
         progress.finish("ort", 1.5, False, "3 points")
-        return self.answer
+        return Kept(save(self.answer), self.answer)
 
 
 @pytest.fixture
@@ -242,6 +242,10 @@ def test_measurements_travel_between_machines(deploy: Deploy, tmp_path: Path) ->
     assert "not used for this one: measured on Other CPU" in err
     out = deploy("profile", "--show")[1]
     assert "also kept" in out and "Other CPU" in out
+    out = deploy("profile", "--show", "--of", "other")[1]
+    assert out.startswith("Other CPU") and "64 cores" in out
+    code, _, err = deploy("profile", "--show", "--of", "unheard-of")
+    assert code == 2 and "no measurements of a machine called 'unheard-of'" in err
     found = json.loads(deploy("profile", "--use", tmp_path / "here.json", "--json")[1])
     assert found["this_machine"] is True
 
@@ -331,7 +335,7 @@ from pathlib import Path
 from types import ModuleType
 sys.path.insert(0, {folder!r})
 from test_profile import overlay
-from deploy.adapter.overlays import Runs, data_root
+from deploy.adapter.overlays import Kept, Runs, data_root, save
 from deploy.cli import main
 from deploy.measure.host import this_machine
 from deploy.spec.overlay import Cost
@@ -349,7 +353,7 @@ def survey(*, runtimes, threads, quick, fresh, progress):
                     log.write(point + "\\n")
                 time.sleep(float(sys.argv[2]))
                 lines.add("ort", point, [Cost(op="conv", precision="float", macs=9, bytes=9, ms=1, spread=0)])
-    return overlay()
+        return Kept(save(overlay()), overlay())
 
 module = ModuleType("deploy.survey.run")
 module.survey = survey
