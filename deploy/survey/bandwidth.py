@@ -2,7 +2,8 @@
 
 After STREAM (McCalpin 1995, "Memory bandwidth and machine balance in current high performance computers"):
 each kernel goes over its arrays many times, bytes count as the kernel's text says them, what a cache fetches
-besides does not. By numpy, so that nothing has to be compiled:
+besides does not. Large arrays are gone over in pieces, so that a round is short: another process has the core
+for milliseconds at a time, and most rounds should pass without. By numpy, so that nothing has to be compiled:
 
 read    two arrays are multiplied and summed (a dot product of 2,048 numbers at a time)
 copy    one array is copied to another
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -30,7 +33,9 @@ _ROW = 8192
 """Numbers of one dot product: few enough that BLAS starts no threads of its own."""
 _INSIDE = 256 * 1024
 """Below this size the passes are one call of numpy, whose start would otherwise be a part of the time."""
-_WINDOW_S = 0.003
+_PIECE = 8 * 2**20
+_WINDOW_S, _WINDOW_TOGETHER_S = 0.001, 0.003
+"""Several threads need longer ones, as they do not start in the same instant."""
 _SMALLEST, _LARGEST, _LARGEST_QUICK = 64 * 2**20, 512 * 2**20, 256 * 2**20
 _OF_LAST = 8
 """Memory is measured on so many times the last cache, each of two arrays four times it, as STREAM asks."""
@@ -56,7 +61,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class _Stream:
-    """One thread's arrays. ``passes(n)`` gives a call that goes over its ``bytes`` n times."""
+    """One thread's arrays. ``passes(n)`` gives a call that goes n times over so many ``bytes`` of them."""
 
     bytes: int
     passes: Callable[[int], Pass]
@@ -102,7 +107,7 @@ def bandwidth(kernel: str, size: int, threads: int, rounds: int) -> Rate:
         stream = _KERNELS[kernel](size)  # made by its thread, so that its memory lies near
         streams[thread] = stream
         if thread == 0:
-            counts[0] = _fitting(stream)
+            counts[0] = _fitting(stream, _WINDOW_S if threads == 1 else _WINDOW_TOGETHER_S)
         barrier.wait()
         call = stream.passes(counts[0])
         call()
@@ -123,21 +128,26 @@ def bandwidth(kernel: str, size: int, threads: int, rounds: int) -> Rate:
     return Rate(float(typical), float((high - low) / typical))
 
 
-def _fitting(stream: _Stream) -> int:
-    """How many passes fill a window."""
+def _fitting(stream: _Stream, window_s: float) -> int:
+    """How many passes fill a window; what interrupts one of a few tries does not count."""
     count = max(1, 2**20 // stream.bytes)
     call = stream.passes(count)
     call()
-    start = time.perf_counter()
-    call()
-    taken = (time.perf_counter() - start) / count
-    return max(1, math.ceil(_WINDOW_S / max(taken, 1e-9)))
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        call()
+        taken.append((time.perf_counter() - start) / count)
+    return max(1, math.ceil(window_s / max(min(taken), 1e-9)))
 
 
 def _read(size: int) -> _Stream:
-    rows = max(1, size // 8 // _ROW)
     row = min(_ROW, size // 8)
+    rows = max(1, size // 8 // row)
     a, b = _numbers(rows * row), _numbers(rows * row)
+    if size > _INSIDE:
+        pieces = _pieces(a.reshape(rows, row), b.reshape(rows, row))
+        return _in_pieces([(p.nbytes + q.nbytes, partial(np.vecdot, p, q)) for p, q in pieces])
 
     def passes(count: int) -> Pass:
         shape, strides = (count, rows, row), (0, 4 * row, 4)
@@ -150,11 +160,11 @@ def _read(size: int) -> _Stream:
 
 def _copy(size: int) -> _Stream:
     half = size // 2
-    # One item as large as the array: numpy copies items whole, and so many of them within one call.
-    whole = np.dtype((np.void, half))
     a, b = _numbers(half // 4), _numbers(half // 4)
     if size > _INSIDE:
-        return _Stream(2 * half, lambda count: _repeated(lambda: np.copyto(b, a), count))
+        return _in_pieces([(p.nbytes + q.nbytes, partial(np.copyto, q, p)) for p, q in _pieces(a, b)])
+    # One item as large as the array: numpy copies items whole, and so many of them within one call.
+    whole = np.dtype((np.void, half))
     source, target = a.view(whole), b.view(whole)
 
     def passes(count: int) -> Pass:
@@ -167,7 +177,7 @@ def _copy(size: int) -> _Stream:
 def _update(size: int) -> _Stream:
     x, y = _numbers(size // 8), _numbers(size // 8)
     if size > _INSIDE:
-        return _Stream(3 * x.nbytes, lambda count: _repeated(lambda: np.add(y, x, out=y), count))
+        return _in_pieces([(3 * p.nbytes, partial(np.add, q, p, out=q)) for p, q in _pieces(x, y)])
 
     def passes(count: int) -> Pass:
         rows = as_strided(x, (count + 1, x.size), (0, 4))  # the first is copied, every other added
@@ -176,12 +186,25 @@ def _update(size: int) -> _Stream:
     return _Stream(3 * x.nbytes, passes)
 
 
-def _repeated(call: Pass, count: int) -> Pass:
-    def calls() -> None:
-        for _ in range(count):
-            call()
+def _pieces(*arrays: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    """The arrays cut alike, into parts of one size as far as that goes."""
+    count = max(1, sum(array.nbytes for array in arrays) // _PIECE)
+    length = len(arrays[0]) // count
+    return [tuple(a[i * length : (i + 1) * length] for a in arrays) for i in range(count)]
 
-    return calls
+
+def _in_pieces(pieces: Sequence[tuple[int, Pass]]) -> _Stream:
+    """A pass is one piece, and the next one goes on behind it."""
+    turns = cycle([call for _, call in pieces])
+
+    def passes(count: int) -> Pass:
+        def calls() -> None:
+            for call in islice(turns, count):
+                call()
+
+        return calls
+
+    return _Stream(pieces[0][0], passes)
 
 
 def _numbers(count: int) -> np.ndarray:

@@ -11,9 +11,12 @@ clock_effective                                        MHz counted while measuri
 temperature, temperature_after, throttled              degrees Celsius; held back while measuring
 read_<level>, copy_<level>, update_<level>             GB/s of one thread; levels l1, l2, l3, memory
 read_<level>_all ...                                   the same of all threads together
-gemm_float, gemm_float_all                             GFLOP/s of a product of 768x768 matrices in float32
-load, noise                                            of the last minute for each core; 95th percentile over
-                                                       median of the same work done again and again meanwhile
+gemm_float, gemm_float_all                             GFLOP/s of a product of matrices in float32
+load                                                   processes that ran in the last minute, for each core
+noise                                                  95th percentile over median of the same short work,
+                                                       done again and again meanwhile
+cpu_share                                              part of that time in which the processor was ours: well
+                                                       below 1 where others are at work too
 """
 
 from __future__ import annotations
@@ -44,11 +47,11 @@ FLAGS = (
     "sve", "sve2", "svei8mm", "svebf16", "sme", "sme2",
 )  # fmt: skip
 """As Linux spells them, x86 and then ARM; what else a processor has is no runtime's concern."""
-_SIDE, _SIDE_QUICK, _SIDE_FIXED = 768, 512, 192
-_ROUNDS, _ROUNDS_QUICK = 11, 5
+_SIDE, _SIDE_FIXED = 384, 192
+_ROUNDS, _ROUNDS_QUICK = 31, 11
 _LONGEST_S = 1.0
-_FIXED_RUNS = 25
-"""Runs of the fixed work between two measurements."""
+_LOOK_S = 0.02
+"""Of the fixed work between two measurements: longer than another process keeps the core."""
 
 
 def fingerprint() -> Machine:
@@ -61,7 +64,8 @@ def fingerprint() -> Machine:
 def machine_facts(*, quick: bool, threads: int) -> dict[str, Figure]:
     """The figures of this machine; ``_all`` are by ``threads`` threads, left out where that is one.
 
-    Takes 3 to 8 seconds, ``quick`` 1 to 3. Nothing fails where files are hidden: their facts are missing.
+    Takes up to 8 seconds of an idle machine, ``quick`` up to 3. Nothing fails where files are hidden: their
+    facts are missing.
     """
     today = date.today()
     before = readings.read_files(changing=True)
@@ -79,11 +83,12 @@ def machine_facts(*, quick: bool, threads: int) -> dict[str, Figure]:
                 for kernel in KERNELS:
                     measured.put_bandwidth(f"{kernel}_{level.name}{suffix}", kernel, level.size, count)
                 watch.look()
-            measured.put_gemm(f"gemm_float{suffix}", _SIDE_QUICK if quick else _SIDE, count)
+            side = round(_SIDE * count ** (1 / 3) / 64) * 64  # as much for each thread
+            measured.put_gemm(f"gemm_float{suffix}", side, count)
             watch.look()
         measured.put_clock()
     facts |= measured.facts
-    facts["noise"] = watch.noise(today)
+    facts |= watch.facts(today)
     facts |= _heat(before, readings.read_files(changing=True), today)
     return facts
 
@@ -135,7 +140,7 @@ class _Measured:
 
     def put_clock(self) -> None:
         """The faster of two looks, if there are two: before a processor is warm it may be slow."""
-        found = effective_clock(10 * self._rounds)
+        found = effective_clock(2 * self._rounds)
         known = self.facts.get("clock_effective")
         if found is not None and (known is None or found[0] > float(known.value)):
             self._put("clock_effective", found[0], "MHz", "a chain of dependent additions", found[1])
@@ -167,21 +172,24 @@ class _Watch:
     def __init__(self, work: Callable[[], object]) -> None:
         self._work = work
         self._times: list[float] = []
+        self._ours = 0.0
 
     def look(self) -> None:
         for _ in range(3):  # what was measured before has filled the caches
             self._work()
-        self._times += [_timed(self._work) for _ in range(_FIXED_RUNS)]
+        ours, start = time.thread_time(), time.perf_counter()
+        while time.perf_counter() - start < _LOOK_S:
+            self._times.append(_timed(self._work))
+        self._ours += time.thread_time() - ours
 
-    def noise(self, today: date) -> Figure:
+    def facts(self, today: date) -> dict[str, Figure]:
         typical, late = np.percentile(self._times, [50, 95])
-        source = f"measured: {len(self._times)} runs of the same work, median {typical * 1e3:.3f} ms"
-        return Figure(
-            value=round(float(late / typical), 3),
-            unit="95th percentile over median",
-            source=source,
-            date=today,
-        )
+        how = f"measured: {len(self._times)} runs of the same work, median {typical * 1e3:.3f} ms"
+        unit, share = "95th percentile over median", min(1.0, self._ours / sum(self._times))
+        return {
+            "noise": Figure(value=round(float(late / typical), 3), unit=unit, source=how, date=today),
+            "cpu_share": Figure(value=round(share, 3), unit="of the time at work", source=how, date=today),
+        }
 
 
 def _gemm(side: int, threads: int) -> Session:

@@ -286,16 +286,32 @@ def test_working_sets_fit_the_caches():
     assert [level.name for level in levels([], 2**33, 1, quick=True)] == ["l1", "l2", "memory"]
 
 
-@pytest.mark.parametrize("size", [16 * 2**10, 512 * 2**10])
-def test_kernels_do_what_is_counted(size):
+def test_kernels_do_what_is_counted():
     """By the numbers that they leave: so many passes over so many bytes."""
+    size = 16 * 2**10
     read, copy, update = (bandwidth_module._KERNELS[name](size) for name in ("read", "copy", "update"))
     assert read.bytes == copy.bytes == size and update.bytes == size * 3 // 2
     sums = read.passes(3)()
     assert sums.shape[0] == 3 and np.allclose(sums.sum(axis=1), size / 8 * 0.25)
-    added = update.passes(5)()
-    if added is not None:  # one call of numpy: it begins with the first row, and five are added to it
-        assert np.array_equal(added, np.full(size // 8, 0.5 + 5 * 0.5, np.float32))
+    added = update.passes(5)()  # begins with the first row, and five are added to it
+    assert np.array_equal(added, np.full(size // 8, 0.5 + 5 * 0.5, np.float32))
+
+
+def test_large_arrays_are_gone_over_in_pieces():
+    """All of them, one behind the other, and then again."""
+    size = 20 * 2**20
+    a, b = np.zeros(size // 8, np.float32), np.zeros(size // 8, np.float32)
+    pieces = bandwidth_module._pieces(a, b)
+    assert len(pieces) == 2 and all(p.base is a and q.base is b for p, q in pieces)
+    seen = []
+    stream = bandwidth_module._in_pieces(
+        [(p.nbytes, lambda i=i: seen.append(i)) for i, (p, _) in enumerate(pieces)]
+    )
+    stream.passes(3)()
+    stream.passes(2)()
+    assert seen == [0, 1, 0, 1, 0] and stream.bytes == size // 4
+    for name, arrays in (("read", 2), ("copy", 2), ("update", 3)):
+        assert bandwidth_module._KERNELS[name](size).bytes == pytest.approx(arrays * size / 4, rel=0.01)
 
 
 def test_bandwidth_agrees_with_plain_copies():
@@ -351,7 +367,7 @@ def test_this_machine():
     for name in ("read_l1", "copy_memory", "update_memory_all", "gemm_float", "gemm_float_all"):
         assert facts[name].value > 0 and facts[name].source.startswith("measured: ")
         assert "spread" in facts[name].source and facts[name].unit in ("GB/s", "GFLOP/s")
-    assert facts["noise"].value >= 1
+    assert facts["noise"].value >= 1 and 0 < facts["cpu_share"].value <= 1
     assert all(isinstance(figure, Figure) and figure.date == date.today() for figure in facts.values())
     assert not any(isinstance(f.value, float) and math.isnan(f.value) for f in facts.values())
 
@@ -360,7 +376,7 @@ def test_a_machine_that_hides_its_files(monkeypatch):
     """As a container may: what is measured is there all the same."""
     monkeypatch.setattr(machine.readings, "read_files", lambda changing=False: {})
     monkeypatch.setattr(machine, "effective_clock", lambda rounds: None)
-    monkeypatch.setattr(machine, "_SIDE_QUICK", 64)
+    monkeypatch.setattr(machine, "_SIDE", 64)
     monkeypatch.setattr(machine, "bandwidth", lambda *args: bandwidth_module.Rate(1.0, 0.0))
     facts = machine.machine_facts(quick=True, threads=1)
     assert facts["read_l1"].source.endswith("16 KiB, sizes of caches assumed, spread 0.00")
