@@ -24,6 +24,7 @@ from pydantic_core import PydanticUndefined
 from deploy import errors
 from deploy.adapter.profiles import all_profiles
 from deploy.data.metrics import METRICS
+from deploy.graph.hazard_kinds import KINDS
 from deploy.spec import artifact, manifest, measurement, plan
 from deploy.spec import overlay as overlay_spec
 from deploy.spec import profile as profile_spec
@@ -395,7 +396,45 @@ def command(name: str) -> str:
     return f"## deploy {name}\n\n```text\n{clean}\n```"
 
 
+# Hazards
+
+
+_SEEN = {
+    "graph": "In the graph, before any data",
+    "weights": "In the weights, before any data",
+    "samples": "On the first samples, before calibration",
+    "artifact": "In the artifact",
+}
+
+
+def hazards_page() -> str:
+    parts = []
+    for when, heading in _SEEN.items():
+        rows = [
+            f"| `{name}` | {kind.what} | {kind.do} |" for name, kind in KINDS.items() if kind.when == when
+        ]
+        parts += [
+            f"## {heading}",
+            "\n".join(["| kind | what happens | what to do |", "|---|---|---|", *rows]),
+        ]
+    return joined(
+        "# Hazards",
+        "What makes a model lose accuracy in integers, or a target refuse it. `deploy inspect MODEL` shows "
+        "those of the graph; with `--data` it runs the first 8 samples through the float graph, and with "
+        "`--target` it judges by that device's rules. Every build with calibration data does the same and "
+        "writes them into manifest and report. A note is handled by the defaults, a warning is worth a "
+        "decision.",
+        "What samples show is judged by its cost: a range that leaves few levels is told only where the "
+        "result of the layer that reads it rises less than 20 dB above the rounding of what it reads, and "
+        "only where the runtime would compute it in integers. On random inputs, for want of data, such "
+        "hazards are notes. Real samples replace what the graph alone could only fear: `swish`, "
+        "`concat-ranges` and `detection-head`.",
+        *parts,
+    )
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "hazards.md": hazards_page,
     "commands.md": commands_page,
     "deploy-toml.md": project_page,
     "bundle.md": bundle_page,

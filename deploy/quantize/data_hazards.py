@@ -34,8 +34,8 @@ noise of 8 bits."""
 
 MEASURED: dict[str, tuple[str, ...]] = {
     "swish": ("swish-range",),
-    "concat-ranges": ("concat-range",),
-    "detection-head": ("concat-range",),
+    "concat-ranges": ("concat-ranges",),
+    "detection-head": ("concat-ranges",),
 }
 """Kinds that the graph alone can only fear, and what real data say in their place."""
 

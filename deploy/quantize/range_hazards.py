@@ -207,7 +207,7 @@ def _joined(node: ir.Node, seen: Mapping[str, Seen], params: Params) -> Iterator
         return
     yield _Suspect(
         node,
-        "concat-range",
+        "concat-ranges",
         node.outputs[0],
         f"operand '{narrow.name}' spans {least.width:.3g} beside another's {most:.3g} on one scale, so it "
         f"keeps {least.width / step:.1f} levels and loses {math.log2(most / least.width):.1f} of 8 bits",
@@ -231,7 +231,7 @@ def _added(node: ir.Node, seen: Mapping[str, Seen], params: Params) -> Iterator[
         return
     yield _Suspect(
         node,
-        "add-range",
+        "add-ranges",
         node.outputs[0],
         f"operand '{narrow.name}' spans {least.width:.3g}, {left:.1f} of the 255 levels of a sum that "
         f"{most.width:.3g} beside it makes wide: it loses {math.log2(255 / left):.1f} bits",

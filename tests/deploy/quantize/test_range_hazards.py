@@ -109,8 +109,8 @@ CASES = {
     "swish-range": (swish, 60, 1, "unsigned"),
     "swish-range, spelled out": (spelled_out, 60, 1, "unsigned"),
     "depthwise-activation": (depthwise, 300, 1, "unsigned"),
-    "concat-range": (concat, 200, 1, "unsigned"),
-    "add-range": (addition, 5, 0.001, "unsigned"),
+    "concat-ranges": (concat, 200, 1, "unsigned"),
+    "add-ranges": (addition, 5, 0.001, "unsigned"),
     "outlier-activation": (outlier, 200, 1, "unsigned"),
     "attention-logits": (logits, 10000, 4, "affine"),
 }
