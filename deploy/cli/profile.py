@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.cli.options import CacheFolder, Json, Quiet, Verbose, settle
-from deploy.errors import UsageError
+from deploy.errors import ToolchainError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -122,7 +122,8 @@ def _fits(actions: Mapping[str, object], given: Mapping[str, object]) -> None:
 
 
 def _known(runtimes: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The runtimes named, each once. Raises UsageError for one of which there is no backend."""
+    """The runtimes named, each once. Raises UsageError for one that is not known or no runtime of this
+    machine's profile."""
     if not runtimes:
         return None
     import difflib
@@ -135,6 +136,13 @@ def _known(runtimes: Sequence[str] | None) -> tuple[str, ...] | None:
             near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
             meant = f"did you mean {near[0]}? " if near else ""
             raise UsageError(f"unknown runtime '{name}'", hint=f"{meant}installed: {', '.join(known)}")
+    own = [runtime.name for runtime in _profile().runtime]
+    for name in runtimes:
+        if name not in own:
+            raise UsageError(
+                f"{name} runs nothing on a machine like this one ({_profile().name})",
+                hint=f"one of {', '.join(own)}",
+            )
     return tuple(dict.fromkeys(runtimes))
 
 
@@ -155,6 +163,12 @@ def _measure(
     from deploy.survey.picture import save_picture
     from deploy.survey.run import survey
 
+    absent = _absent(runtimes)
+    if runtimes and absent:
+        raise ToolchainError("; ".join(absent), hint="install it, or leave --runtime out")
+    if not quiet:
+        for reason in absent:
+            show_note(f"left out: {reason}")
     try:
         with stages("this machine", quiet=quiet) as progress:
             kept = survey(runtimes=runtimes, threads=threads, quick=quick, fresh=fresh, progress=progress)
@@ -207,7 +221,8 @@ def _show(fit: Fit, out: Path | None, picture: Path | None, *, json: bool) -> No
     else:
         measured.show_overlay(fit.overlay, sorted(shown))
     measured.show_kept(elsewhere)
-    measured.warn([*fit.warnings, *fit.reasons], quiet=False)
+    noisy = measured.noise_warnings(fit.overlay) if fit.overlay else []
+    measured.warn([*(noisy or fit.warnings), *fit.reasons], quiet=False)
 
 
 def _check(
@@ -269,6 +284,16 @@ def _profile() -> Profile:
     from deploy.measure.host import host
 
     return profile_for(host().arch, host().features)
+
+
+def _absent(runtimes: Sequence[str] | None) -> list[str]:
+    """What is missing of the runtimes that are wanted, of all of this machine's profile if None."""
+    from deploy.adapter.discover import backend_names, find_backend
+
+    wanted = [r.name for r in _profile().runtime if runtimes is None or r.name in runtimes]
+    installed = backend_names()
+    found = {name: find_backend(name).available() for name in wanted if name in installed}
+    return [f"{name}: {there.missing}" for name, there in found.items() if there.version is None]
 
 
 def _found(profile: Profile, runtimes: Sequence[str] | None, threads: int) -> Fit:

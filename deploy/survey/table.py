@@ -16,6 +16,8 @@ _PLAIN: tuple[Precision, ...] = ("float", "bf16", "fp16")
 """What others are compared with: the first of them that was measured."""
 _NO_CHOICE: tuple[KernelClass, ...] = ("convert", "entry", "overhead")
 """What nobody chooses a precision for."""
+_MOVES: tuple[KernelClass, ...] = ("move", "concat", "transpose", "resize", "pool")
+"""What has no integer kernel because it needs none: it takes what it gets."""
 _EVEN = 0.05
 """Closer than this is no difference, however quiet the machine."""
 
@@ -116,7 +118,9 @@ def _verdict(costs: list[Cost], *, tried: bool) -> str:
     if costs and costs[0].op in _NO_CHOICE:
         return ""
     if not pairs:
-        return "" if integers else "could not be measured" if tried else "float only"
+        if tried:
+            return "could not be measured"
+        return "" if integers or (costs and costs[0].op in _MOVES) else "float only"
     faster = slower = 0
     for plain, integer in pairs:
         margin = max(_EVEN, (plain.spread + integer.spread) / 2)

@@ -17,6 +17,7 @@ import pytest
 
 from deploy.adapter.overlays import Kept, kept_overlays, read_overlay, save, write_overlay
 from deploy.adapter.profiles import profile_for
+from deploy.adapter.protocol import Availability
 from deploy.errors import UsageError
 from deploy.measure.host import host, this_machine
 from deploy.predict.latency import Prediction
@@ -151,7 +152,7 @@ def test_a_noisy_machine_is_said_with_its_intervals_and_is_no_failure(
         in err
     )
     code, _, err = deploy("profile", "--show")
-    assert code == 0 and "measured on a busy machine, spread 0.40" in err
+    assert code == 0 and "median spread is 0.40" in err and "between 1.60 and 2.40 ms" in err
 
 
 def test_an_unknown_runtime_is_refused_with_the_nearest(deploy: Deploy, survey: FakeSurvey) -> None:
@@ -161,6 +162,23 @@ def test_an_unknown_runtime_is_refused_with_the_nearest(deploy: Deploy, survey: 
     assert "ort" in err and "tflite" in err
     assert survey.asked == []
     assert json.loads(deploy("profile", "--runtime", "?", "--json")[1])["error"]["exit_code"] == 2
+
+
+def test_a_runtime_of_other_machines_is_refused(deploy: Deploy, survey: FakeSurvey) -> None:
+    code, _, err = deploy("profile", "--runtime", "tensorrt")
+    assert code == 2 and "tensorrt runs nothing on a machine like this one" in err and "one of " in err
+    assert survey.asked == []
+
+
+def test_a_runtime_that_is_not_installed_is_told(
+    deploy: Deploy, survey: FakeSurvey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = Availability("openvino", None, missing="pip install 'deploy-compiler[openvino]'")
+    monkeypatch.setattr("backends.openvino.backend.OpenVino.available", lambda self: gone)
+    code, _, err = deploy("profile", "--runtime", "openvino")
+    assert code == 6 and "openvino: pip install" in err and survey.asked == []
+    code, _, err = deploy("profile")
+    assert code == 0 and "left out: openvino: pip install" in err and len(survey.asked) == 1
 
 
 @pytest.mark.parametrize(

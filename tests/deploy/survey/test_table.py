@@ -101,6 +101,7 @@ def test_what_failed_is_counted_and_said() -> None:
     row = only(cost("float", 1, bytes=100, op="norm"), failures=(failure,))
     assert (row.points, row.failed, row.int8) == (1, 1, "could not be measured")
     assert only(cost("float", 1, bytes=100, op="norm")).int8 == "float only"
+    assert only(cost("float", 1, bytes=100, op="concat")).int8 == "", "it joins what it gets"
     row = only(failures=(failure,))
     assert (row.points, row.speeds, row.unit) == (0, {}, "ms")
 
