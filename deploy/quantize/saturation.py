@@ -170,6 +170,8 @@ def _layers(placement: Placement, assignment: Assignment) -> Iterator[tuple[str,
             source = head.inputs[0]
             if codes is None or plan is None or source is None or source.name not in assignment.tensors:
                 continue
+            if plan.type != "int8":  # kernels for other weights widen first
+                continue
             product = head.op_type in ("MatMul", "Gemm") and slot == 1 and codes.ndim == 2
             if (product and not head.attributes.get_int("transA", 0)) or _saturates(head, codes):
                 scale = np.asarray(plan.scale) * assignment.tensors[source.name].scale[0]
