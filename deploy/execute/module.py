@@ -29,7 +29,7 @@ _WEIGHTS = {
     "Einsum": (0, 1), "BatchNormalization": (1, 2), "LayerNormalization": (1, 2),
     "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2), "RMSNormalization": (1,), "PRelu": (1,),
     "Gather": (0,), "LSTM": (1, 2, 3, 7), "GRU": (1, 2, 3), "RNN": (1, 2, 3),
-    "QuantizeLinear": (0, 1), "DequantizeLinear": (1,),
+    "QuantizeLinear": (0, 1), "DequantizeLinear": (1,), "Exp": (0,),
 }  # fmt: skip
 """Where an operation reads what training changes."""
 

@@ -206,7 +206,7 @@ def read_tensors(model: ir.Model) -> dict[str, TensorPlan]:
             tensors[name] = TensorPlan(**_params(node), origin="imported", digest=data_digest(kept))
         elif node.op_type == "QuantizeLinear":
             source = _input(node, 0)
-            name = _planned_name(source)
+            name = planned_name(source)
             if (node.name or "").startswith(name + "@"):
                 for consumer in _readers(node):
                     overrides.setdefault(name, {})[consumer] = QuantParams(**_params(node))
@@ -223,7 +223,7 @@ def read_tensors(model: ir.Model) -> dict[str, TensorPlan]:
     return tensors
 
 
-def _planned_name(source: ir.Value) -> str:
+def planned_name(source: ir.Value) -> str:
     """The planned name of what a QuantizeLinear reads; a quantized output of the graph has passed it on."""
     for quantize, _ in source.uses():
         for result in _results(quantize) if _is_quantize(quantize) else ():

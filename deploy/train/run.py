@@ -60,7 +60,8 @@ class Lesson:
 
 
 class Run:
-    """The module and everything that moves with it. ``total`` batches are ``per_epoch`` in each epoch."""
+    """The module and everything that moves with it. ``total`` batches are ``per_epoch`` in each epoch.
+    ``after_step`` is called when weights have moved."""
 
     def __init__(
         self,
@@ -70,7 +71,9 @@ class Run:
         per_epoch: int,
         seed: int,
         device: torch.device,
+        after_step: Callable[[], None] = lambda: None,
     ) -> None:
+        self.after_step = after_step
         self.module, self.step, self.lesson = module, step, lesson
         self.per_epoch, self.seed, self.device = per_epoch, seed, device
         self.total = step.epochs * per_epoch
@@ -160,6 +163,7 @@ class Run:
         if not math.isfinite(norm):
             return f"the loss is {value:.4g}, but the norm of its gradient {norm}"
         self.optimizer.step()
+        self.after_step()
         if self.average is not None:
             self.average.update(self.learned)
         self._note(value, rate)
