@@ -1,19 +1,17 @@
 """Recurrent layers written out step by step: products with constant weights, and arithmetic on gates.
 
-    Y, Y_h, Y_c = LSTM | GRU | RNN(X, W, R, B, lengths, initial_h, initial_c, P)
-
 No runtime has an integer kernel for a whole layer that takes a plan's parameters; all have one for a product.
 The products with the inputs of all steps are one MatMul for each group of gates, and so a block of their own
 (``gru/inputs``); all steps read the same constants and are a second one (``gru/steps``). Gates that one
 activation follows are one group, for one range has to serve what is computed together.
 
-The axis of the steps stays, of size 1, so a step has the form of Y_h and no value is reshaped. Formulas and
-the order of gates are those of ONNX (operators GRU-14, LSTM-14, RNN-14).
+The axis of the steps stays, of size 1, so a step has the form of Y_h and no value is reshaped. Formulas are
+those of ONNX (operators LSTM-14, GRU-14, RNN-14).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,39 +19,19 @@ import onnx_ir as ir
 
 from deploy.graph.edit import Attribute, add_initializer, constant, fresh_name, names, substitute
 from deploy.graph.origin import mark
-
-_MOST_STEPS = 256
-"""A graph of a few thousand nodes; every node costs the search time, and a runtime some memory."""
-_MOST_COPIES = 8 << 20
-"""Bytes of a layer's float weights, each counted as often as it is read: XNNPACK packs a copy for each
-product. Beyond that the copies no longer fit the caches, and whole layers are faster (LiteRT 2.3.0 on x86-64:
-49 steps of 64 states 0.08 ms against 0.16 as one LSTM; 300 steps of 256 states 14.7 against 9.7)."""
-_ACTIVATIONS = ("Sigmoid", "Tanh", "Relu", "Softsign", "Softplus")
-"""Those of ONNX's that have no parameters."""
-_OF_ZEROS = frozenset((
-    "ConstantOfShape", "Expand", "Slice", "Split", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Transpose",
-    "Identity", "Tile", "Cast",
-))  # fmt: skip
-"""Operations that make zeros of zeros."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Gates from ``start`` to before ``stop``, that are computed together."""
-
-    name: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One of the three operations."""
-
-    gates: int
-    activations: tuple[str, ...]
-    groups: tuple[Group, ...]
-    step: Callable[[Direction, Sequence[ir.Value], State], State]
+from deploy.graph.recurrent import (
+    Group,
+    Kind,
+    Weights,
+    can_be_written_out,
+    input_of,
+    is_zeros,
+    kind_of,
+    resets_afterwards,
+    steps_of,
+    time_axis,
+    weights_of,
+)
 
 
 @dataclass(frozen=True)
@@ -109,21 +87,12 @@ class Layer:
 
 @dataclass
 class Direction:
-    """One direction of a layer, on its way through the steps. Weights hold one gate below the other:
-    ``w`` is (gates * hidden, inputs); ``before`` is added to the products with the inputs, ``within`` to
-    those with the state."""
+    """One direction of a layer, on its way through the steps."""
 
     layer: Layer
     prefix: str
-    hidden: int
-    w: np.ndarray
-    r: np.ndarray
-    before: np.ndarray
-    within: np.ndarray
-    peepholes: np.ndarray | None
-    activations: tuple[str, ...]
+    weights: Weights
     clip: float
-    linear_before_reset: bool
     at: int = 0
     """The step that is being written."""
     _stored: dict[str, ir.Value] = field(default_factory=dict)
@@ -145,16 +114,12 @@ class Direction:
             self._stored[part] = self.layer.store(f"{self.prefix}{part}", np.ascontiguousarray(array))
         return self._stored[part]
 
-    def rows(self, array: np.ndarray, group: Group) -> np.ndarray:
-        """What belongs to some gates."""
-        return array[group.start * self.hidden : group.stop * self.hidden]
-
     def product(self, h: ir.Value, group: Group) -> ir.Value:
         """A state times the weights of some gates. A bias is stored for each step, where its scale is
         another one: it follows from the range of the state."""
-        weights = self.constant(f"r/{group.name}", self.rows(self.r, group).T)
+        weights = self.constant(f"r/{group.name}", self.weights.rows(self.weights.r, group).T)
         made = self.op(f"{group.name}/product", "MatMul", h, weights)
-        within = self.rows(self.within, group)
+        within = self.weights.rows(self.weights.within, group)
         if not within.any():
             return made
         bias = self.layer.store(f"{self.prefix}step{self.at}/{group.name}/bias", within.copy())
@@ -162,7 +127,7 @@ class Direction:
 
     def within_alone(self, group: Group) -> ir.Value | None:
         """What a state of zeros gives: the bias, where there is one."""
-        within = self.rows(self.within, group)
+        within = self.weights.rows(self.weights.within, group)
         return self.constant(f"within/{group.name}", within) if within.any() else None
 
     def activated(self, number: int, value: ir.Value, part: str) -> ir.Value:
@@ -171,67 +136,32 @@ class Direction:
             bounds = {"least": -self.clip, "most": self.clip}
             limits = [self.constant(name, np.array(bound, np.float32)) for name, bound in bounds.items()]
             value = self.op(f"{part}/clip", "Clip", value, *limits)
-        return self.op(part, self.activations[number], value)
+        return self.op(part, self.weights.activations[number], value)
 
     def peeped(self, number: int, part: str, value: ir.Value, c: ir.Value | None) -> ir.Value:
         """A gate that sees the state of the cell through its peephole."""
-        if self.peepholes is None or c is None:
+        holes, hidden = self.weights.peepholes, self.weights.hidden
+        if holes is None or c is None:
             return value
-        hole = self.constant(f"peephole/{part}", self.peepholes[number * self.hidden :][: self.hidden])
+        hole = self.constant(f"peephole/{part}", holes[number * hidden :][:hidden])
         return self.op(f"{part}/sum", "Add", value, self.op(f"{part}/peephole", "Mul", c, hole))
 
 
 def unroll_recurrent(model: ir.Model) -> int:
-    """Write out every layer whose weights are constants and whose number of steps is known and not too large.
-
-    Left as they are: sequences of different lengths, activations with parameters of their own, coupled gates.
-    """
+    """Write out every layer that can be (`graph/recurrent.py`); the others are left as they are."""
     taken: set[str] | None = None
     done = 0
     for node in list(model.graph):
-        kind = _KINDS.get(node.op_type) if node.domain == "" else None
-        if kind is None or not is_unrolled(node):
+        kind, steps = kind_of(node), steps_of(node) if node.inputs else None
+        if kind is None or steps is None or not can_be_written_out(node):
             continue
         taken = taken or names(model)
-        _write_out(_layer(model, node, taken, kind))
+        _write_out(Layer(model, node, taken, kind, steps, time_axis(node)))
         done += 1
     return done
 
 
-def is_unrolled(node: ir.Node) -> bool:
-    """Whether `unroll_recurrent` writes this node out."""
-    kind = _KINDS.get(node.op_type) if node.domain == "" else None
-    if kind is None:
-        return False
-    x, w, r = node.inputs[:3]
-    weights, recurrent = constant(w), constant(r)
-    if x is None or x.shape is None or weights is None or recurrent is None or weights.dtype != np.float32:
-        return False
-    if any(_input(node, i) is not None and constant(_input(node, i)) is None for i in (3, 7)):
-        return False
-    steps = x.shape[_time(node)]
-    if not isinstance(steps, int) or not 0 < steps <= _MOST_STEPS or steps * recurrent.nbytes > _MOST_COPIES:
-        return False
-    lengths = _input(node, 4)
-    if lengths is not None:
-        given = constant(lengths)
-        if given is None or (given != steps).any():
-            return False
-    if node.attributes.get_int("input_forget", 0):
-        return False
-    return set(_functions(node, kind, len(weights))) <= set(_ACTIVATIONS)
-
-
 # --- a layer ------------------------------------------------------------------------------------------------
-
-
-def _layer(model: ir.Model, node: ir.Node, taken: set[str], kind: Kind) -> Layer:
-    x = node.inputs[0]
-    assert x is not None and x.shape is not None
-    time = _time(node)
-    steps = x.shape[time]
-    assert isinstance(steps, int)
-    return Layer(model, node, taken, kind, steps, time)
 
 
 def _write_out(layer: Layer) -> None:
@@ -248,7 +178,7 @@ def _write_out(layer: Layer) -> None:
         made: list[ir.Value] = []
         for at in reversed(range(steps)) if backward else range(steps):
             direction.at = at
-            state = layer.kind.step(direction, [group[at] for group in groups], state)
+            state = _STEPS[node.op_type](direction, [group[at] for group in groups], state)
             assert state.h is not None
             made.append(state.h)
         sequences.append(made[::-1] if backward else made)
@@ -269,10 +199,10 @@ def _at_all_steps(direction: Direction, x: ir.Value, group: Group) -> list[ir.Va
     """The inputs of each step times the weights of some gates: one product."""
     layer, prefix = direction.layer, direction.prefix
     part = f"{prefix}inputs/{group.name}"
-    w = np.ascontiguousarray(direction.rows(direction.w, group).T)
+    w = np.ascontiguousarray(direction.weights.rows(direction.weights.w, group).T)
     weights = layer.store(f"{prefix}w/{group.name}", w)
     made = layer.add(part, "MatMul", [x, weights], block="inputs")[0]
-    before = direction.rows(direction.before, group)
+    before = direction.weights.rows(direction.weights.before, group)
     if before.any():
         bias = layer.store(f"{prefix}b/{group.name}", before.copy())
         made = layer.add(f"{part}/biased", "Add", [made, bias], block="inputs")[0]
@@ -291,7 +221,7 @@ def _whole(layer: Layer, y: ir.Value, sequences: Sequence[Sequence[ir.Value]]) -
     whole = [_joined(layer, "sequence", states, layer.time) for states in sequences]
     if len(whole) == 1:
         for reader in [reader for reader, _ in y.uses() if reader.op_type == "Squeeze"]:
-            given = constant(_input(reader, 1))
+            given = constant(input_of(reader, 1))
             if given is not None and [int(axis) % 4 for axis in given] == [place]:
                 _becomes(layer, reader.outputs[0], whole[0])
                 assert reader.graph is not None
@@ -315,11 +245,15 @@ def _becomes(layer: Layer, old: ir.Value, new: ir.Value) -> None:
         substitute(old, layer.add("same", "Identity", [new])[0])
 
 
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
 def _starts(layer: Layer, count: int) -> list[State]:
     """The state before the first step, of each direction."""
     found: list[list[ir.Value | None]] = []
     for position, part in ((5, "initial_h"), (6, "initial_c")):
-        value = _input(layer.node, position)
+        value = input_of(layer.node, position)
         if value is None or is_zeros(value):
             found.append([None] * count)
         elif count == 1:
@@ -328,6 +262,13 @@ def _starts(layer: Layer, count: int) -> list[State]:
             split: dict[str, Attribute] = {"axis": layer.time, "num_outputs": count}
             found.append([*layer.add(part, "Split", [value], split, outputs=count)])
     return [State(h, c) for h, c in zip(*found, strict=True)]
+
+
+def _directions(layer: Layer) -> list[Direction]:
+    weights = weights_of(layer.node, layer.kind)
+    prefixes = ("",) if len(weights) == 1 else ("forward/", "backward/")
+    clip = layer.node.attributes.get_float("clip", 0.0)
+    return [Direction(layer, prefix, own, clip) for prefix, own in zip(prefixes, weights, strict=True)]
 
 
 # --- the steps ----------------------------------------------------------------------------------------------
@@ -340,10 +281,10 @@ def _sum(layer: Direction, x: ir.Value, h: ir.Value | None, group: Group) -> ir.
 
 def _gru_step(layer: Direction, xs: Sequence[ir.Value], state: State) -> State:
     """Gates: update, reset, hidden. H = (1 - z) n + z H, as n + z (H - n)."""
-    both, last = _GRU
+    both, last = layer.layer.kind.groups
     h, x = state.h, xs[1]
     z, r = layer.parts("gate", layer.activated(0, _sum(layer, xs[0], h, both), "gates"), 2)
-    if layer.linear_before_reset:
+    if resets_afterwards(layer.layer.node):
         inner = layer.within_alone(last) if h is None else layer.product(h, last)
         if inner is not None:
             x = layer.op("hidden/sum", "Add", x, layer.op("reset", "Mul", r, inner))
@@ -358,9 +299,9 @@ def _gru_step(layer: Direction, xs: Sequence[ir.Value], state: State) -> State:
 
 def _lstm_step(layer: Direction, xs: Sequence[ir.Value], state: State) -> State:
     """Gates: input, output, forget, cell. C = f C + i c, H = o h(C)."""
-    open_, last = _LSTM
+    open_, last = layer.layer.kind.groups
     gates = _sum(layer, xs[0], state.h, open_)
-    if layer.peepholes is None:
+    if layer.weights.peepholes is None:
         i, o, f = layer.parts("gate", layer.activated(0, gates, "gates"), 3)
     else:
         i, o, f = layer.parts("gate", gates, 3)
@@ -369,92 +310,17 @@ def _lstm_step(layer: Direction, xs: Sequence[ir.Value], state: State) -> State:
     c = layer.op("new", "Mul", i, layer.activated(1, _sum(layer, xs[1], state.h, last), "cell"))
     if state.c is not None:
         c = layer.op("state_c", "Add", layer.op("kept", "Mul", f, state.c), c)
-    if layer.peepholes is not None:
+    if layer.weights.peepholes is not None:
         o = layer.activated(0, layer.peeped(1, "output", o, c), "output")
-    return State(layer.op("state", "Mul", o, layer.op("seen", layer.activations[2], c)), c)
+    return State(layer.op("state", "Mul", o, layer.op("seen", layer.weights.activations[2], c)), c)
 
 
 def _rnn_step(layer: Direction, xs: Sequence[ir.Value], state: State) -> State:
-    return State(layer.activated(0, _sum(layer, xs[0], state.h, *_RNN), "state"))
+    return State(layer.activated(0, _sum(layer, xs[0], state.h, *layer.layer.kind.groups), "state"))
 
 
-_GRU = (Group("gates", 0, 2), Group("hidden", 2, 3))
-_LSTM = (Group("gates", 0, 3), Group("cell", 3, 4))
-_RNN = (Group("state", 0, 1),)
-_KINDS = {
-    "GRU": Kind(3, ("Sigmoid", "Tanh"), _GRU, _gru_step),
-    "LSTM": Kind(4, ("Sigmoid", "Tanh", "Tanh"), _LSTM, _lstm_step),
-    "RNN": Kind(1, ("Tanh",), _RNN, _rnn_step),
+_STEPS: Mapping[str, Callable[[Direction, Sequence[ir.Value], State], State]] = {
+    "GRU": _gru_step,
+    "LSTM": _lstm_step,
+    "RNN": _rnn_step,
 }
-
-
-# --- what the node says -------------------------------------------------------------------------------------
-
-
-def is_zeros(value: ir.Value) -> bool:
-    """Whether all numbers of a value are zero, even where its sizes are computed."""
-    array = constant(value)
-    if array is not None:
-        return not array.any()
-    node = value.producer()
-    if node is None or node.domain != "" or node.op_type not in _OF_ZEROS:
-        return False
-    if node.op_type == "ConstantOfShape":
-        fill = node.attributes.get_tensor("value", None)
-        return fill is None or not fill.numpy().any()
-    source = node.inputs[0]
-    return source is not None and is_zeros(source)
-
-
-def _directions(layer: Layer) -> list[Direction]:
-    node, gates = layer.node, layer.kind.gates
-    w, r, bias, peepholes = (constant(_input(node, i)) for i in (1, 2, 3, 7))
-    assert w is not None and r is not None
-    count, hidden = len(w), r.shape[2]
-    functions = _functions(node, layer.kind, count)
-    each = len(layer.kind.activations)
-    linear = node.op_type == "GRU" and node.attributes.get_int("linear_before_reset", 0) != 0
-    made = []
-    for number in range(count):
-        both = np.zeros(2 * gates * hidden, np.float32) if bias is None else bias[number]
-        before, within = (half.copy() for half in np.split(both, 2))
-        joined = 2 * hidden if linear else gates * hidden
-        before[:joined] += within[:joined]
-        within[:joined] = 0
-        made.append(
-            Direction(
-                layer=layer,
-                prefix="" if count == 1 else ("forward/", "backward/")[number],
-                hidden=hidden,
-                w=w[number],
-                r=r[number],
-                before=before,
-                within=within,
-                peepholes=None if peepholes is None else peepholes[number],
-                activations=functions[number * each : (number + 1) * each],
-                clip=node.attributes.get_float("clip", 0.0),
-                linear_before_reset=linear,
-            )
-        )
-    return made
-
-
-def _functions(node: ir.Node, kind: Kind, count: int) -> tuple[str, ...]:
-    """The activations of all directions, as ONNX calls them; what has parameters is called otherwise."""
-    if any(node.attributes.get_floats(f"activation_{p}", None) for p in ("alpha", "beta")):
-        return ("",)
-    given = [name.capitalize() for name in node.attributes.get_strings("activations", None) or ()]
-    whole = tuple(given) or kind.activations
-    return whole * (count if len(whole) == len(kind.activations) else 1)
-
-
-def _time(node: ir.Node) -> int:
-    return 1 if node.attributes.get_int("layout", 0) else 0
-
-
-def _input(node: ir.Node, position: int) -> ir.Value | None:
-    return node.inputs[position] if position < len(node.inputs) else None
-
-
-def _is_read(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ import pytest
 from deploy.graph import shapes
 from deploy.graph.blocks import partition
 from deploy.graph.origin import origin, written_out
+from deploy.graph.recurrent import KINDS
 from deploy.graph.rules import apply_rules, rules_for
 from deploy.graph.unroll import unroll_recurrent
 
@@ -214,10 +216,11 @@ def test_left_alone(parse, settings: dict[str, str]) -> None:
 
 def test_left_alone_where_it_is_large_or_free(parse, monkeypatch: pytest.MonkeyPatch) -> None:
     model = layer(parse, "GRU")
-    monkeypatch.setattr("deploy.graph.unroll._MOST_STEPS", STEPS - 1)
+    monkeypatch.setattr("deploy.graph.recurrent._MOST_STEPS", STEPS - 1)
     assert unroll_recurrent(model) == 0
     monkeypatch.undo()
-    monkeypatch.setattr("deploy.graph.unroll._MOST_COPIES", STEPS * 4 * 3 * HIDDEN * HIDDEN - 1)
+    smaller = replace(KINDS["GRU"], most_copies=STEPS * 4 * 3 * HIDDEN * HIDDEN - 1)
+    monkeypatch.setattr("deploy.graph.recurrent.KINDS", {"GRU": smaller})
     assert unroll_recurrent(model) == 0
     monkeypatch.undo()
     assert unroll_recurrent(layer(parse, "GRU", steps="t")) == 0
