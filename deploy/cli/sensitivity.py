@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 40
 """Blocks in the terminal; JSON and the picture have all of them."""
+_LONGEST_NAME = 28
 _PICTURED = ("int8", "int4", "2:4", "prune")
 _BEARABLE, _BAD = 1e-3, 1e-1
 """Harm below the first hardly shows; above the second outputs are another network's."""
@@ -67,12 +69,12 @@ def show_table(found: Sensitivity) -> None:
     rows: list[list[Cell]] = []
     worst = found.worst_first()
     for block in worst[:_SHOWN]:
-        row: list[Cell] = [(printable(block.id), "name"), block.kind]
+        row: list[Cell] = [(_short(printable(block.id)), "name")]
         for treatment in found.treatments:
             effect = block.effects.get(treatment)
             row.append(_cell(effect, ranks[treatment].get(block.id)))
         rows.append(row)
-    write_table(("block", "", *found.treatments), rows, right=range(2, 2 + len(found.treatments)))
+    write_table(("block", *found.treatments), rows, right=range(1, 1 + len(found.treatments)))
     if len(worst) > _SHOWN:
         show_note(f"{len(worst) - _SHOWN} more blocks; --json lists all of them")
 
@@ -86,7 +88,8 @@ def _cell(effect: Effect | None, rank: int | None) -> Cell:
     ratio = "" if not effect.measured or effect.sqnr_db is None else f" {effect.sqnr_db:.0f}"
     place = "" if rank is None else f" #{rank}"
     style = "good" if harm < _BEARABLE else "bad" if harm > _BAD else "middling"
-    return (f"{harm:.1e}{ratio}{place}", style if effect.measured else "")
+    exponent = re.sub(r"e([+-])0", r"e\1", f"{harm:.1e}")
+    return (f"{exponent}{ratio}{place}", style if effect.measured else "")
 
 
 def require_picture(path: Path) -> None:
@@ -116,8 +119,8 @@ def save_picture(found: Sensitivity, path: Path) -> None:
             points = _points(found, treatment)
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=0.8, label=treatment)
         axes.set_yscale("log")
-        short = [block.id if len(block.id) <= 28 else "…" + block.id[-27:] for block in found.blocks]
-        axes.set_xticks(range(len(short)), [_plain(name) for name in short], rotation=90)
+        names = [_plain(_short(block.id)) for block in found.blocks]
+        axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_ylabel("KL divergence, nats" if found.measure == "classes" else "noise over signal")
         axes.set_title(f"one block treated at a time, {found.samples} samples")
         axes.grid(axis="y", linewidth=0.3)
@@ -136,6 +139,11 @@ def _points(found: Sensitivity, treatment: Treatment) -> list[tuple[int, float]]
     known = [harm for _, harm in harms if harm and math.isfinite(harm)]
     top = max(known, default=1.0)
     return [(index, min(harm, top)) for index, harm in harms if harm] or [(0, math.nan)]
+
+
+def _short(name: str) -> str:
+    """The end of a long name: that is where blocks of one network differ."""
+    return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
 
 
 def _plain(name: str) -> str:
