@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
 from deploy.errors import UsageError, missing_extra
@@ -43,6 +42,10 @@ _NAMES: dict[KernelClass, str] = {
     "stem": "first convolution",
     "gemm": "product with weights",
     "batched": "product of activations",
+    "hard": "hard sigmoid, hard swish",
+    "move": "copies",
+    "recurrent": "recurrent layer",
+    "gru": "GRU, reset first",
     "convert": "change of format",
     "entry": "inputs and outputs",
 }
@@ -81,9 +84,10 @@ def save_picture(overlay: Overlay, path: Path) -> None:
             _draw(axis, overlay, op, _Scale.of(op, costs))
         for axis in axes[len(drawn) :]:
             axis.set_axis_off()
-        shown = {line.get_label(): line for axis in axes for line in axis.get_lines()}
+        lines = [line for axis in axes for line in axis.get_lines()]
+        shown = {str(line.get_label()): line for line in lines if line.get_linestyle() != "None"}
         figure.legend(
-            handles=[shown[label] for label in sorted(shown, key=str)],
+            handles=[shown[label] for label in sorted(shown)],
             loc="outside lower center",
             ncols=min(6, len(shown)),
             frameon=False,
@@ -134,29 +138,31 @@ class _Scale:
 
 
 def _draw(axis: Axes, overlay: Overlay, op: KernelClass, scale: _Scale) -> None:
-    """One class: a line for each runtime and precision, through the median where sizes are alike."""
+    """One class: its points, and a line for each runtime and precision through the fastest at each size."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for index, runtime in enumerate(overlay.runtime):
         costs = [c for c in runtime.cost if c.op == op and c.ms > 0 and scale.amount(c) > 0]
         for precision in dict.fromkeys(cost.precision for cost in costs):
-            speeds: dict[float, list[float]] = {}
-            for cost in costs:
-                if cost.precision == precision:
-                    amount = scale.amount(cost)
-                    speeds.setdefault(amount, []).append(scale.work * amount / cost.ms / 1e6)
+            points = [
+                (scale.amount(c), scale.work * scale.amount(c) / c.ms / 1e6)
+                for c in costs
+                if c.precision == precision
+            ]
             line, marker = _STYLES.get(precision, _OTHER)
-            axis.plot(
-                sorted(speeds),
-                [median(speeds[size]) for size in sorted(speeds)],
-                color=_COLOURS[index % len(_COLOURS)],
-                linestyle=line,
+            colour = _COLOURS[index % len(_COLOURS)]
+            face = _GROUND if precision == "int8" else colour
+            label = _plain(f"{runtime.name} {'INT8' if precision == 'int8' else precision}")
+            (dots,) = axis.plot(*zip(*points, strict=True), marker=marker, linestyle="", alpha=0.55)
+            (best,) = axis.plot(
+                *zip(*_fastest(points), strict=True),
                 marker=marker,
-                markersize=3.5,
+                linestyle=line,
                 linewidth=1.2,
-                markerfacecolor=_GROUND if precision == "int8" else None,
-                label=_plain(f"{runtime.name} {'INT8' if precision == 'int8' else precision}"),
+                label=label,
             )
+            for drawn in (dots, best):
+                drawn.set(color=colour, markersize=3.5, markerfacecolor=face)
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -171,6 +177,16 @@ def _draw(axis: Axes, overlay: Overlay, op: KernelClass, scale: _Scale) -> None:
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def _fastest(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of the points whose sizes share a half of a decade the fastest: shapes of like size may differ much."""
+    best: dict[int, tuple[float, float]] = {}
+    for size, speed in points:
+        share = math.floor(2 * math.log10(size))
+        if share not in best or speed > best[share][1]:
+            best[share] = size, speed
+    return sorted(best.values())
 
 
 def _plain(text: str) -> str:
