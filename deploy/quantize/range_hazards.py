@@ -236,7 +236,7 @@ def _added(node: ir.Node, seen: Mapping[str, Seen], params: Params) -> Iterator[
         f"operand '{narrow.name}' spans {least.width:.3g}, {left:.1f} of the 255 levels of a sum that "
         f"{most.width:.3g} beside it makes wide: it loses {math.log2(255 / left):.1f} bits",
         "look for an outlying channel in the other operand, or keep it float",
-        _own(least.variance, given.scale[0]),
+        math.inf,  # by itself a small addend is a small loss
     )
 
 

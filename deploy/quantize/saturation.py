@@ -180,8 +180,9 @@ def _layers(placement: Placement, assignment: Assignment) -> Iterator[tuple[str,
 
 def _saturates(head: ir.Node, codes: np.ndarray) -> bool:
     """Whether a convolution adds pairs: not where a group is one channel in and one out."""
-    alone = codes.shape[1] == 1 and len(codes) == head.attributes.get_int("group", 1)
-    return head.op_type == "Conv" and not alone
+    if head.op_type != "Conv":
+        return False
+    return codes.shape[1] > 1 or len(codes) != head.attributes.get_int("group", 1)
 
 
 def _patches(codes: np.ndarray, node: ir.Node, kernel: tuple[int, ...], zero: int) -> np.ndarray:

@@ -215,3 +215,17 @@ def test_saturation_is_told_where_weights_have_8_bits_and_pairs_16(graph, unsign
         runtime = unsigned.model_copy(update={"quant": rules})
         (found,) = data_hazards(model, [runtime], of_data(model, dataset)).values()
         assert [h.kind for h in found] == kinds
+
+
+def test_a_small_addend_that_nobody_listens_to_is_no_loss(judge):
+    _, weights, feeds = addition(5)
+    found, decibels = judge(
+        (
+            "g (float[n, 4, 6, 6] x) => (y) { a = Conv (x, w) r = Conv (x, u) y = Add (a, r) }",
+            {"w": weights["u"] * 500, "u": weights["u"]},
+            feeds,
+        ),
+        "unsigned",
+    )
+    assert [h.kind for h in found] == []
+    assert decibels > HELD

@@ -194,6 +194,11 @@ def test_depthwise_layers_widen_first_and_are_left_out(graph, unsigned):
     assert len(emulated(graph(text, {"w": (8, 1, 3, 3)}), runtime, feeds)[0]) == 1
 
 
+def test_a_vector_of_weights_is_left_out(graph, unsigned):
+    model = graph("g (float[n, 9] x) => (y) { y = MatMul (x, w) }", {"w": np.ones(9, np.float32)})
+    assert emulated(model, unsigned, np.ones((2, 9), np.float32))[0] == {}
+
+
 def test_an_exact_runtime_has_nothing_to_emulate(graph, unsigned):
     model = graph("g (float[n, 9] x) => (y) { y = MatMul (x, w) }", {"w": (9, 4)})
     ((_, found),) = worst(emulated(model, unsigned, np.ones((2, 9), np.float32))[0])
