@@ -102,7 +102,8 @@ def profile(
     elif check is not None:
         _check(check, data, wanted, threads, cache, json=json, quiet=quiet)
     elif show:
-        _show(_other(of) if of else _found(_profile(), wanted, threads), out, picture, json=json)
+        fit = _other(of) if of else _found(_profile(), wanted, threads)
+        _show(fit, out, picture, json=json, quiet=quiet)
     else:
         _measure(wanted, threads, out, picture, quick=quick, fresh=fresh, json=json, quiet=quiet)
 
@@ -189,7 +190,7 @@ def _measure(
     measured.warn(warnings, quiet=quiet)
 
 
-def _show(fit: Fit, out: Path | None, picture: Path | None, *, json: bool) -> None:
+def _show(fit: Fit, out: Path | None, picture: Path | None, *, json: bool, quiet: bool) -> None:
     from deploy.adapter.overlays import kept_overlays, shipped_overlays, write_overlay
     from deploy.cli import measured
     from deploy.cli.terminal import write_json, write_line
@@ -212,6 +213,8 @@ def _show(fit: Fit, out: Path | None, picture: Path | None, *, json: bool) -> No
             "reasons": list(fit.reasons),
             "kept": [str(kept.path) for kept in elsewhere],
         })  # fmt: skip
+        return
+    if quiet:
         return
     if fit.overlay is None:
         write_line(
@@ -258,7 +261,7 @@ def _check(
         found = check(request, costs, progress)
     if json:
         write_json(checked.as_json(found))
-    else:
+    elif not quiet:
         checked.show_check(found)
 
 

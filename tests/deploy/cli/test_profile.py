@@ -296,6 +296,8 @@ def test_texts_of_a_file_steer_no_terminal(deploy: Deploy, survey: FakeSurvey) -
 def test_a_picture_is_drawn(deploy: Deploy, survey: FakeSurvey, tmp_path: Path) -> None:
     assert deploy("profile", "-q", "--picture", tmp_path / "one.png")[0] == 0
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert deploy("profile", "--show", "--picture", tmp_path / "two.svg", "-q") == (0, "", "")
+    assert b"<svg" in (tmp_path / "two.svg").read_bytes()
     assert deploy("profile", "--show", "--picture", tmp_path / "two.gif")[0] == 2
 
 
