@@ -4,8 +4,8 @@
 
 Each folder of DIR holds model.onnx, calib.npz and eval.npz. Ranges come from the calibration samples (by the
 observer mse), parameters from the rules of x86-vnni for ONNX Runtime; at 4 bits the scale of each channel of
-weights is the one that loses least. ONNX Runtime runs the graph literally. No labels are used but for scoring.
-Every rung is run for itself, but those behind `layers` begin with what that gave.
+weights is the one that loses least. ONNX Runtime runs the graph literally; labels serve scoring alone. Each
+rung is run for itself, but those behind `layers` begin with what that gave.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from deploy.train.units import (
     Unit,
     batches,
     error,
+    held_bytes,
     narrow_units,
     single_units,
     stored_constants,
@@ -53,6 +54,8 @@ _HELD_OUT = 4
 _SPEED = 6e9
 """Multiply-accumulates a second and thread, forwards and backwards, that the budget is planned with: how many
 steps are taken must not depend on how busy the machine is."""
+_MEMORY = 1 << 30
+"""Bytes of inner values that are held for all samples; of larger ones fewer samples are taken."""
 _LAYERS_SHARE = 0.5
 """Share of the time for layers, and again for relaxing them; what they leave over nobody takes."""
 _FEWEST = 100
@@ -96,12 +99,14 @@ class RoundedUnit:
 @dataclass(frozen=True)
 class Rounded:
     """All codes, with the tensors of the plan whose digests follow from them. ``layers`` and ``units`` say
-    what each rung won. ``complete`` is false where the clock ran out, so that the next run may differ."""
+    what each rung won, on so many ``samples``, those held out included. ``complete`` is false where the
+    clock ran out, so that the next run may differ."""
 
     tensors: dict[str, TensorPlan]
     codes: dict[str, np.ndarray]
     layers: tuple[RoundedUnit, ...]
     units: tuple[RoundedUnit, ...]
+    samples: int
     seconds: float
     complete: bool
 
@@ -129,7 +134,7 @@ def round_weights(
     """
     begun = time.monotonic()
     with reproducible(settings.threads):
-        work = _Work(model, tensors, codes, dataset, settings, begun + settings.seconds, progress)
+        work = _Work(model, blocks, tensors, codes, dataset, settings, begun + settings.seconds, progress)
         layers = work.layers(single_units(model, blocks, work.weights)) if settings.layers else ()
         left = settings.seconds - (time.monotonic() - begun) if settings.units else 0.0
         units = work.units(narrow_units(model, blocks, work.weights)) if left > 0 else ()
@@ -138,7 +143,8 @@ def round_weights(
         name: plan.model_copy(update={"digest": data_digest(found[name])}) if name in work.weights else plan
         for name, plan in tensors.items()
     }
-    return Rounded(changed, found, layers, units, time.monotonic() - begun, not work.late)
+    samples = sum(len(next(iter(batch.values()))) for batch in work.feeds)
+    return Rounded(changed, found, layers, units, samples, time.monotonic() - begun, not work.late)
 
 
 class _Work:
@@ -147,6 +153,7 @@ class _Work:
     def __init__(
         self,
         model: ir.Model,
+        blocks: Sequence[Block],
         tensors: Mapping[str, TensorPlan],
         codes: Mapping[str, np.ndarray],
         dataset: Dataset,
@@ -158,6 +165,8 @@ class _Work:
         self.pieces = Pieces(model)
         self.nodes = {node.name: node for node in model.graph}
         self.feeds = batches(model, dataset, settings.samples, BATCH)
+        held = held_bytes(self.pieces, single_units(model, blocks, codes), self.feeds[0])
+        self.feeds = self.feeds[: max(2, _MEMORY // max(held, 1))]
         if len(self.feeds) < 2:
             raise DataError(
                 f"{dataset.origin}: rounding needs two batches, of {BATCH} samples or as the model has it",

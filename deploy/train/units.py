@@ -240,6 +240,15 @@ def walk(pieces: Pieces, units: Sequence[Unit], plan: Quantized, feeds: Sequence
                 del batch[name]
 
 
+def held_bytes(pieces: Pieces, units: Sequence[Unit], feeds: Values) -> int:
+    """How many bytes `walk` holds at most for this batch, float values and others."""
+    most = 0
+    for stop in walk(pieces, units, Quantized({}, {}), [feeds]):
+        values = [*stop.exact[0].values(), *stop.given[0].values(), *stop.targets[0].values()]
+        most = max(most, sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor)))
+    return most
+
+
 def _some(values: Values, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: values[name] for name in names}
 

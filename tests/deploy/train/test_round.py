@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from deploy.data.dataset import Dataset
+from deploy.data.dataset import Dataset, open_dataset
 from deploy.errors import DataError
 from deploy.execute.reference import open_graph
 from deploy.graph.qdq import data_digest, insert
+from deploy.graph.summary import tensor_specs
 from deploy.train.round import Rounding, round_weights
 
 Residual = tuple[ir.Model, Dataset]
@@ -34,7 +35,7 @@ def test_rounding_beats_the_nearest(
 ) -> None:
     model, dataset = residual
     found = plan(model, dataset, 4)
-    settings = Rounding(largest=7, samples=96, seconds=600, steps=150, layers=layers, units=units)
+    settings = Rounding(largest=7, samples=64, seconds=600, steps=120, layers=layers, units=units)
     rounded = round_weights(found.model, found.blocks, found.tensors, found.codes, dataset, settings)
     assert rounded.complete
     graph = insert(found.model, rounded.tensors, rounded.codes)
@@ -49,7 +50,7 @@ def test_every_code_is_a_neighbour_and_the_plan_says_what_is_stored(
 ) -> None:
     model, dataset = residual
     found = plan(model, dataset, 4)
-    settings = Rounding(largest=7, samples=48, seconds=600, steps=100)
+    settings = Rounding(largest=7, samples=32, seconds=600, steps=100)
     rounded = round_weights(found.model, found.blocks, found.tensors, found.codes, dataset, settings)
     again = round_weights(found.model, found.blocks, found.tensors, found.codes, dataset, settings)
     assert rounded.turned > 0
@@ -68,6 +69,37 @@ def test_every_code_is_a_neighbour_and_the_plan_says_what_is_stored(
         scale = np.asarray(plan_.scale).reshape(-1, *[1] * (array.ndim - 1))
         assert (np.abs(codes - np.clip(array / scale, -7, 7)) < 1 + 1e-6).all()
         assert np.abs(codes).max() <= 7
+
+
+def test_a_batch_that_is_prescribed_is_kept_to(residual: Residual, plan: Callable[..., Any]) -> None:
+    model, dataset = residual
+    found = plan(model, dataset, 4)
+    fixed = found.model.clone()
+    for value in (*fixed.graph.inputs, *fixed.graph.outputs):
+        value.shape = ir.Shape([1, *list(value.shape)[1:]])
+    settings = Rounding(largest=7, samples=12, seconds=600, units=False)
+    rounded = round_weights(fixed, found.blocks, found.tensors, found.codes, dataset, settings)
+    assert rounded.samples == 12
+    assert rounded.turned > 0
+
+
+def test_a_weight_that_two_nodes_read_waits_for_its_unit(plan: Callable[..., Any], fill: Any) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[n, 6] x) => (float[n, 6] y) {
+        a = Gemm <transB = 1> (x, w)
+        b = Relu (a)
+        y = Gemm <transB = 1> (b, w)
+    }"""
+    draw = np.random.default_rng(0)
+    model = fill(text, {"w": draw.standard_normal((6, 6)).astype(np.float32)})
+    dataset = open_dataset(
+        {"x": draw.standard_normal((64, 6)).astype(np.float32)}, tensor_specs(model.graph.inputs)
+    )
+    found = plan(model, dataset, 4)
+    settings = Rounding(largest=7, samples=64, seconds=600, steps=100)
+    rounded = round_weights(found.model, found.blocks, found.tensors, found.codes, dataset, settings)
+    assert [unit.weights for unit in rounded.units] == [("w",)]
+    graph = insert(found.model, rounded.tensors, rounded.codes)
+    assert noise(found.model, graph, dataset) <= noise(found.model, found.graph(), dataset)
 
 
 def test_without_time_all_stays_as_it_was(residual: Residual, plan: Callable[..., Any]) -> None:

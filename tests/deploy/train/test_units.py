@@ -13,7 +13,16 @@ import torch
 from deploy.data.dataset import Dataset
 from deploy.execute.reference import open_graph
 from deploy.train.gram import gram, layer_of
-from deploy.train.units import Pieces, Quantized, batches, narrow_units, single_units, stored_constants, walk
+from deploy.train.units import (
+    Pieces,
+    Quantized,
+    batches,
+    held_bytes,
+    narrow_units,
+    single_units,
+    stored_constants,
+    walk,
+)
 
 Residual = tuple[ir.Model, Dataset]
 
@@ -55,6 +64,8 @@ def test_what_no_later_unit_reads_is_let_go(residual: Residual, plan: Callable[.
     quantized = Quantized({}, {})
     feeds = batches(found.model, dataset, 16, 16)
     units = narrow_units(found.model, found.blocks, {"w1", "w2", "w3", "w4"})
+    most = 2 * 16 * 8 * 64 * 4 + 16 * 8 * 64 * 4  # b, float and not, and g that is to be reached
+    assert held_bytes(Pieces(found.model), units, feeds[0]) == most
     held = [set(stop.exact[0]) for stop in walk(Pieces(found.model), units, quantized, feeds)]
     assert held == [{"x"}, {"b"}, {"g"}]
 
