@@ -112,9 +112,9 @@ def _points(
             begin = time.perf_counter()
             results = tuple(_calmest(unit, precision, place, Costs(tuple(c for c in costs if c.ms > 0))))
             kept.add(place.runtime.name, name, results, time.perf_counter() - begin)
+            progress.advance(index + 1, total)  # what was measured before tells nothing of the time left
         costs += [r for r in results if isinstance(r, Cost)]
         failures += [r for r in results if isinstance(r, Failure)]
-        progress.advance(index + 1, total)
     return costs, failures
 
 
