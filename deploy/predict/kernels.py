@@ -164,10 +164,25 @@ class _Formed:
     def reads_codes(self, value: ir.Value, reader: ir.Node) -> bool:
         """Whether ``reader`` gets the value as integers."""
         plan = self.tensors.get(value.name or "")
-        return plan is not None and (not plan.readers or (reader.name or "") in plan.readers)
+        if plan is not None:
+            return not plan.readers or (reader.name or "") in plan.readers
+        mover = value.producer()
+        return mover is not None and self._passes(mover) and self.in_integers(mover)
+
+    def makes_codes(self, node: ir.Node, value: ir.Value) -> bool:
+        """Whether the kernel of ``node`` writes the value as integers, for all who read it."""
+        plan = self.tensors.get(value.name or "")
+        written = self._passes(node) if plan is None else not plan.readers
+        return written and self.in_integers(node)
+
+    def _passes(self, node: ir.Node) -> bool:
+        """Whether integers go through the node although no pair stands behind it."""
+        rules = self.runtime.quant
+        return rules is not None and not rules.pair_moved and node.op_type in (*rules.forward, *rules.unify)
 
     def in_integers(self, node: ir.Node) -> bool:
-        """Whether a node computes on codes: all data that it reads come so."""
+        """Whether a node computes on codes: all data that it reads come so, and what only moves them has
+        codes to write."""
         rules = self.runtime.quant
         if rules is None or node.op_type not in (*rules.compute, *rules.forward, *rules.unify):
             return False
@@ -180,6 +195,9 @@ class _Formed:
             "MatMul",
         )
         if computes and weights and (weights[0].name or "") not in self.tensors:
+            return False
+        moves = node.op_type not in rules.compute
+        if moves and rules.pair_moved and any((v.name or "") not in self.tensors for v in node.outputs):
             return False
         return bool(data) and all(
             self.reads_codes(v, node) for v in data[: 1 if computes and weights else None]
@@ -254,8 +272,7 @@ class _Formed:
                 moved += self._bytes(value, integer and (is_constant(value) or self.reads_codes(value, node)))
         for value in chain[-1].outputs:
             if value.name:
-                plan = self.tensors.get(value.name)
-                moved += self._bytes(value, integer and plan is not None and not plan.readers)
+                moved += self._bytes(value, self.makes_codes(head, value))
         return Kernel(
             op=class_of(head),
             precision=self.integers if integer else self.runtime.float_precision,
@@ -273,11 +290,12 @@ class _Formed:
         """
         kernel_of = {node: chain[0] for chain in chains for node in chain}
         for node in self.model.graph:
-            source = _behind_views(node)
-            if source is None or source not in kernel_of:
-                continue
             for value in node.outputs:
-                made = self.in_integers(kernel_of[source]) and (value.name or "") in self.tensors
+                shown = _behind_views(value)
+                source = shown.producer()
+                if source is None or source not in kernel_of:
+                    continue
+                made = self.makes_codes(kernel_of[source], shown)
                 readers = [
                     reader
                     for reader in value.consumers()
@@ -359,9 +377,10 @@ def _adds_bias(node: ir.Node) -> bool:
     )
 
 
-def _behind_views(node: ir.Node | None) -> ir.Node | None:
-    """The node that makes what a chain of views shows; None where that is an input of the graph."""
-    while node is not None and node.op_type in _VIEWS:
-        value = node.inputs[0] if node.inputs else None
-        node = None if value is None else value.producer()
-    return node
+def _behind_views(value: ir.Value) -> ir.Value:
+    """What a chain of views shows: made by a node that computes, or an input of the graph."""
+    node = value.producer()
+    while node is not None and node.op_type in _VIEWS and node.inputs and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value

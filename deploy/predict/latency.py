@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import onnx_ir as ir
 
@@ -56,6 +57,16 @@ class Part:
     kernel: Kernel
     estimate: Estimate
     stand_in: bool = False
+
+
+class CostSource(Protocol):
+    """Something that knows what kernels take: measured, lent, or off a data sheet."""
+
+    def kernel(self, kernel: Kernel) -> Part:
+        """What one kernel takes. Raises LookupError where nothing is known of its like."""
+
+    def fixed(self, moved: int, precision: Precision) -> float:
+        """Milliseconds of a graph that reads and puts out so many bytes and does nothing else."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ class Costs:
 
 
 def predict(
-    model: ir.Model, tensors: Mapping[str, TensorPlan], runtime: Runtime, costs: Costs, batch: int = 1
+    model: ir.Model, tensors: Mapping[str, TensorPlan], runtime: Runtime, costs: CostSource, batch: int = 1
 ) -> Prediction:
     """What a float graph takes when ``tensors`` are quantized.
 

@@ -19,7 +19,7 @@ from deploy.progress import SILENT
 from deploy.quantize.adopt import adopt
 from deploy.quantize.assign import Assignment, assign
 from deploy.quantize.forms import WeightForm, form_plans, store_weights
-from deploy.quantize.place import Chain, place
+from deploy.quantize.place import Chain, Placement, outline, place
 from deploy.quantize.ranges import Histogram
 from deploy.spec.artifact import Artifact, Description, Options
 from deploy.spec.plan import BlockPlan, Plan, TensorPlan, differences
@@ -93,12 +93,21 @@ class Subject:
         if self.imported:
             everything = {b.id for b in self.blocks} <= set(float_blocks)
             return Assignment({}, {}) if everything else adopt(self.graph, self.imported, self.runtime.quant)
+        placement = self._placement(float_blocks)
+        return assign(self.graph, placement, self.histograms, self.runtime.quant, self.observer)
+
+    def quantized(self, float_blocks: Collection[str]) -> dict[str, TensorPlan]:
+        """Which values would be quantized, and for whom: all that a prediction needs, before any range."""
+        if self.runtime.quant is None or self.imported:
+            return self.assignment(float_blocks).tensors
+        return outline(self._placement(float_blocks), self.runtime.quant)
+
+    def _placement(self, float_blocks: Collection[str]) -> Placement:
         precision: dict[str, Precision] = {
             b.id: self.float_precision if b.id in float_blocks else self.integer_precision
             for b in self.blocks
         }
-        placement = place(self.graph, self.blocks, precision, self.chains, self.runtime, self.kept_float)
-        return assign(self.graph, placement, self.histograms, self.runtime.quant, self.observer)
+        return place(self.graph, self.blocks, precision, self.chains, self.runtime, self.kept_float)
 
     def _computes_integers(self, name: str) -> bool:
         """Whether a node of the imported model has an integer kernel and reads quantized values."""

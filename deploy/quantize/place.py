@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from deploy.graph.blocks import Block
 from deploy.graph.edit import is_constant, sole_consumer
+from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.profile import QuantRules, Runtime
 from deploy.spec.tensors import INTEGER, Precision
 
@@ -61,6 +62,21 @@ class Placement:
     weights: dict[str, list[tuple[ir.Node, int]]] = field(default_factory=dict)
     biases: dict[str, tuple[str, str]] = field(default_factory=dict)
     chains: list[Chain] = field(default_factory=list)
+
+
+def outline(placement: Placement, rules: QuantRules) -> dict[str, TensorPlan]:
+    """The values that a placement quantizes, with parameters that mean nothing yet."""
+    unknown = QuantParams(type=rules.activation, scale=(1.0,), zero_point=(0,)).model_dump()
+    weight = QuantParams(type="int8", scale=(1.0,), zero_point=(0,)).model_dump()
+    bias = QuantParams(type="int32", scale=(1.0,), zero_point=(0,)).model_dump()
+    return {
+        **{
+            name: TensorPlan(**unknown, origin="calibration", readers=placement.readers.get(name, ()))
+            for name in placement.groups
+        },
+        **{name: TensorPlan(**weight, origin="weight") for name in placement.weights},
+        **{name: TensorPlan(**bias, origin="bias") for name in placement.biases},
+    }
 
 
 def eligible(node: ir.Node, runtime: Runtime) -> bool:

@@ -1,0 +1,100 @@
+"""Where predictions for a target come from: this machine's overlay, another machine's, a data sheet.
+
+The nearest to the truth is taken and always named: measured here; measured on such a device elsewhere; lent
+by the measured machine that is most like it, scaled by data sheets; the data sheet alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from deploy.adapter.overlays import find_overlay, kept_overlays, measured_machines, runs_here
+from deploy.measure.host import this_machine
+from deploy.predict.elsewhere import Sheet, Transferred, roof_of, roof_seen
+from deploy.predict.latency import Costs, CostSource
+from deploy.spec.overlay import Overlay, RuntimeCosts
+from deploy.spec.profile import Profile
+from deploy.stages.target import Target
+
+
+@dataclass(frozen=True)
+class Known:
+    """The costs of a runtime's kernels on a device.
+
+    ``basis`` says where they are from, ``measured`` whether on that very device.
+    """
+
+    costs: CostSource
+    basis: str
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """By runtime what is known of its costs; ``notes`` say what could not be used and why."""
+
+    runtimes: Mapping[str, Known]
+    notes: tuple[str, ...] = ()
+
+
+def costs_of(target: Target, threads: int) -> Foresight:
+    """What is known of the costs of each runtime of the target.
+
+    Raises UsageError where a shipped overlay is damaged.
+    """
+    profile = target.profile
+    runtimes = [route.runtime for route in target.routes]
+    found: dict[str, Known] = {}
+    notes: list[str] = []
+    if target.stands_here():
+        fit = find_overlay(this_machine(), runs_here(runtimes, threads))
+        notes += [*fit.warnings, *fit.reasons]
+        if fit.overlay is not None:
+            when = f"measured here, {fit.overlay.date}"
+            found = {m.name: Known(Costs.of(m), when, True) for m in fit.overlay.runtime}
+    elsewhere = [kept.overlay for kept in kept_overlays()[0] if kept.overlay.profile == profile.name]
+    overlays = [*elsewhere, *measured_machines()]
+    for runtime in runtimes:
+        if runtime.name not in found:
+            known = _lent(profile, runtime.name, threads, overlays)
+            if known is not None:
+                found[runtime.name] = known
+    return Foresight(found, tuple(notes))
+
+
+def _lent(profile: Profile, name: str, threads: int, overlays: Sequence[Overlay]) -> Known | None:
+    """The costs of one runtime from other machines' measurements, or else from the data sheet."""
+    same = [o for o in overlays if o.profile == profile.name and o.runtime_named(name) is not None]
+    if same:
+        costs = same[0].runtime_named(name)
+        assert costs is not None
+        return Known(Costs.of(costs), f"measured on {_device(same[0])}, {same[0].date}", False)
+    roof = roof_of(profile, threads)
+    best = _most_alike(profile, name, overlays)
+    if best is None:
+        return Known(Sheet(roof), Sheet.basis, False) if roof.macs else None
+    overlay, costs = best
+    roofs = (roof_seen(costs.cost), roof) if roof.macs else None
+    how = "scaled by data sheets" if roof.macs else "as if it were that"
+    return Known(Transferred(Costs.of(costs), roofs=roofs), f"lent by {_device(overlay)}, {how}", False)
+
+
+def _most_alike(
+    profile: Profile, name: str, overlays: Sequence[Overlay]
+) -> tuple[Overlay, RuntimeCosts] | None:
+    """The measured machine with this runtime whose CPU features agree best.
+
+    None for accelerators and other architectures: their kernels have nothing in common.
+    """
+    able = [
+        (overlay, costs)
+        for overlay in overlays
+        if overlay.machine.arch == profile.arch and not overlay.machine.device
+        if (costs := overlay.runtime_named(name)) is not None
+    ]
+    return max(able, key=lambda o: len(set(profile.features) & set(o[0].machine.features)), default=None)
+
+
+def _device(overlay: Overlay) -> str:
+    return overlay.machine.device or overlay.machine.cpu
