@@ -89,13 +89,16 @@ def can_be_written_out(node: ir.Node) -> bool:
 
     Coupled gates and activations with parameters of their own are not written out either.
     """
-    kind, steps = kind_of(node), steps_of(node)
+    kind = kind_of(node)
+    if kind is None:
+        return False
     weights, recurrent = (constant(input_of(node, position)) for position in (1, 2))
-    if kind is None or steps is None or weights is None or recurrent is None or weights.dtype != np.float32:
+    if weights is None or recurrent is None or weights.dtype != np.float32:
         return False
     if any(v is not None and constant(v) is None for v in (input_of(node, 3), input_of(node, 7))):
         return False
-    if not 0 < steps <= _MOST_STEPS or steps * recurrent.nbytes > kind.most_copies:
+    steps = steps_of(node)
+    if steps is None or not 0 < steps <= _MOST_STEPS or steps * recurrent.nbytes > kind.most_copies:
         return False
     lengths = input_of(node, 4)
     if lengths is not None:
@@ -113,7 +116,7 @@ def time_axis(node: ir.Node) -> int:
 
 
 def steps_of(node: ir.Node) -> int | None:
-    """The length of the sequence where that is known."""
+    """The length of a recurrent layer's sequence where that is known."""
     x = input_of(node, 0)
     size = None if x is None or x.shape is None else x.shape[time_axis(node)]
     return size if isinstance(size, int) else None

@@ -10,16 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from deploy.graph.group_norm import join_group_norm
 from deploy.graph.rewrite import Prove, Rewritten, rewrite
 from deploy.graph.unroll import unroll_recurrent
 from deploy.spec.profile import Rewriting
 
 RULES: Mapping[Rewriting, Callable[[ir.Model], int]] = {
+    "join-group-norm": join_group_norm,
     "unroll-recurrent": unroll_recurrent,
 }
 """By name: changes the model in place and returns how often."""
 
 _ABOUT: Mapping[Rewriting, frozenset[str]] = {
+    "join-group-norm": frozenset(("InstanceNormalization",)),
     "unroll-recurrent": frozenset(("LSTM", "GRU", "RNN")),
 }
 """The operations that a rule rewrites."""

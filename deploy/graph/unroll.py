@@ -152,10 +152,11 @@ def unroll_recurrent(model: ir.Model) -> int:
     taken: set[str] | None = None
     done = 0
     for node in list(model.graph):
-        kind, steps = kind_of(node), steps_of(node) if node.inputs else None
-        if kind is None or steps is None or not can_be_written_out(node):
+        kind = kind_of(node)
+        if kind is None or not can_be_written_out(node):
             continue
-        taken = taken or names(model)
+        taken, steps = taken or names(model), steps_of(node)
+        assert steps is not None
         _write_out(Layer(model, node, taken, kind, steps, time_axis(node)))
         done += 1
     return done

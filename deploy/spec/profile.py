@@ -16,7 +16,7 @@ from deploy.spec.document import SCHEMA, Frozen
 from deploy.spec.tensors import Precision
 
 Unknown = Literal["unknown"]
-Rewriting = Literal["unroll-recurrent"]
+Rewriting = Literal["join-group-norm", "unroll-recurrent"]
 """Rules by which a graph takes the form that a runtime wants, before anything is calibrated: what they do
 stands in `deploy/graph/rules.py`."""
 

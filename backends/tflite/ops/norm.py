@@ -11,7 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter
+from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import Order, channels_last, plain
+from backends.tflite.network import Options
 from backends.tflite.ops.elementwise import elementwise, numbers_of, operand, term
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported
@@ -65,26 +67,58 @@ def instance_normalization(node: ir.Node, out: Emitter) -> None:
 
 @ops.lower("GroupNormalization")
 def group_normalization(node: ir.Node, out: Emitter) -> None:
-    """The channels of a group lie together: (N, G, all), or channels last (N, pixels, G, C / G)."""
+    """The channels of a group lie together: (N, groups, all). Channels last they do not: there each channel's
+    mean is taken, and the mean of these in each group is a product with a constant matrix."""
     value = node.inputs[0]
     order = _image_order(node, out)
     rank = len(order)
     x = Term(out, out.read(value, order))
     sizes = out.shape(value)
     groups = node.attributes.get_int("num_groups", 1)
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    if sizes[1] < 0:
+        raise Unsupported(f"the number of its channels is free: {FIX_SIZES}")
+    if order != plain(rank):
+        _by_groups(node, out, x, groups, epsilon)
+        return
     pixels = int(np.prod(sizes[2:])) if min(sizes[2:], default=1) > 0 else -1
-    if order == plain(rank) and pixels > 0:
-        split: tuple[int, ...] = (sizes[0], groups, sizes[1] // groups * pixels)
-    elif order == plain(rank):
-        split = (sizes[0], groups, -1)
-    else:
-        split = (sizes[0], pixels, groups, sizes[1] // groups)
-    if split.count(-1) > 1 or x.shape.count(-1) > 1 or sizes[1] < 0:
+    split = (sizes[0], groups, sizes[1] // groups * pixels if pixels > 0 else -1)
+    if split.count(-1) > 1 or x.shape.count(-1) > 1:
         raise Unsupported("more than one size of it is free")
-    apart = x.reshaped(split)
-    places = (2,) if len(split) == 3 else (1, 3)
-    normal, _, _ = _normal(apart, places, node.attributes.get_float("epsilon", 1e-5))
+    normal, _, _ = _normal(x.reshaped(split), (2,), epsilon)
     _by_channel(node, out, normal.reshaped(x.shape, order))
+
+
+def _by_groups(node: ir.Node, out: Emitter, x: Term, groups: int, epsilon: float) -> None:
+    """Of what is stored channels last. The scale is put to the standard deviation, which is small."""
+    scale, bias = (numbers_of(out, value) for value in node.inputs[1:3])
+    if scale is None or bias is None:
+        raise Unsupported("its scale and bias must be constants")
+    channels = x.shape[-1]
+    member = np.repeat(np.eye(groups, dtype=np.float32), channels // groups, axis=0)
+    pixels = range(1, len(x.shape) - 1)
+
+    def averaged(term: Term, added: float) -> Term:
+        """The mean over pixels and group, by channel."""
+        small = term.reduced("MEAN", pixels)
+        order = out.tensors[small.index].order
+        for name, matrix, shift in (
+            ("groups", member.T * (groups / channels), 0.0), ("channels", member, added)
+        ):  # fmt: skip
+            weights = out.numbers(np.ascontiguousarray(matrix, np.float32), f"{out.node}/{name}")
+            bias = out.numbers(np.full(len(matrix), shift, np.float32), f"{out.node}/{name}/bias")
+            options: Options = (
+                "FullyConnectedOptions", {"fusedActivationFunction": "NONE", "keepNumDims": True}
+            )  # fmt: skip
+            shape = (*small.shape[:-1], len(matrix))
+            given = [small.index, weights, bias]
+            small = Term(out, out.step("FULLY_CONNECTED", given, shape, options, order=order, version=5))
+        return small
+
+    centred = x - averaged(x, 0.0)
+    inverse = averaged(centred.square(), epsilon).apply("RSQRT")
+    scaled = centred * (inverse * _of_channels(out, inverse, scale))
+    _last(node, out, "ADD", scaled, _of_channels(out, scaled, bias))
 
 
 @ops.lower("MeanVarianceNormalization")
