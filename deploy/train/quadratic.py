@@ -28,6 +28,7 @@ _RATE, _PENALTY = 1e-2, 5.0
 _WARM = 0.2
 _SHARP, _BLUNT = 2.0, 20.0
 _STRETCH = (1.1, -0.1)
+_MEAN, _SQUARE = 0.9, 0.999
 _DAMP = 0.01
 
 
@@ -98,27 +99,37 @@ def logits_of(share: Tensor) -> Tensor:
 def penalty(share: Tensor, progress: float) -> Tensor:
     """What stands between down and up costs, summed: at first only around the middle, at last everywhere.
     ``progress`` runs from 0 to 1."""
-    power = _SHARP + (_BLUNT - _SHARP) * (1 - progress)
-    return (1 - (2 * share - 1).abs().pow(power)).sum()
+    return (1 - (2 * share - 1).abs().pow(_power(progress))).sum()
+
+
+def _power(progress: float) -> float:
+    return _SHARP + (_BLUNT - _SHARP) * (1 - progress)
 
 
 def _relaxed(weights: Tensor, low: Tensor, high: Tensor, gram: Tensor, pull: Tensor) -> Tensor:
-    logits = logits_of(weights - low).requires_grad_()
+    """By hand what autograd and Adam (Kingma and Ba, ICLR 2015) would do: most layers are so small that
+    these take longer than the arithmetic."""
+    logits, width = logits_of(weights - low), high - low
     nearest = torch.minimum(torch.maximum(weights.round(), low), high)
     # Every row in units of what rounding it to nearest costs.
     unit = ((nearest - weights) @ gram * (nearest - weights)).sum(2, keepdim=True).clamp_min(1e-12)
-    optimizer = torch.optim.Adam([logits], lr=_RATE)
+    mean, square = torch.zeros_like(logits), torch.zeros_like(logits)
     for step in range(STEPS):
-        share = softly(logits)
-        change = low + share * (high - low) - weights
-        loss = ((change @ gram - 2 * pull) * change / unit).sum()
+        steep = torch.sigmoid(logits)
+        stretched = steep * (_STRETCH[0] - _STRETCH[1]) + _STRETCH[1]
+        share = stretched.clamp(0, 1)
+        gradient = 2 * width * ((low + share * width - weights) @ gram - pull) / unit
         if step >= _WARM * STEPS:
-            progress = (step / STEPS - _WARM) / (1 - _WARM)
-            loss = loss + _PENALTY / weights.shape[2] * penalty(share, progress)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch declares it so
-        optimizer.step()
-    return torch.where(softly(logits.detach()) >= 0.5, high, low)
+            power = _power((step / STEPS - _WARM) / (1 - _WARM))
+            side = 2 * share - 1
+            gradient -= _PENALTY / weights.shape[2] * 2 * power * side.abs().pow(power - 1) * side.sign()
+        inside = (stretched > 0) & (stretched < 1)
+        gradient *= inside * (_STRETCH[0] - _STRETCH[1]) * steep * (1 - steep)
+        mean.lerp_(gradient, 1 - _MEAN)
+        square.mul_(_SQUARE).addcmul_(gradient, gradient, value=1 - _SQUARE)
+        size = (square / (1 - _SQUARE ** (step + 1))).sqrt_().add_(1e-8)
+        logits.addcdiv_(mean, size, value=-_RATE / (1 - _MEAN ** (step + 1)))
+    return torch.where(softly(logits) >= 0.5, high, low)
 
 
 def _in_sequence(weights: Tensor, low: Tensor, high: Tensor, gram: Tensor, pull: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def test_rounding_beats_the_nearest(
 ) -> None:
     model, dataset = residual
     found = plan(model, dataset, 4)
-    settings = Rounding(largest=7, samples=64, seconds=600, steps=120, layers=layers, units=units)
+    settings = Rounding(largest=7, samples=64, seconds=600, steps=80, layers=layers, units=units)
     rounded = round_weights(found.model, found.blocks, found.tensors, found.codes, dataset, settings)
     assert rounded.complete
     graph = insert(found.model, rounded.tensors, rounded.codes)
@@ -50,7 +50,7 @@ def test_every_code_is_a_neighbour_and_the_plan_says_what_is_stored(
 ) -> None:
     model, dataset = residual
     found = plan(model, dataset, 4)
-    settings = Rounding(largest=7, samples=32, seconds=600, steps=100)
+    settings = Rounding(largest=7, samples=32, seconds=600, steps=30)
     rounded = round_weights(found.model, found.blocks, found.tensors, found.codes, dataset, settings)
     again = round_weights(found.model, found.blocks, found.tensors, found.codes, dataset, settings)
     assert rounded.turned > 0
