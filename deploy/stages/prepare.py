@@ -35,11 +35,10 @@ from deploy.graph.cost import macs, parameters
 from deploy.graph.edit import weight_bytes
 from deploy.graph.ends import table_rows
 from deploy.graph.fuse import fuse
-from deploy.graph.hazards import hazards
+from deploy.graph.hazards import grouped, hazards
 from deploy.graph.interface import adapt_inputs
 from deploy.graph.shapes import infer, model_inputs, name_dimensions, pin
 from deploy.graph.summary import tensor_specs
-from deploy.graph.weight_hazards import Severity
 from deploy.spec.document import Frozen, parse, render
 from deploy.spec.manifest import KnownHazard, SourceInfo
 from deploy.spec.measurement import Attempt
@@ -173,7 +172,7 @@ def prepare(
         folded_inputs=tuple(sorted(name for name, form in forms.items() if not form.as_it_is)),
         imported=imported,
         notes=tuple(notes),
-        hazards=_hazards(clean_model),
+        hazards=grouped(hazards(clean_model)),
     )
     (folder / _FACTS).write_text(render(facts))
 
@@ -193,7 +192,7 @@ def advance(before: Prepared, model: ir.Model, attempt: Attempt, folder: Path, t
             "clean_sha256": digest(model),
             "fused_sha256": digest(fused_model),
             "notes": (*before.facts.notes, *rolled_back(fused)),
-            "hazards": _hazards(model),
+            "hazards": grouped(hazards(model)),
             "steps": (*before.facts.steps, attempt),
         }
     )
@@ -204,18 +203,6 @@ def load(folder: Path) -> Prepared:
     """What `prepare` left in ``folder``."""
     facts = parse(Facts, (folder / _FACTS).read_text(), origin=folder / _FACTS)
     return Prepared(folder, facts, infer(ir.load(folder / _CLEAN)), infer(ir.load(folder / _FUSED)))
-
-
-def _hazards(model: ir.Model) -> tuple[KnownHazard, ...]:
-    """Each kind once with the nodes it is true of, warnings first."""
-    places: dict[tuple[str, Severity, str], list[str]] = {}
-    for hazard in hazards(model):
-        places.setdefault((hazard.kind, hazard.severity, hazard.text), []).append(hazard.node)
-    found = [
-        KnownHazard(kind=kind, severity=severity, text=text, nodes=tuple(nodes))
-        for (kind, severity, text), nodes in places.items()
-    ]
-    return tuple(sorted(found, key=lambda hazard: hazard.severity != "warning"))
 
 
 def _refuse_interface(model: ir.Model, name: str) -> None:
