@@ -269,10 +269,11 @@ class _Formed:
                 if value in made or value in seen:
                     continue
                 seen.add(value)
-                moved += self._bytes(value, integer and (is_constant(value) or self.reads_codes(value, node)))
+                codes = integer and (is_constant(value) or self.reads_codes(value, node))
+                moved += self._bytes(value, node, codes)
         for value in chain[-1].outputs:
             if value.name:
-                moved += self._bytes(value, self.makes_codes(head, value))
+                moved += self._bytes(value, chain[-1], self.makes_codes(head, value))
         return Kernel(
             op=class_of(head),
             precision=self.integers if integer else self.runtime.float_precision,
@@ -314,7 +315,7 @@ class _Formed:
             raise UnknownSizeError(node.name or "")
         return shape
 
-    def _bytes(self, value: ir.Value, integer: bool) -> int:
+    def _bytes(self, value: ir.Value, node: ir.Node, integer: bool) -> int:
         tensor = constant_tensor(value)
         if tensor is not None:
             plan = self.tensors.get(value.name or "")
@@ -322,8 +323,7 @@ class _Formed:
             return math.ceil(tensor.size * each) if each else int(tensor.nbytes)
         shape = static_shape(value, self.batch)
         if shape is None or value.dtype is None:
-            producer = value.producer()
-            raise UnknownSizeError((producer.name if producer is not None else value.name) or "")
+            raise UnknownSizeError((value.producer() or node).name or "")
         wide = 2 if self.integers == "w8a16" else 1
         floats = 4 if self.runtime.around == "float32" else 2
         each = wide if integer else floats if value.dtype.is_floating_point() else value.dtype.itemsize
@@ -359,7 +359,7 @@ class _Formed:
             read, made = (self._shape(v, node) for v in (node.inputs[0], node.outputs[0]))
             sizes = [made[1]] if kind == "stem" else [read[1], made[1]]
         elif kind in ("gemm", "batched") and node.op_type in ("Gemm", "MatMul"):
-            sizes = [self._depth(node), self._shape(node.outputs[0], node)[-1]]
+            sizes = [self._depth(node), *self._shape(node.outputs[0], node)[-1:]]  # of vectors: a number
         else:
             return 1
         return min(_LARGEST_ALIGN, *(size & -size for size in sizes)) or 1
