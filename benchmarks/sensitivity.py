@@ -50,7 +50,7 @@ class Timed:
     ratio: float
 
 
-def opened(case: Path, scratch: Path, rules: str | None, samples: int) -> tuple[Setting, Dataset]:
+def opened(case: Path, scratch: Path, rules: str | None) -> tuple[Setting, Dataset]:
     """The case's graph as a build would quantize it, its ranges from all samples, and its samples."""
     request = Request(source=case / "model.onnx", target="", data=case / "calib.npz")
     cache, record = Cache(scratch), Record(SILENT)
@@ -117,7 +117,7 @@ def main() -> None:
         for case in sorted(path.parent for path in asked.cases.glob("*/model.onnx")):
             if asked.only and case.name not in asked.only:
                 continue
-            setting, dataset = opened(case, Path(scratch), asked.target, asked.samples)
+            setting, dataset = opened(case, Path(scratch), asked.target)
             timed = compare(setting, dataset, treatments, asked.samples, asked.rounds)
             print("\n".join(rows(case.name, timed, treatments)), flush=True)
             for key in sorted(timed.measured, key=lambda k: (k[1], -timed.measured[k])) if asked.list else ():

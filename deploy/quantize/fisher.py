@@ -44,6 +44,7 @@ from deploy.graph.summary import tensor_specs
 from deploy.progress import SILENT, Progress
 from deploy.quantize.divergence import CERTAIN, Head, heads, measure_of
 from deploy.quantize.perturb import (
+    RECURRENT,
     Rounding,
     Setting,
     WeightChange,
@@ -60,7 +61,9 @@ if TYPE_CHECKING:
 
 _MOST_PER_SAMPLE = 8192
 """Numbers of a value that are looked at per sample; the others are taken to be like them."""
-_BATCH, _BATCH_BYTES = 16, 64 * 2**20
+_BATCH, _BATCH_RECURRENT, _BATCH_BYTES = 16, 64, 64 * 2**20
+"""Samples at a time, at most. Many batches are many draws for the weights, but a recurrent layer is computed
+step by step, however many samples there are."""
 
 Key = tuple[str, Treatment]
 
@@ -245,7 +248,9 @@ class _Backward:
                 {n: _fed(a, 0) for n, a in next(dataset.batches(1)).feeds.items()}, want=watched
             )
         each = sum(int(one[name].numel()) * 4 for name in watched)
-        return max(1, min(_BATCH, _BATCH_BYTES // max(each, 1)))
+        steps = any(node.op_type in RECURRENT for node in self._module.model.graph)
+        most = _BATCH_RECURRENT if steps else _BATCH
+        return max(1, min(most, _BATCH_BYTES // max(each, 1)))
 
 
 def probe(

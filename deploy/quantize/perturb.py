@@ -28,15 +28,15 @@ from deploy.spec.sensitivity import Treatment
 from deploy.spec.tensors import RANGES
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_RECURRENT = ("LSTM", "GRU", "RNN")
+RECURRENT = ("LSTM", "GRU", "RNN")
 PLAIN = Runtime(
     name="plain",
     onnx_opset=21,
     quant=QuantRules(
         activation="uint8",
         bias="float",
-        compute=(*_PRODUCTS, *_RECURRENT),
-        float_output=(*_PRODUCTS, *_RECURRENT),
+        compute=(*_PRODUCTS, *RECURRENT),
+        float_output=(*_PRODUCTS, *RECURRENT),
         source="no runtime: what every integer product rounds",
         date=date(2026, 11, 21),
     ),
@@ -210,7 +210,7 @@ def weight_changes(setting: Setting, block: Block, treatment: Treatment) -> dict
         array = constant(setting.graph.graph.initializers[name])
         if array is None or not np.isfinite(array).all():
             continue
-        axis = 1 if node.op_type in _RECURRENT else common_axis([(node, slot)], array.ndim)
+        axis = 1 if node.op_type in RECURRENT else common_axis([(node, slot)], array.ndim)
         if treatment == "2:4":
             found[name] = WeightChange(axis, kept=_two_of_four(array, _input_axis(node, array.ndim)))
         elif treatment != "prune":
@@ -266,7 +266,7 @@ def _integer_weights(setting: Setting, block: Block) -> dict[str, tuple[ir.Node,
     found = {name: uses[0] for name, uses in placement.weights.items()}
     for chain in placement.chains:
         for node in chain.nodes:
-            for slot in (1, 2) if node.op_type in _RECURRENT else ():
+            for slot in (1, 2) if node.op_type in RECURRENT else ():
                 value = node.inputs[slot]
                 if value is not None and value.name and is_constant(value):
                     found[value.name] = (node, slot)
