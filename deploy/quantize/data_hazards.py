@@ -114,16 +114,16 @@ class _View:
         if self.rules.pairs == "exact" or not (self.imported or self.rules.weight_bits > 7):
             return
         assignment = self._assigned(self.placement)
+        cure = "give the float model, which then gets them" if self.imported else "set weight_bits = 7"
         for node, found in worst(emulate(self.placement, assignment, self.rules, samples.run)):
             if found.error <= SATURATION_ERROR:
                 return
             yield Measured(
                 node,
                 "saturation",
-                f"{found.share:.1%} of the pairs of products leave 16 bits on such a CPU without 8-bit dot "
+                f"{found.share:.1%} of the pairs of products leave 16 bits on CPUs without 8-bit dot "
                 f"products, an error of {found.error:.0%} of the result",
-                "weights of 7 bits never do (2 x 255 x 64 < 32768): weight_bits = 7 in the profile, or build "
-                "for x86-avx2",
+                f"weights of 7 bits never do (2 x 255 x 64 < 32768): {cure}",
                 found.error,
             )
 

@@ -229,3 +229,19 @@ def test_a_small_addend_that_nobody_listens_to_is_no_loss(judge):
     )
     assert [h.kind for h in found] == []
     assert decibels > HELD
+
+
+def test_a_model_that_came_with_8_bits_saturates_whatever_the_profile_wants(graph, unsigned, quantize):
+    """The profile's 7 bits come too late: what came quantized is taken over exactly."""
+    model = graph(
+        "g (float[n, 4, 6, 6] x) => (y) { y = Conv (x, w) }", {"w": np.ones((8, 4, 3, 3), np.float32)}
+    )
+    feeds = {"x": np.random.default_rng(0).uniform(0, 1, (16, 4, 6, 6)).astype(np.float32)}
+    dataset = open_dataset(feeds, tensor_specs(model.graph.inputs))
+    avx2 = unsigned.model_copy(update={"quant": unsigned.quant.model_copy(update={"pairs": "running"})})
+    for bits, kinds in ((8, ["saturation"]), (7, [])):
+        rules = unsigned.quant.model_copy(update={"weight_bits": bits})
+        came = quantize(model, unsigned.model_copy(update={"quant": rules}), feeds=feeds).assignment.tensors
+        (found,) = data_hazards(model, [avx2], of_data(model, dataset), imported=came).values()
+        assert [h.kind for h in found] == kinds
+        assert not found or "give the float model" in found[0].text
