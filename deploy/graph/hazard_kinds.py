@@ -110,8 +110,8 @@ KINDS: dict[str, Kind] = {
         "samples",
         "Pairs of products leave 16 bits on a CPU without 8-bit dot products; emulated exactly, with the "
         "share of pairs and the error of the result.",
-        "Weights of 7 bits never do: build for `x86-avx2`, from the float model where it came quantized; in a "
-        "profile of your own `weight_bits = 7`.",
+        "Weights of 7 bits never do: build for `x86-avx2`, from the float model where it came quantized; in "
+        "a profile of your own `weight_bits = 7`.",
     ),
     "partitions": Kind("artifact", "The file runs in several parts.", "See the nodes named: they split it."),
     "float-outputs": Kind("artifact", "Outputs are floats.", "`[io] outputs` makes integers of them."),
