@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,15 +12,21 @@ from pathlib import Path
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop
 from deploy.errors import UsageError
+from deploy.predict.latency import CostSource
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject, build_candidate
 from deploy.quantize.choose import Decision, hold_budget
+from deploy.quantize.mix import harm_of, mixture
+from deploy.quantize.pays import problem_of
 from deploy.quantize.sensitivity import block_sqnr
 from deploy.spec.manifest import Choice
 from deploy.spec.plan import Plan
 from deploy.spec.project import WITHOUT_RANGES, PrecisionRequest
 
 _SQNR_SAMPLES = 64
+_LOOKS = 3
+"""How often a mixture may be shown to eval data."""
+SLOWER_SO = "faster as float, its borders counted"
 _NOT_MEASURED: Mapping[str, float] = {}
 
 Judge = Callable[[Candidate], Drop]
@@ -139,6 +146,62 @@ def decide(
     within = final is None or final.within(max_drop)
     trials[decision.float_blocks] = trials.pop(decision.float_blocks, _trial(chosen, final))
     return Decided(chosen, decision.float_blocks, final, within, tuple(choices), sqnr, tuple(trials.values()))
+
+
+def decide_mixed(
+    subject: Subject,
+    costs: CostSource,
+    given: Decided,
+    *,
+    judge: Judge | None,
+    accept: Judge | None,
+    max_drop: float,
+    workdir: Path,
+    progress: Progress,
+) -> Decided | None:
+    """The fastest mixture of float and integer blocks by the ``costs`` of kernels; None where there is none
+    within the budget, or it is what was decided by accuracy alone (``given``).
+
+    Eval data that refuse it allow a quarter of its harm next time, at most three times. Raises LookupError
+    and UnknownSizeError where costs are not known.
+    """
+    able = frozenset(subject.int8_blocks())
+    harm = harm_of(given.sqnr)
+    problem = problem_of(subject, costs, harm)
+
+    @lru_cache(maxsize=1)
+    def candidate(float_blocks: frozenset[str]) -> Candidate:
+        folder = workdir / "mixed"
+        shutil.rmtree(folder, ignore_errors=True)
+        reasons = dict.fromkeys(float_blocks, SLOWER_SO)
+        return build_candidate(subject, float_blocks, folder, sqnr=given.sqnr, reasons=reasons)
+
+    trials: dict[frozenset[str], Trial] = {}
+
+    def scored(float_blocks: frozenset[str]) -> Drop:
+        assert judge is not None
+        built = candidate(float_blocks)
+        drop = judge(built)
+        trials[float_blocks] = Trial(built.plan, built.artifact.size_bytes(), drop)
+        return drop
+
+    budget = math.inf
+    for _ in range(_LOOKS):
+        score = scored if judge is not None else None
+        found = mixture(problem, able, score, max_drop, progress, budget=budget)
+        if found is None or found.float_blocks == given.float_blocks:
+            return None
+        chosen = candidate(found.float_blocks)
+        final = accept(chosen) if accept is not None else found.drop
+        if final is None or final.within(max_drop):
+            count = len(able) - len(found.float_blocks)
+            reason = "the fastest by the costs of kernels, of those within the budget"
+            choice = Choice(what="INT8 blocks", chosen=f"{count} of {len(able)}", reason=reason)
+            trials[found.float_blocks] = trials.pop(found.float_blocks, _trial(chosen, final))
+            tried = tuple(trials.values())
+            return Decided(chosen, found.float_blocks, final, True, (choice,), given.sqnr, tried)
+        budget = sum(harm.get(block, 0.0) for block in able - found.float_blocks) / 4
+    return None
 
 
 def _trial(candidate: Candidate, drop: Drop | None) -> Trial:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from deploy.adapter.discover import find_backend
 from deploy.errors import BackendError, UnsupportedError, VerificationError
 from deploy.measure.latency import Timing, speedup
+from deploy.predict.kernels import UnknownSizeError
 from deploy.quantize.candidate import Subject, build_candidate
-from deploy.quantize.decide import Decided, decide, decide_float
+from deploy.quantize.decide import Decided, decide, decide_float, decide_mixed
 from deploy.spec.manifest import Choice, Lock
 from deploy.spec.measurement import Comparison
 from deploy.spec.tensors import Precision
@@ -30,10 +31,14 @@ _NOISE = 0.97
 
 @dataclass(frozen=True)
 class Entrant:
-    """A form of the model that may ship: what was decided for one runtime."""
+    """A form of the model that may ship: what was decided for one runtime.
+
+    ``mixed``: by the costs of its blocks, else by accuracy alone.
+    """
 
     subject: Subject
     decided: Decided
+    mixed: bool = False
 
     @property
     def runtime(self) -> str:
@@ -51,7 +56,7 @@ class Entrant:
 
     @property
     def name(self) -> str:
-        return f"{self.runtime} {self.precision}"
+        return f"{self.runtime} {'mixed' if self.mixed else self.precision}"
 
     def contender(self) -> Contender:
         return Contender(self.subject.backend, self.decided.candidate.artifact, self.subject.options)
@@ -78,7 +83,8 @@ class Race:
 
 
 def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
-    """What is decided for each runtime but those ``left_out``, by accuracy alone.
+    """What is decided for each runtime but those ``left_out``: by accuracy alone, and beside that the mixture
+    which is fastest by what is known of its kernels' costs.
 
     A runtime whose toolchain fails, or writes another plan, is left out with a warning, unless it is the last
     one. Where nothing is measured there is nothing to tell runtimes apart by: the preferred one that can be
@@ -95,7 +101,34 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
             job.progress.warn(f"{subject.runtime.name} is left out: {e.message}")
         if entrants and job.why_not_measured:
             break
-    return tuple(entrants)
+    return tuple(one for entrant in entrants for one in (entrant, *_mixed(job, entrant)))
+
+
+def _mixed(job: Job, entrant: Entrant) -> tuple[Entrant, ...]:
+    """The mixture to race with what accuracy alone decided.
+
+    None where nothing is timed, a precision or a lock was asked for, or costs are not known.
+    """
+    subject = entrant.subject
+    known = job.foresight.runtimes.get(entrant.runtime)
+    free = job.request.precision in ("auto", "mixed") and job.lock is None and not subject.imported
+    if known is None or not free or job.why_not_measured or not subject.histograms:
+        return ()
+    try:
+        decided = decide_mixed(
+            subject,
+            known.costs,
+            entrant.decided,
+            judge=job.scores(subject, job.judge),
+            accept=job.scores(subject, job.accept),
+            max_drop=job.request.budget.max_drop,
+            workdir=job.work / subject.runtime.name,
+            progress=job.progress,
+        )
+    except (LookupError, UnknownSizeError, BackendError, VerificationError) as e:
+        job.progress.note(f"{entrant.runtime}: no mixture by cost: {e}")
+        return ()
+    return () if decided is None else (Entrant(subject, decided, mixed=True),)
 
 
 def _decided(job: Job, subject: Subject) -> Decided:
@@ -128,7 +161,7 @@ def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
     """
     free = job.request.precision == "auto" and job.lock is None
     must_pay = free and any(e.integer and not e.subject.imported for e in entrants)
-    floats = tuple(_float_build(job, e) for e in entrants) if must_pay else ()
+    floats = tuple(_float_build(job, e) for e in entrants if not e.mixed) if must_pay else ()
     ort = find_backend(job.baseline.backend)
     contenders = {
         GIVEN: Contender(ort, job.baseline, ort.options_type(threads=job.request.threads)),

@@ -13,6 +13,7 @@ from deploy.adapter.overlays import find_overlay, kept_overlays, measured_machin
 from deploy.measure.host import this_machine
 from deploy.predict.elsewhere import Sheet, Transferred, roof_of, roof_seen
 from deploy.predict.latency import Costs, CostSource
+from deploy.spec.document import digest
 from deploy.spec.overlay import Overlay, RuntimeCosts
 from deploy.spec.profile import Profile
 from deploy.stages.target import Target
@@ -22,12 +23,14 @@ from deploy.stages.target import Target
 class Known:
     """The costs of a runtime's kernels on a device.
 
-    ``basis`` says where they are from, ``measured`` whether on that very device.
+    ``basis`` says where they are from, ``measured`` whether on that very device; ``key`` is the digest of
+    what they are made of.
     """
 
     costs: CostSource
     basis: str
     measured: bool
+    key: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,14 @@ class Foresight:
 
     runtimes: Mapping[str, Known]
     notes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What results depend on that depend on this."""
+        return {name: known.key for name, known in self.runtimes.items()}
+
+
+NOTHING_KNOWN = Foresight({})
 
 
 def costs_of(target: Target, threads: int) -> Foresight:
@@ -52,7 +63,7 @@ def costs_of(target: Target, threads: int) -> Foresight:
         notes += [*fit.warnings, *fit.reasons]
         if fit.overlay is not None:
             when = f"measured here, {fit.overlay.date}"
-            found = {m.name: Known(Costs.of(m), when, True) for m in fit.overlay.runtime}
+            found = {m.name: Known(Costs.of(m), when, True, digest(m)) for m in fit.overlay.runtime}
     elsewhere = [kept.overlay for kept in kept_overlays()[0] if kept.overlay.profile == profile.name]
     overlays = [*elsewhere, *measured_machines()]
     for runtime in runtimes:
@@ -69,15 +80,17 @@ def _lent(profile: Profile, name: str, threads: int, overlays: Sequence[Overlay]
     if same:
         costs = same[0].runtime_named(name)
         assert costs is not None
-        return Known(Costs.of(costs), f"measured on {_device(same[0])}, {same[0].date}", False)
+        basis = f"measured on {_device(same[0])}, {same[0].date}"
+        return Known(Costs.of(costs), basis, False, digest(costs))
     roof = roof_of(profile, threads)
     best = _most_alike(profile, name, overlays)
     if best is None:
-        return Known(Sheet(roof), Sheet.basis, False) if roof.macs else None
+        return Known(Sheet(roof), Sheet.basis, False, digest(profile)) if roof.macs else None
     overlay, costs = best
     roofs = (roof_seen(costs.cost), roof) if roof.macs else None
     how = "scaled by data sheets" if roof.macs else "as if it were that"
-    return Known(Transferred(Costs.of(costs), roofs=roofs), f"lent by {_device(overlay)}, {how}", False)
+    lent = Transferred(Costs.of(costs), roofs=roofs)
+    return Known(lent, f"lent by {_device(overlay)}, {how}", False, digest(costs) + digest(profile))
 
 
 def _most_alike(

@@ -31,6 +31,7 @@ from deploy.spec.artifact import Artifact, Description
 from deploy.spec.manifest import Lock
 from deploy.spec.profile import Runtime
 from deploy.stages.baseline import Examiner
+from deploy.stages.costs import NOTHING_KNOWN, Foresight
 from deploy.stages.interface import fed_specs
 from deploy.stages.prepare import Prepared
 from deploy.stages.request import Request, Roles
@@ -69,6 +70,8 @@ class Job:
     accept: Examiner | None
     work: Path
     progress: Progress
+    foresight: Foresight = NOTHING_KNOWN
+    """What is known of the costs of kernels, by runtime."""
 
     @property
     def why_not_measured(self) -> str:
@@ -117,6 +120,7 @@ def open_job(
     lock: Lock | None,
     work: Path,
     progress: Progress,
+    foresight: Foresight = NOTHING_KNOWN,
 ) -> Job:
     """Everything that choosing, measuring and verifying need; ``histograms`` by graph and value."""
     roles, request, target = made_of.roles, made_of.request, made_of.target
@@ -141,6 +145,7 @@ def open_job(
         accept=examiner(roles.eval),
         work=work,
         progress=progress,
+        foresight=foresight,
     )
 
 

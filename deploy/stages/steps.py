@@ -25,6 +25,7 @@ from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import TensorSpec
 from deploy.stages.capture import open_source
 from deploy.stages.compile import Compiled, compile_for, load_compiled
+from deploy.stages.costs import NOTHING_KNOWN, Foresight, costs_of
 from deploy.stages.job import Ingredients, check_request, open_job
 from deploy.stages.prepare import FloatGraph, Prepared, load, prepare
 from deploy.stages.record import Record
@@ -222,8 +223,10 @@ def compile(
     target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
     lock = read_lock(request, prepared)
     warn_of_changes(lock, made_of, record.progress)
+    foresight = _foreseen(target, request, record) if lock is None else NOTHING_KNOWN
     key = cache.key(
         "compile",
+        costs=foresight.key,
         graphs=[prepared.graph_for(route.runtime).sha256 for route in target.routes],
         baseline=against.sha256,
         profile=digest(target.profile),
@@ -251,7 +254,7 @@ def compile(
 
     def write_into(new: Path) -> None:
         with scratch("build") as work:
-            job = open_job(made_of, against.artifact, histograms, lock, work, record.progress)
+            job = open_job(made_of, against.artifact, histograms, lock, work, record.progress, foresight)
             with failures_saved(job, Path(request.out)):
                 compile_for(job, new, record)
 
@@ -261,6 +264,16 @@ def compile(
         with record.stage(name) as stage:
             stage.cached, stage.outcome = True, outcome
     return compiled, plan
+
+
+def _foreseen(target: Target, request: Request, record: Record) -> Foresight:
+    """What is known of costs, where blocks are chosen by them: in builds that are timed."""
+    if request.precision not in ("auto", "mixed") or not request.measure or not target.stands_here():
+        return NOTHING_KNOWN
+    found = costs_of(target, request.threads)
+    for note in found.notes:
+        record.progress.note(note)
+    return found
 
 
 def _identity(route: Route) -> list[str]:

@@ -1,0 +1,145 @@
+"""The fastest choice of precisions within a budget of harm, solved exactly.
+
+A multiple-choice knapsack with borders: each block takes one of its choices; a value that is made in one form
+and read in another costs a change of form, once however many read it. Solved as a mixed-integer linear
+program by HiGHS (Huangfu and Hall 2018), which scipy brings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploy.errors import BackendError
+from deploy.spec.tensors import INTEGER, Precision
+
+_SECONDS = 20.0
+"""What solving may take at most; a good choice is there long before, if not proved to be the best."""
+_GAP = 1e-4
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to compute a block: its milliseconds, and how much it harms the result in whatever unit."""
+
+    precision: Precision
+    ms: float
+    harm: float = 0.0
+
+    @property
+    def integer(self) -> bool:
+        """Whether what it reads and makes are integers."""
+        return self.precision in INTEGER
+
+
+@dataclass(frozen=True)
+class Border:
+    """A value that leaves its block. ``ms`` is what a change of its form costs."""
+
+    maker: str
+    readers: tuple[str, ...]
+    ms: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``options`` by block. A block that borders name and ``options`` lack reads and makes floats."""
+
+    options: Mapping[str, tuple[Option, ...]]
+    borders: tuple[Border, ...]
+
+    def ms(self, chosen: Mapping[str, Precision]) -> float:
+        """What a choice takes, without what no choice changes."""
+        blocks = sum(self._option(block, chosen).ms for block in self.options)
+        return blocks + sum(border.ms for border in self.borders if self._changes(border, chosen))
+
+    def harm(self, chosen: Mapping[str, Precision]) -> float:
+        """What a choice harms."""
+        return sum(self._option(block, chosen).harm for block in self.options)
+
+    def _option(self, block: str, chosen: Mapping[str, Precision]) -> Option:
+        return next(o for o in self.options[block] if o.precision == chosen[block])
+
+    def _changes(self, border: Border, chosen: Mapping[str, Precision]) -> bool:
+        made = chosen.get(border.maker) in INTEGER
+        return any((chosen.get(reader) in INTEGER) != made for reader in border.readers)
+
+
+def fastest(problem: Problem, budget: float = math.inf) -> dict[str, Precision]:
+    """The precision of each block of ``problem.options`` such that the whole is fastest within ``budget``.
+
+    Of equally fast choices the less harmful one. Raises ValueError where even the least harmful options are
+    over the budget, BackendError where the solver fails.
+
+    >>> blocks = {"a": (Option("float", 2.0), Option("int8", 1.0, 5.0))}
+    >>> fastest(Problem(blocks, ())), fastest(Problem(blocks, ()), budget=4.0)
+    ({'a': 'int8'}, {'a': 'float'})
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    picks = [(block, option) for block, options in problem.options.items() for option in options]
+    if not picks:
+        return {}
+    least = sum(min(o.harm for o in options) for options in problem.options.values())
+    if least > budget:
+        raise ValueError(f"the least harm is {least:.3g}, over the budget of {budget:.3g}")
+    count, borders = len(picks), problem.borders
+    integers: dict[str, list[int]] = {}
+    for index, (block, option) in enumerate(picks):
+        if option.integer:
+            integers.setdefault(block, []).append(index)
+    rows = _Rows()
+    for block in problem.options:  # one option each
+        rows.add({i: 1.0 for i, (b, _) in enumerate(picks) if b == block}, 1.0, 1.0)
+    harms = {i: option.harm for i, (_, option) in enumerate(picks) if option.harm}
+    if harms and math.isfinite(budget):
+        rows.add(harms, -np.inf, budget)
+    for index, border in enumerate(borders):  # changed >= |made in integers - read in integers|
+        for reader in border.readers:
+            for sign in (1.0, -1.0):
+                row = {count + index: 1.0}
+                for block, factor in ((border.maker, -sign), (reader, sign)):
+                    for pick in integers.get(block, ()):
+                        row[pick] = row.get(pick, 0.0) + factor
+                rows.add(row, 0.0, np.inf)
+    worst = max((option.harm for _, option in picks), default=0.0) or 1.0
+    typical = float(np.mean([option.ms for _, option in picks])) or 1.0
+    ties = 1e-6 * typical / worst
+    costs = [option.ms + ties * option.harm for _, option in picks] + [border.ms for border in borders]
+    matrix = csr_array((rows.values, (rows.at, rows.columns)), shape=(len(rows.low), count + len(borders)))
+    result = milp(
+        np.asarray(costs),
+        constraints=LinearConstraint(matrix, rows.low, rows.high),
+        bounds=Bounds(0, 1),
+        integrality=np.array([1] * count + [0] * len(borders)),
+        options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
+    )
+    if result.x is None:
+        raise BackendError(
+            f"choosing precisions failed: {result.message}", hint="give --precision int8 or float"
+        )
+    taken = result.x[:count] > 0.5
+    return {block: option.precision for (block, option), yes in zip(picks, taken, strict=True) if yes}
+
+
+class _Rows:
+    """A sparse matrix row by row, with bounds."""
+
+    def __init__(self) -> None:
+        self.at: list[int] = []
+        self.columns: list[int] = []
+        self.values: list[float] = []
+        self.low: list[float] = []
+        self.high: list[float] = []
+
+    def add(self, row: Mapping[int, float], low: float, high: float) -> None:
+        for column, value in row.items():
+            self.at.append(len(self.low))
+            self.columns.append(column)
+            self.values.append(value)
+        self.low.append(low)
+        self.high.append(high)
