@@ -27,6 +27,7 @@ from backends.tflite.ops.interpolation import (
     tflite_matrix,
     tflite_nearest,
 )
+from backends.tflite.ops.shape import passed_on
 from backends.tflite.ops.window import image_order
 from backends.tflite.optable import ANY, OpTable
 from backends.tflite.reading import Unsupported
@@ -44,7 +45,7 @@ def resize(node: ir.Node, out: Emitter) -> None:
     assert value is not None
     read, alongs = _filter(node), _alongs(node, out)
     if not alongs:
-        out.carried[result] = out.read(value, integer=True)
+        passed_on(out, value, result)
         return
     rank = len(out.shape(value))
     spatial = 3 <= rank <= 5 and all(along.axis >= 2 for along in alongs)

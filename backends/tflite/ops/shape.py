@@ -109,13 +109,23 @@ def identity(node: ir.Node, out: Emitter) -> None:
     if array is not None:
         carry(out, result, array)
     else:
-        assert value is not None
-        out.read(value, integer=True)
-        out.carried[result] = out.carried[value]
+        passed_on(out, value, result)
     if len(node.outputs) > 1 and node.outputs[1].name:
         if -1 in out.shape(value):
             raise Unsupported("the mask of what was dropped, of a free size")
         carry(out, node.outputs[1], np.ones(out.shape(value), bool))
+
+
+def passed_on(out: Emitter, value: ir.Value | None, result: ir.Value) -> None:
+    """A value under another name: its own tensor, or where that holds integers the result of an operator that
+    does nothing, for the file has to tell which node takes them."""
+    params = out.moved(result, [value])
+    index = out.read(value, integer=params is not None or out.params(value) is None)
+    tensor = out.tensors[index]
+    if out.params(value) is None or tensor.shape.count(-1) > 1:
+        out.carried[result] = out.read(value, integer=True)
+    else:
+        out.view(index, result, tensor.order, params)
 
 
 @ops.lower("Transpose", types=ANY)

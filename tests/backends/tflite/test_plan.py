@@ -128,6 +128,26 @@ def test_a_value_with_two_sets_of_parameters_is_rounded_once_for_each_reader(tmp
     require_right(model, tensors | {"y": activation(0.01), "z": activation(0.1)}, tmp_path)
 
 
+@pytest.mark.parametrize("same", ["Identity(c)", 'Resize<mode = "nearest">(c, , s)'])
+def test_what_does_nothing_is_told_apart_from_its_readers(same: str, tmp_path: Path) -> None:
+    """With parameters like its operand's, with others, and read as floats."""
+    w = weights(4, 4, 1, 1)
+    text = f"""(float[2,4,6,6] x, float[2,4,6,6] z) => (float[2,4,6,6] a, float[2,4,6,6] b)
+    <float[4] s = {{1, 1, 1, 1}}> {{ c = Conv(x, w) d = {same} a = Add(d, z) b = Mul(c, z) }}"""
+    feeds = {**X, "z": X["x"][::-1].copy()}
+    plain = {"x": activation(0.03), "z": activation(0.03), "w": by_tensor(w)}
+    op = same[: same.index("(")].partition("<")[0]
+    wide = QuantParams(type="int8", scale=(0.05,), zero_point=(3,))
+    for number, tensors in enumerate((
+        {**plain, "c": activation(0.02), "d": activation(0.02), "a": activation(0.04)},
+        {**plain, "c": activation(0.02)},
+        {**plain, "c": activation(0.02, uses={f"{op}1": wide})},
+        {"x": activation(0.03), "w": by_tensor(w), "c": activation(0.02, readers=(f"{op}1",))},
+    )):  # fmt: skip
+        (tmp_path / str(number)).mkdir()
+        require_right(graph(text, w=w), tensors, tmp_path / str(number), feeds)
+
+
 def test_an_integer_bias_beside_a_float_convolution_is_read_as_floats(tmp_path: Path) -> None:
     """DEQUANTIZE takes no int32."""
     w, b = weights(8, 4, 3, 3), weights(8)
