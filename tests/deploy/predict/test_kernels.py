@@ -80,7 +80,7 @@ def plan(model: ir.Model, rules: Runtime, floats: Iterable[str] = ()) -> Mapping
     blocks = partition(model)
     assert rules.quant is not None
     precision = {b.id: rules.float_precision if b.id in floats else "int8" for b in blocks}
-    placed = place(model, blocks, precision, find_chains(model, blocks, rules), rules)  # type: ignore[arg-type]
+    placed = place(model, blocks, precision, find_chains(model, blocks, rules), rules)
     return outline(placed, rules.quant)
 
 
@@ -540,7 +540,7 @@ def test_every_node_that_computes_is_in_one_kernel(data: st.DataObject) -> None:
     batch = data.draw(st.integers(1, 3))
     found = kernels(model, tensors, rules, batch)
     work = [kernel for kernel in found if kernel.op != "convert"]
-    computing = [node.name for node in model.graph if node.op_type != "Identity"]
+    computing = [node.name or "" for node in model.graph if node.op_type != "Identity"]
     assert sorted(name for kernel in work for name in kernel.nodes) == sorted(computing)
     assert sum(kernel.macs for kernel in found) == macs(model, batch)
     assert all(kernel.bytes > 0 for kernel in found)
