@@ -34,7 +34,8 @@ from deploy.spec.tensors import RANGES
 
 ScaleType = Literal["float32", "float16"]
 
-_LOG = "/log_scale"
+_LOG, _KEPT = "/log_scale", "/log_scale_kept"
+"""What is learned and what is not differ in name, so that a checkpoint of the one does not fit the other."""
 _BIAS_LIMIT = 2.0**30
 _SMALLEST = {"float32": 1e-12, "float16": 2.0**-24}
 _LARGEST = {"float32": 1e30, "float16": 65504.0}
@@ -58,12 +59,13 @@ class Learnable:
     units: Mapping[str, str]
     largest: int
     scale_type: ScaleType
+    learn_scales: bool
 
-    def prepare(self, module: GraphModule, *, learn_scales: bool = True) -> Callable[[], None]:
+    def prepare(self, module: GraphModule) -> Callable[[], None]:
         """Make ``module``, which computes `model`, learn nothing but what may change; what it returns is to
         be called after every step, and keeps scales where the plan's rules want them."""
         held = module.named_weights()
-        logs = {name: held[log] for name, log in self.scales.items()}
+        logs = {name: held[log] for name, log in self.scales.items() if log in held}
         stored = {
             v.name for n in module.model.graph if n.op_type in _PAIR for v in n.inputs[1:2] if v is not None
         }
@@ -71,8 +73,8 @@ class Learnable:
             if name in stored or name in self.units.values():  # a scale that is prescribed is read as it is
                 parameter.requires_grad_(False)
         for name, parameter in logs.items():
-            parameter.requires_grad_(learn_scales)
-            if learn_scales:
+            parameter.requires_grad_(self.learn_scales)
+            if self.learn_scales:
                 share = _times(self._share(name, module))
                 parameter.register_hook(share)  # type: ignore[no-untyped-call]  # torch declares it so
         return lambda: self._project(held, logs)
@@ -97,7 +99,7 @@ class Learnable:
         for log in logs.values():
             log.clamp_(math.log(_SMALLEST[self.scale_type]), math.log(_LARGEST[self.scale_type]))
         for name, plan in self.tensors.items():
-            if plan.bias_of is None or name not in held:
+            if plan.bias_of is None or name not in held or plan.bias_of[1] not in logs:
                 continue
             source, weight = plan.bias_of
             first = self.tensors[source].shared_with or source
@@ -124,6 +126,7 @@ def learnable(
     *,
     largest: int = 127,
     scale_type: ScaleType = "float32",
+    learn_scales: bool = True,
 ) -> Learnable:
     """The graph that learns, beginning with what ``tensors`` and ``codes`` say of the float graph ``model``.
 
@@ -137,7 +140,7 @@ def learnable(
             hint="train the float model that it was made from",
         )
     values = {name: plan for name, plan in tensors.items() if name not in codes}
-    writing = _Writing(insert(model, values, {}), scale_type)
+    writing = _Writing(insert(model, values, {}), scale_type, _LOG if learn_scales else _KEPT)
     for node in [n for n in writing.model.graph if n.op_type in _PAIR]:
         name = _quantized_value(node)
         plan = values[name]
@@ -156,7 +159,7 @@ def learnable(
             usual = tensors[source].scale[0] * _USUAL * float(_size(_array(model, weight), None).max())
             writing.round_bias(name, plan, codes[name], given, weight, usual)
     writing.model.graph.sort()
-    return Learnable(writing.model, tensors, writing.logs, writing.units, largest, scale_type)
+    return Learnable(writing.model, tensors, writing.logs, writing.units, largest, scale_type, learn_scales)
 
 
 def _quantized_value(node: ir.Node) -> str:
@@ -175,8 +178,8 @@ def _given(node: ir.Node, index: int) -> ir.Value:
 class _Writing:
     """A graph under change. ``known`` are scales as the graph computes them, ``logs`` what is behind."""
 
-    def __init__(self, model: ir.Model, scale_type: ScaleType) -> None:
-        self.model, self.scale_type = model, scale_type
+    def __init__(self, model: ir.Model, scale_type: ScaleType, suffix: str) -> None:
+        self.model, self.scale_type, self.suffix = model, scale_type, suffix
         self.taken = names(model)
         self.known: dict[str, ir.Value] = {}
         self.logs: dict[str, str] = {}
@@ -196,7 +199,7 @@ class _Writing:
         if name not in self.known:
             shape: tuple[int, ...] = () if plan.axis is None else (-1,)
             logs = torch.tensor(plan.scale, dtype=torch.float32).log().reshape(shape).numpy()
-            log = add_initializer(self.model, name + _LOG, logs, self.taken)
+            log = add_initializer(self.model, name + self.suffix, logs, self.taken)
             found = self.node("Exp", [log], f"{name}/exp", ir.DataType.FLOAT)
             if self.scale_type == "float16":
                 for kind in (ir.DataType.FLOAT16, ir.DataType.FLOAT):

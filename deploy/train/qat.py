@@ -88,7 +88,9 @@ def train_quantized(
     out, and by how near the outputs are to the float graph's. Raises UsageError for a plan with parameters
     of single readers, and what `finetune` raises.
     """
-    learned = learnable(model, tensors, codes, largest=largest, scale_type=scale_type)
+    learned = learnable(
+        model, tensors, codes, largest=largest, scale_type=scale_type, learn_scales=learn_scales
+    )
     if validation is None:
         validation, train = split(train, _HELD_OUT, seed)
         metric = nearness(model)
@@ -103,7 +105,7 @@ def train_quantized(
         workdir=workdir,
         seed=seed,
         threads=threads,
-        prepare=lambda module: learned.prepare(module, learn_scales=learn_scales),
+        prepare=learned.prepare,
         progress=progress,
     )
     found, plans, integers = read_back(trained.model, learned, model)
