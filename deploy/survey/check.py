@@ -23,6 +23,7 @@ from deploy.spec.tensors import Precision
 from deploy.stages import steps
 from deploy.stages.baseline import Contender, race
 from deploy.stages.job import Ingredients, Job, open_job
+from deploy.stages.legalize import legalize
 from deploy.stages.record import Record, open_cache
 from deploy.stages.request import Request
 from deploy.stages.target import find_target
@@ -85,6 +86,7 @@ def check(request: Request, costs: Mapping[str, RuntimeCosts], progress: Progres
         prepared = steps.clean(source, request, cache, record)
         baseline = steps.baseline(source, prepared)
         roles = steps.open_data(prepared, request, record)
+        prepared = legalize(target, prepared, request.threads, cache, record)
         able = steps.check(target, prepared, request, record)
         made_of = Ingredients(able, prepared, roles, request)
         histograms = steps.calibrate(made_of, cache, record)
