@@ -50,6 +50,11 @@ def cut(model: ir.Model, names: Collection[str]) -> ir.Model:
         old.replace_all_uses_with(new)
         old.name = None if old.producer() is not None else old.name
     copy.graph.inputs[:] = list(inputs.values())
+    # By hand: what bodies of nodes that go have captured would else count as used.
+    for node in [n for n in copy.graph if n not in kept and n.op_type != "Constant"]:
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+        copy.graph.remove(node)
     passes.RemoveUnusedNodesPass()(copy)
     return _bare(copy)
 
