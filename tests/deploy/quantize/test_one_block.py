@@ -214,3 +214,17 @@ def test_recurrent_weights_are_rounded_by_plain_rules(graph, prepare):
     setting, dataset = prepare(graph(text, arrays))
     found = measure(setting, dataset, ("int8", "int4"), samples=24)
     assert 0 < found["gru", "int8"].kl < found["gru", "int4"].kl
+
+
+def test_sequences_and_bodies_lie_between_blocks(graph, prepare):
+    text = """g (float[N,4,6,6] x) => (float[N,4,6,6] y) <seq(float[N,2,6,6]) s> {
+    [c1] a = Conv<pads=[1,1,1,1]>(x, w1)  [split] s = SplitToSequence<axis=1>(a, two)
+    [at] b = SequenceAt(s, one)
+    [if] i = If(yes)<then_branch = t () => (float[N,2,6,6] u) { u = Neg(b) },
+                     else_branch = e () => (float[N,2,6,6] v) { v = Abs(b) }>
+    [c2] y = Conv<pads=[1,1,1,1]>(i, w2) }"""
+    arrays = {"w1": W, "w2": (4, 2, 3, 3), "two": np.int64(2), "one": np.int64(1), "yes": np.bool_(True)}
+    setting, dataset = prepare(graph(text, arrays))
+    found = measure(setting, dataset, ("int8", "int4"), samples=24)
+    for block in ("c1", "c2"):
+        assert found[block, "int8"].sqnr_db > found[block, "int4"].sqnr_db + 15
