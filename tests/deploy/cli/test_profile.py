@@ -353,8 +353,10 @@ CHILD = """
 import datetime, sys, time
 from pathlib import Path
 from types import ModuleType
+import deploy.cache
 sys.path.insert(0, {folder!r})
 from test_profile import overlay
+deploy.cache.code_version = lambda: "the same"  # whatever is edited meanwhile
 from deploy.adapter.overlays import Kept, Runs, data_root, save
 from deploy.cli import main
 from deploy.measure.host import this_machine
