@@ -28,6 +28,8 @@ _LEAST_NOISE = 0.03
 """Relative: no two runs agree better, whatever the spread within one."""
 _USUAL_DEVIATION = 0.35
 """Relative: how far kernels stray from a roofline where too few points tell."""
+_UTTER = 10.0
+"""The largest deviation: factors of thousands either way, nothing is known."""
 _FEW = 4
 _QUARTILES = 1.349
 """Interquartile range of a normal distribution in standard deviations."""
@@ -62,7 +64,8 @@ class Curve:
         correction = float(near @ self._weights)
         variance = self._variance * max(0.0, 1.0 - float(near @ self._inverse @ near) * self._variance)
         distance = float(np.sqrt(np.min(np.sum(np.square(at - self._features), axis=1))))
-        return Estimate(base * math.exp(correction), self._widening * math.sqrt(variance), distance)
+        deviation = min(_UTTER, self._widening * math.sqrt(variance))
+        return Estimate(base * math.exp(correction), deviation, distance)
 
     @cached_property
     def residuals(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -50,7 +50,7 @@ class Roof:
     macs: Mapping[Precision, float]
     bytes: float | None
 
-    def seconds(self, kernel: Kernel | Cost) -> float | None:
+    def least(self, kernel: Kernel | Cost) -> float | None:
         """The least milliseconds of a kernel as its class goes; None where that peak is unknown."""
         if kernel.op in BY_PRODUCTS:
             peak = self.macs.get(kernel.precision)
@@ -104,18 +104,11 @@ class Sheet:
 
     def kernel(self, kernel: Kernel) -> Part:
         """Raises LookupError where the data sheet does not say how fast that is."""
-        least = [
-            kernel.macs / self.roof.macs[kernel.precision]
-            if kernel.precision in self.roof.macs
-            else None
-            if kernel.macs
-            else 0.0,
-            None if self.roof.bytes is None else kernel.bytes / self.roof.bytes,
-        ]
-        known = [ms for ms in least if ms is not None]
-        if not known or (kernel.op in BY_PRODUCTS and least[0] is None):
+        if self.roof.least(kernel) is None:
             raise LookupError(f"no data sheet says how fast {kernel.op} in {kernel.precision} is")
-        return Part(kernel, Estimate(max(known), _STRANGE, math.inf), stand_in=True)
+        peaks = ((kernel.macs, self.roof.macs.get(kernel.precision)), (kernel.bytes, self.roof.bytes))
+        least = max(amount / peak for amount, peak in peaks if peak is not None)
+        return Part(kernel, Estimate(least, _STRANGE, math.inf), stand_in=True)
 
     def fixed(self, moved: int, precision: Precision) -> float:
         """Nothing: data sheets do not speak of it."""
@@ -134,7 +127,14 @@ class Transferred:
     source: Costs
     own: tuple[Cost, ...] = ()
     roofs: tuple[Roof, Roof] | None = None
-    basis: str = field(default="scaled from another machine")
+
+    @property
+    def basis(self) -> str:
+        """Where its estimates are from."""
+        there, here = self.roofs or (Roof({}, None), Roof({}, None))
+        if there.macs.keys() & here.macs.keys() or (there.bytes and here.bytes):
+            return "scaled from another machine"
+        return "as on another machine: how fast the two are is not known"
 
     def kernel(self, kernel: Kernel) -> Part:
         """Raises LookupError where nothing like it was measured anywhere."""
@@ -162,7 +162,7 @@ class Transferred:
         """How many times as long the device takes, by both peaks."""
         if self.roofs is None:
             return 1.0
-        there, here = (roof.seconds(kernel) for roof in self.roofs)
+        there, here = (roof.least(kernel) for roof in self.roofs)
         return here / there if there and here else 1.0
 
     def _correction(self, op: KernelClass, precision: Precision) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ _LIKE: dict[KernelClass, tuple[KernelClass, ...]] = {
     "convert": ("elementwise",),
 }
 """Where a class was not measured: the classes that are most like it, the best first."""
+_FLOATS: tuple[Precision, ...] = ("float", "fp16", "bf16")
+"""Where a precision was not measured: those that stand in, the first best."""
 _STRANGE = 0.7
 """Deviation (relative) of what is taken from another class."""
 
@@ -86,6 +89,8 @@ class Prediction:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """Kernels of one class err together, classes apart."""
+        if not self.ms:
+            return 0.0, 0.0
         together: dict[tuple[KernelClass, Precision], float] = defaultdict(float)
         for part in self.parts:
             together[part.kernel.op, part.kernel.precision] += part.estimate.ms * part.estimate.deviation
@@ -134,15 +139,18 @@ class Costs:
 
     def overhead(self, precision: Precision) -> float:
         """What any graph takes."""
-        return self._fixed("overhead", precision, 0)
+        for known in (precision, *_FLOATS):
+            taken = [p.ms for p in self.points if (p.op, p.precision) == ("overhead", known)]
+            if taken:
+                return statistics.median(taken)
+        return 0.0
 
     def fixed(self, moved: int, precision: Precision) -> float:
         """What a graph takes that reads and puts out so many bytes and does nothing else."""
-        return self.overhead(precision) + self._fixed("entry", precision, moved)
-
-    def _fixed(self, op: KernelClass, precision: Precision, moved: int) -> float:
-        curve = self._curves.get((op, precision)) or self._curves.get((op, "float"))
-        return 0.0 if curve is None else curve(Kernel(op, precision, (), 0, moved)).ms
+        curves = (self._curves.get(("entry", known)) for known in (precision, *_FLOATS))
+        curve = next((curve for curve in curves if curve is not None), None)
+        entry = 0.0 if curve is None else curve(Kernel("entry", precision, (), 0, moved)).ms
+        return self.overhead(precision) + entry
 
     @cached_property
     def _curves(self) -> dict[tuple[KernelClass, Precision], Curve]:
@@ -153,7 +161,7 @@ class Costs:
 
     def _stand_ins(self, kernel: Kernel) -> Sequence[tuple[KernelClass, Precision]]:
         precisions: list[Precision] = [kernel.precision]
-        precisions += [p for p in ("float", "fp16", "bf16") if p != kernel.precision]
+        precisions += [p for p in _FLOATS if p != kernel.precision]
         return [(op, p) for p in precisions for op in (kernel.op, *_LIKE.get(kernel.op, ()))]
 
 
