@@ -44,7 +44,7 @@ def assign_weights(model: ir.Model, bits: int, excluded: Collection[str] = ()) -
 
 
 def weight_scales(array: np.ndarray, axis: int | None, limit: int, *, search: bool) -> np.ndarray:
-    """One float32 for each channel along ``axis``, or a single one; with ``search`` that which loses least."""
+    """One float32 for each channel along ``axis``, or a single one; by ``search`` that which loses least."""
     rows = (
         array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
     )
