@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.measure.host import this_machine
 from deploy.progress import Silent
 from deploy.spec.document import render
 from deploy.spec.overlay import Overlay
-from deploy.survey.machine import fingerprint
 from deploy.survey.torch_device import survey_torch
 
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [f"--{name} {value}" for name, value in vars(given).items() if not isinstance(value, bool)]
     overlay = Overlay(
         profile=given.profile,
-        machine=fingerprint().model_copy(update={"device": survey.device}),
+        machine=this_machine(survey.device),
         date=date.today(),
         command=" ".join(["python benchmarks/accelerator.py", *words, *(["--quick"] if given.quick else [])]),
         quick=given.quick,

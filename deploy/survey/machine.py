@@ -32,33 +32,17 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.execute.reference import Session, open_graph
-from deploy.measure.host import host
-from deploy.spec.overlay import Machine
+from deploy.measure.host import KERNEL_FLAGS, host
 from deploy.spec.profile import Figure
 from deploy.survey import readings
 from deploy.survey.bandwidth import KERNELS, bandwidth, levels
 from deploy.survey.clock import effective_clock
 
-FLAGS = (
-    "sse4_1", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx_vnni_int8", "avx_ne_convert",
-    "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-    "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
-    "neon", "asimd", "fphp", "asimdhp", "asimddp", "asimdfhm", "i8mm", "bf16",
-    "sve", "sve2", "svei8mm", "svebf16", "sme", "sme2",
-)  # fmt: skip
-"""As Linux spells them, x86 and then ARM; what else a processor has is no runtime's concern."""
 _SIDE, _SIDE_FIXED = 384, 192
 _ROUNDS, _ROUNDS_QUICK = 31, 11
 _LONGEST_S = 1.0
 _LOOK_S = 0.02
 """Of the fixed work between two measurements: longer than another process keeps the core."""
-
-
-def fingerprint() -> Machine:
-    """What an overlay belongs to: this machine, by what decides which kernels a runtime takes."""
-    found = host()
-    features = tuple(flag for flag in FLAGS if flag in found.features)
-    return Machine(cpu=found.cpu, arch=found.arch, features=features, cores=found.cores)
 
 
 def machine_facts(*, quick: bool, threads: int) -> dict[str, Figure]:
@@ -102,7 +86,7 @@ def _said(today: date) -> tuple[dict[str, Figure], list[readings.Cache]]:
         "cores": Figure(value=found.cores, unit="logical processors", source=said, date=today),
         "memory": Figure(value=round(found.memory_bytes / 2**30, 2), unit="GiB", source=said, date=today),
     }
-    flags = " ".join(flag for flag in FLAGS if flag in found.features)
+    flags = " ".join(flag for flag in KERNEL_FLAGS if flag in found.features)
     if flags:
         source = "/proc/cpuinfo" if platform.system() == "Linux" else "sysctl hw.optional machdep.cpu"
         facts["isa"] = Figure(value=flags, unit="flags", source=source, date=today)

@@ -6,6 +6,7 @@ import platform
 import psutil
 import pytest
 
+from deploy.errors import message_text
 from deploy.measure.host import host, memory_limit, read_cpuinfo, read_sysctl, this_machine
 
 X86 = """processor\t: 0
@@ -97,4 +98,6 @@ def test_what_measurements_belong_to_names_the_flags_that_matter() -> None:
     assert (machine.cpu, machine.arch, machine.cores) == (host().cpu, host().arch, host().cores)
     assert set(machine.features) <= host().features
     assert "hypervisor" not in machine.features
+    assert machine == this_machine() and machine.device == ""
+    assert machine.cpu == message_text(machine.cpu)
     assert this_machine("NVIDIA H200").device == "NVIDIA H200"

@@ -7,7 +7,6 @@ from datetime import date
 import numpy as np
 import pytest
 
-from deploy.errors import message_text
 from deploy.measure.host import host
 from deploy.spec.profile import Figure
 from deploy.survey import bandwidth as bandwidth_module
@@ -382,9 +381,3 @@ def test_a_machine_that_hides_its_files(monkeypatch):
     assert facts["read_l1"].source.endswith("16 KiB, sizes of caches assumed, spread 0.00")
     assert {"cores", "read_l1", "read_memory", "gemm_float", "noise"} <= set(facts)
     assert not {"l1d", "clock_max", "clock_effective", "temperature", "throttled", "read_l1_all"} & set(facts)
-
-
-def test_the_fingerprint():
-    found = machine.fingerprint()
-    assert found == machine.fingerprint() and found.cpu == host().cpu == message_text(found.cpu)
-    assert set(found.features) <= host().features and found.device == ""
