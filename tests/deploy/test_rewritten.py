@@ -16,6 +16,7 @@ import deploy
 from deploy.bundle.read import Bundle
 from deploy.bundle.verify import verify_bundle
 from deploy.errors import UsageError
+from deploy.execute.reference import Session
 from deploy.progress import Silent
 from deploy.spec.plan import Plan
 
@@ -142,3 +143,13 @@ def test_the_float_form(make: Build) -> None:
     bundle = make(precision="float")
     assert verify_bundle(bundle.folder).passed
     assert {block.precision for block in plan_of(bundle).blocks} == {"float"}
+
+
+def test_weights_in_a_file_of_their_own(make: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.frontend.onnx_file.EXTERNAL_BEYOND", 0)
+    monkeypatch.setattr("deploy.stages.legalize.EMBEDDED", 0)
+    bundle = make(cache=tmp_path / "own")
+    assert (bundle.folder / "graph.onnx.data").exists()
+    assert verify_bundle(bundle.folder).passed
+    with Session(bundle.folder / "graph.onnx") as graph:
+        assert [spec.name for spec in graph.inputs] == ["x"]

@@ -24,7 +24,7 @@ def test_weights_in_a_file_of_their_own_are_counted_hashed_and_found(
     precision: str,
 ) -> None:
     monkeypatch.setattr(onnx_file, "EXTERNAL_BEYOND", 0)
-    monkeypatch.setattr("deploy.stages.prepare._EMBEDDED", 0)
+    monkeypatch.setattr("deploy.stages.prepare.EMBEDDED", 0)
     bundle = build(
         network,
         target="x86-avx2",
