@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from deploy.spec.plan import Plan
 from deploy.spec.project import WITHOUT_RANGES, PrecisionRequest
 
 _SQNR_SAMPLES = 64
-_LOOKS = 3
-"""How often a mixture may be shown to eval data."""
 SLOWER_SO = "faster as float, its borders counted"
 _NOT_MEASURED: Mapping[str, float] = {}
 
@@ -67,6 +64,7 @@ def decide(
     judge: Judge | None,
     accept: Judge | None,
     locked: frozenset[str] | None,
+    start: int = 0,
     why_float: str = "",
     workdir: Path,
     threads: int,
@@ -76,8 +74,8 @@ def decide(
 
     ``judge`` scores on validation data while searching; ``accept`` on eval data, once if all goes well. If
     eval data refuse what validation data allowed, twice as many blocks go back to float and they are looked
-    at again. ``precision`` "int8" and "w8a16" keep every block so whatever it costs; the forms that need no
-    ranges ("float", "fp16", "w8" ...) are a single candidate.
+    at again; at least ``start`` blocks are float. ``precision`` "int8" and "w8a16" keep every block so
+    whatever it costs; the forms that need no ranges ("float", "fp16", "w8" ...) are a single candidate.
     ``locked`` names the float blocks of an earlier build, which are then taken as they are; the plan is the
     same as that build's, given ``why_float`` where all of them ended so for another reason than accuracy.
     """
@@ -117,7 +115,7 @@ def decide(
 
     guarded = precision in ("auto", "mixed")
     allowed = max_drop if guarded else float("inf")
-    start = 0
+    start = min(start, len(worst_first))
     choices: list[Choice] = []
     while True:
         if judge is None:
@@ -154,7 +152,6 @@ def decide_mixed(
     given: Decided,
     *,
     judge: Judge | None,
-    accept: Judge | None,
     max_drop: float,
     workdir: Path,
     progress: Progress,
@@ -162,8 +159,7 @@ def decide_mixed(
     """The fastest mixture of float and integer blocks by the ``costs`` of kernels; None where there is none
     within the budget, or it is what was decided by accuracy alone (``given``).
 
-    Eval data that refuse it allow a quarter of its harm next time, at most three times. Raises LookupError
-    and UnknownSizeError where costs are not known.
+    Raises LookupError and UnknownSizeError where costs are not known.
     """
     able = frozenset(subject.int8_blocks())
     harm = harm_of(given.sqnr)
@@ -185,23 +181,17 @@ def decide_mixed(
         trials[float_blocks] = Trial(built.plan, built.artifact.size_bytes(), drop)
         return drop
 
-    budget = math.inf
-    for _ in range(_LOOKS):
-        score = scored if judge is not None else None
-        found = mixture(problem, able, score, max_drop, progress, budget=budget)
-        if found is None or found.float_blocks == given.float_blocks:
-            return None
-        chosen = candidate(found.float_blocks)
-        final = accept(chosen) if accept is not None else found.drop
-        if final is None or final.within(max_drop):
-            count = len(able) - len(found.float_blocks)
-            reason = "the fastest by the costs of kernels, of those within the budget"
-            choice = Choice(what="INT8 blocks", chosen=f"{count} of {len(able)}", reason=reason)
-            trials[found.float_blocks] = trials.pop(found.float_blocks, _trial(chosen, final))
-            tried = tuple(trials.values())
-            return Decided(chosen, found.float_blocks, final, True, (choice,), given.sqnr, tried)
-        budget = sum(harm.get(block, 0.0) for block in able - found.float_blocks) / 4
-    return None
+    found = mixture(problem, able, scored if judge is not None else None, max_drop, progress)
+    if found is None or found.float_blocks == given.float_blocks:
+        return None
+    chosen = candidate(found.float_blocks)
+    count = len(able) - len(found.float_blocks)
+    reason = "the fastest by the costs of kernels, of those within the budget"
+    choice = Choice(what="INT8 blocks", chosen=f"{count} of {len(able)}", reason=reason)
+    trials[found.float_blocks] = trials.pop(found.float_blocks, _trial(chosen, found.drop))
+    return Decided(
+        chosen, found.float_blocks, found.drop, True, (choice,), given.sqnr, tuple(trials.values())
+    )
 
 
 def _trial(candidate: Candidate, drop: Drop | None) -> Trial:

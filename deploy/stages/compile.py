@@ -21,8 +21,9 @@ from deploy.spec.measurement import Attempt, BlockTime, Comparison
 from deploy.spec.plan import Plan
 from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import INTEGER, Precision
+from deploy.stages.accept import settle
 from deploy.stages.attempts import attempts, times_by_block
-from deploy.stages.contest import GIVEN, Entrant, Race, enter, figures, hold_race, pick
+from deploy.stages.contest import GIVEN, Entrant, Race, enter, figures, hold_race
 from deploy.stages.job import Job
 from deploy.stages.memory import shortages
 from deploy.stages.record import Record
@@ -69,11 +70,11 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
     if not why_not:
         with record.stage("measure") as stage:
             held = hold_race(job, held.entrants)
-            winner = pick(job, held)
+            winner, held = settle(job, held)
             comparison = figures(job, winner, held)
             stage.outcome = _speed_outcome(winner, held)
     else:
-        winner, comparison = pick(job, held), None
+        (winner, held), comparison = settle(job, held), None
     with record.stage("verify") as stage:
         feeds = job.selftest()
         verification, outputs = verify(winner.decided.candidate, winner.subject, feeds)
@@ -86,7 +87,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
             if not held.entrants:
                 raise _mismatch(winner, verification)
             job.progress.warn(f"{winner.runtime} is left out: {_mismatch(winner, verification)}")
-            winner = pick(job, held)
+            winner, held = settle(job, held)
             comparison = None if held.times is None else figures(job, winner, held)
             verification, outputs = verify(winner.decided.candidate, winner.subject, feeds)
         floor, by = verification.noise_floor, verification.executed_by

@@ -33,12 +33,13 @@ _NOISE = 0.97
 class Entrant:
     """A form of the model that may ship: what was decided for one runtime.
 
-    ``mixed``: by the costs of its blocks, else by accuracy alone.
+    ``mixed``: by the costs of its blocks, else by accuracy alone. ``accepted``: eval data were asked.
     """
 
     subject: Subject
     decided: Decided
     mixed: bool = False
+    accepted: bool = False
 
     @property
     def runtime(self) -> str:
@@ -94,7 +95,7 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     subjects = [subject for subject in job.subjects if subject.runtime.name not in left_out]
     for subject in subjects:
         try:
-            entrants.append(Entrant(subject, _decided(job, subject)))
+            entrants.append(decided_for(job, subject, ask=job.waits_for_no_race))
         except (BackendError, UnsupportedError, VerificationError) as e:
             if not entrants and subject is subjects[-1]:
                 raise
@@ -120,7 +121,6 @@ def _mixed(job: Job, entrant: Entrant) -> tuple[Entrant, ...]:
             known.costs,
             entrant.decided,
             judge=job.scores(subject, job.judge),
-            accept=job.scores(subject, job.accept),
             max_drop=job.request.budget.max_drop,
             workdir=job.work / subject.runtime.name,
             progress=job.progress,
@@ -131,21 +131,25 @@ def _mixed(job: Job, entrant: Entrant) -> tuple[Entrant, ...]:
     return () if decided is None else (Entrant(subject, decided, mixed=True),)
 
 
-def _decided(job: Job, subject: Subject) -> Decided:
+def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0) -> Entrant:
+    """What accuracy decides for a runtime, at least ``start`` blocks float; ``ask`` eval data, too."""
     decided = decide(
         subject,
         precision=job.request.precision,
         max_drop=job.request.budget.max_drop,
         calibration=job.roles.calibration,
         judge=job.scores(subject, job.judge),
-        accept=job.scores(subject, job.accept),
+        accept=job.scores(subject, job.accept) if ask else None,
+        start=start,
         locked=None if job.lock is None else frozenset(job.lock.float_blocks),
         why_float=_why_float(job.lock),
         workdir=job.work / subject.runtime.name,
         threads=job.request.threads,
         progress=job.progress,
     )
-    return decided if job.lock is None else replace(decided, choices=job.lock.choices)
+    if job.lock is not None:
+        decided = replace(decided, choices=job.lock.choices)
+    return Entrant(subject, decided, accepted=ask)
 
 
 def _why_float(lock: Lock | None) -> str:
@@ -264,7 +268,7 @@ def _best_float(job: Job, held: Race) -> Entrant:
             entrant.decided.sqnr,
             _SLOWER,
         )
-        tried.append(Entrant(subject, decided))
+        tried.append(Entrant(subject, decided, accepted=True))
         if decided.within_budget:
             return tried[-1]
     return min(tried, key=lambda e: e.decided.drop.drop if e.decided.drop else 0.0)

@@ -82,6 +82,14 @@ class Job:
             return f"this machine ({host().cpu}) cannot stand in for {self.target.profile.title}"
         return ""
 
+    @property
+    def waits_for_no_race(self) -> bool:
+        """Whether eval data are asked while choosing.
+
+        So it is where no race picks one to ask them about, or where they are all that can choose.
+        """
+        return bool(self.why_not_measured) or self.judge is None or self.lock is not None
+
     def scores(self, subject: Subject, examiner: Examiner | None) -> Judge | None:
         """A function by which ``examiner`` scores a candidate for the runtime of ``subject``."""
         if examiner is None:

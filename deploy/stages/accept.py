@@ -1,0 +1,57 @@
+"""Eval data accept or refuse the winner, and see nothing but winners.
+
+A race is held among what validation data allowed. Its winner is shown to the eval data. If they refuse it,
+the next one is, or where accuracy alone had chosen it the same runtime with twice as many float blocks. The
+manifest counts the looks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deploy.stages.contest import Entrant, Race, decided_for, hold_race, pick
+from deploy.stages.job import Job
+
+
+def settle(job: Job, held: Race) -> tuple[Entrant, Race]:
+    """The winner that eval data accept, with the race as it stands then; the most accurate if there is none.
+
+    A precision that was asked for is not overruled: it is judged all the same.
+    """
+    while True:
+        winner = pick(job, held)
+        if job.accept is None or winner.accepted:
+            return winner, held
+        winner = _judged(job, winner)
+        if winner.decided.within_budget or not _may_change(job, winner):
+            return winner, held
+        assert winner.decided.drop is not None
+        said = f"eval data: {winner.name} drops {winner.decided.drop.drop:+.4f}, over the budget"
+        job.progress.note(f"{said} of {job.request.budget.max_drop:.4f}")
+        others = tuple(e for e in held.entrants if e.name != winner.name)
+        if winner.mixed:
+            held = replace(held, entrants=others)
+            continue
+        again = decided_for(job, winner.subject, ask=True, start=_more(winner))
+        places = {e.name: e for e in held.entrants} | {winner.name: again}
+        held = hold_race(job, tuple(e for e in places.values() if e is again or e.name != again.name))
+
+
+def _judged(job: Job, winner: Entrant) -> Entrant:
+    """The winner with what eval data say of it."""
+    score = job.scores(winner.subject, job.accept)
+    assert score is not None
+    drop = score(winner.decided.candidate)
+    within = drop.within(job.request.budget.max_drop)
+    return replace(winner, accepted=True, decided=replace(winner.decided, drop=drop, within_budget=within))
+
+
+def _may_change(job: Job, winner: Entrant) -> bool:
+    guarded = job.request.precision in ("auto", "mixed") and job.lock is None
+    return guarded and winner.integer and not winner.subject.imported
+
+
+def _more(winner: Entrant) -> int:
+    """How many blocks must be float next: twice as many as now, one at least."""
+    count = len(winner.decided.float_blocks)
+    return max(count + 1, 2 * count)
