@@ -3,9 +3,9 @@
     python benchmarks/sensitivity.py CASES_DIR [--only NAME] [--samples 64] [--bits 8,4] [--target x86-vnni]
 
 Each folder of CASES_DIR holds model.onnx and calib.npz. For each case and width: Spearman's rank correlation
-of the score with the KL divergence measured when one block alone is rounded, the seconds of both, and what
-the pass takes next to a calibration pass over the same samples (taken in turns, median of the ratios). One
-thread.
+of the score with the KL divergence measured when one block alone is rounded, the processor seconds of both,
+and what the pass takes next to a calibration pass over the same samples (taken in turns, median of the
+ratios). One thread.
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ def compare(
     values, ratios, took = values_to_observe(setting), [], []
     predicted = scores(setting, dataset, treatments, samples=min(samples, 4))  # what loads once
     for _ in range(rounds):
-        begin = time.perf_counter()
+        begin = time.process_time()
         calibrate(setting.graph, dataset, values, samples=samples)
-        middle = time.perf_counter()
+        middle = time.process_time()
         predicted = scores(setting, dataset, treatments, samples=samples)
-        took.append(time.perf_counter() - middle)
+        took.append(time.process_time() - middle)
         ratios.append(took[-1] / (middle - begin))
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = measure(setting, dataset, treatments, samples=samples)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     harms = {key: effect.harm or 0.0 for key, effect in found.items()}
     return Timed(predicted, harms, (statistics.median(took), seconds), statistics.median(ratios))
 
