@@ -1,4 +1,8 @@
-"""What a rung of the accuracy ladder hands back: its result, and place by place what it won and cost."""
+"""What a rung of the accuracy ladder hands back: its result, and place by place what it won and cost.
+
+Places are judged where they are. Whether the network as a whole won is what `output_noise` says, without
+labels: a rung whose places all won may still be one to leave out.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,14 @@ import math
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
+import onnx_ir as ir
+
+from deploy.adapter.batching import fixed_batch, run_samples
+from deploy.data.dataset import Dataset
+from deploy.execute.reference import open_graph
+
+_BATCH = 16
 T = TypeVar("T")
 
 
@@ -41,3 +53,22 @@ class Rung(Generic[T]):
     def changed(self) -> bool:
         """Whether anything was changed at all."""
         return any(step.gain != 0 for step in self.steps)
+
+
+def output_noise(
+    model: ir.Model, quantized: ir.Model, dataset: Dataset, *, samples: int, threads: int = 1
+) -> float:
+    """Noise over signal of the outputs of ``quantized``, the mean over those that ``model`` has as floats.
+
+    Raises BackendError where one of them does not run.
+    """
+    names = [v.name or "" for v in model.graph.outputs if v.dtype == ir.DataType.FLOAT]
+    signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    with open_graph(model, threads=threads) as exact, open_graph(quantized, threads=threads) as other:
+        size = fixed_batch(exact.inputs) or _BATCH
+        for batch in dataset.batches(size, limit=samples):
+            want, got = (run_samples(runner, batch.feeds, size) for runner in (exact, other))
+            for name in names:
+                signal[name] += float(np.square(want[name], dtype=np.float64).sum())
+                noise[name] += float(np.square(want[name] - got[name], dtype=np.float64).sum())
+    return float(np.mean([noise[name] / max(signal[name], 1e-30) for name in names])) if names else 0.0

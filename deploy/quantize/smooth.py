@@ -122,7 +122,7 @@ def find_sites(model: ir.Model, channels: Channels, placement: Placement) -> lis
 
     A site is free where a norm makes all channels of the value and nobody but these products reads them.
     """
-    heads = {head for uses in placement.weights.values() for head, slot in uses if slot == 1}
+    heads = {head.name for uses in placement.weights.values() for head, slot in uses if slot == 1}
     norms = {int(i) for s in channels.slots if s.role == "norm" for i in np.unique(s.ids)}
     made_by_layers = {
         int(i) for s in channels.slots if s.role == "layer" and s.power < 0 for i in np.unique(s.ids)
@@ -132,7 +132,7 @@ def find_sites(model: ir.Model, channels: Channels, placement: Placement) -> lis
         value = node.inputs[0] if node.inputs else None
         straight = node.op_type == "MatMul" or node.attributes.get_int("transA", 0) == 0
         if (
-            node in heads
+            node.name in heads
             and node.op_type in ("MatMul", "Gemm")
             and value is not None
             and straight

@@ -77,7 +77,8 @@ def test_groups_kernels_and_movers(graph, quantize, random_feeds, affine):
     model = graph(
         """g (float[N,4,6,6] x) => (float[N,4,6,6] y) { [c] a = Conv(x, w1) [r] r = Relu(a)
 
-        [k] k = Concat<axis=1>(r, x)        [c2] b = Conv(k, w2) [s] s = Add(b, r) [t] t = Transpose<perm=[0,1,3,2]>(s)
+        [k] k = Concat<axis=1>(r, x) [c2] b = Conv(k, w2) [s] s = Add(b, r)
+        [t] t = Transpose<perm=[0,1,3,2]>(s)
         [c3] y = Conv(t, w1b) }""",
         {"w1": (4, 4, 1, 1), "w2": (4, 8, 1, 1), "w1b": (4, 4, 1, 1)},
     )
