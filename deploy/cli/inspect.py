@@ -64,7 +64,7 @@ def inspect(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Judge by this device's rules: hazards for all its runtimes, sensitivity for the first.",
+            help="Judge for this device: hazards and latency on all its runtimes, sensitivity on the first.",
             autocompletion=complete_target,
         ),
     ] = None,
@@ -141,6 +141,7 @@ def _inspect_model(
     *,
     json: bool,
 ) -> None:
+    from deploy.cli.expected import expect, expected_json, show_expected
     from deploy.cli.outlook import look_ahead
     from deploy.cli.terminal import write_json, write_line
     from deploy.graph.hazards import hazards
@@ -152,8 +153,10 @@ def _inspect_model(
     found = summary(graph)
     ahead = None if data is None and target is None else look_ahead(path, data, target, shapes, cache)
     dangers = hazards(graph) if ahead is None else ahead.hazards
+    takes = None if target is None else expect(path, target, shapes, cache)
     if json:
         write_json({
+            "latency": None if takes is None else expected_json(takes),
             "model": str(path),
             "sha256": source.given_sha256 or source.sha256,
             "bytes": source.bytes,
@@ -176,6 +179,8 @@ def _inspect_model(
     if ahead is not None:
         write_line()
         write_line((f"over {ahead.samples}, by the rules of {ahead.target}", "quiet"))
+    if takes is not None:
+        show_expected(takes)
 
 
 def _show(path: Path, source: Source, found: Summary, dangers: list[Hazard]) -> None:

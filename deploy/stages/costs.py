@@ -62,7 +62,8 @@ def costs_of(target: Target, threads: int) -> Foresight:
         fit = find_overlay(this_machine(), runs_here(runtimes, threads))
         notes += [*fit.warnings, *fit.reasons]
         if fit.overlay is not None:
-            when = f"measured here, {fit.overlay.date}"
+            rules = "" if fit.overlay.profile == profile.name else f" by the rules of {fit.overlay.profile}"
+            when = f"measured here{rules}, {fit.overlay.date}"
             found = {m.name: Known(Costs.of(m), when, True, digest(m)) for m in fit.overlay.runtime}
     elsewhere = [kept.overlay for kept in kept_overlays()[0] if kept.overlay.profile == profile.name]
     overlays = [*elsewhere, *measured_machines()]
