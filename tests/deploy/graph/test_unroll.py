@@ -180,7 +180,9 @@ def test_cases_of_the_standard(run, op_type: str) -> None:
     left = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cases = collect_testcases(op_type)
+        found = collect_testcases(op_type)
+    # Whoever asked before gets theirs, too.
+    cases = [c for c in found if c.model is not None and [n.op_type for n in c.model.graph.node] == [op_type]]
     for case in cases:
         assert case.model is not None and case.data_sets is not None
         model, (given, expected) = ir.from_proto(case.model), case.data_sets[0]
