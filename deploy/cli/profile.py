@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import CacheFolder, Json, Quiet, Verbose, settle
+from deploy.cli.options import CacheFolder, Json, Quiet, Verbose, parse_shapes, settle
 from deploy.errors import ToolchainError, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _KEPT = "What was measured"
 _MEANT = {
     "measuring": ("--quick", "--fresh", "--out", "--picture"),
     "--show": ("--of", "--out", "--picture"),
-    "--check": ("--data",),
+    "--check": ("--data", "--shape"),
     "--use": (),
 }
 """The flags that mean something beside each of the things that the command does."""
@@ -73,6 +73,14 @@ def profile(
             metavar="PATH", rich_help_panel=_KEPT, help="Samples for --check; without them noise will do."
         ),
     ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIZES",
+            rich_help_panel=_KEPT,
+            help="Fix the model's input sizes for --check: x=1,3,224,224; repeatable.",
+        ),
+    ] = None,
     cache: CacheFolder = None,
     use: Annotated[
         Path | None,
@@ -94,13 +102,14 @@ def profile(
     quiet = settle(context, verbose, quiet)
     given = {
         "--quick": quick, "--fresh": fresh, "--out": out, "--of": of, "--picture": picture, "--data": data,
+        "--shape": shape,
     }  # fmt: skip
     _fits({"--show": show, "--check": check, "--use": use}, given)
     wanted = _known(runtime)
     if use is not None:
         _use(use, json=json, quiet=quiet)
     elif check is not None:
-        _check(check, data, wanted, threads, cache, json=json, quiet=quiet)
+        _check(check, data, parse_shapes(shape), wanted, threads, cache, json=json, quiet=quiet)
     elif show:
         fit = _other(of) if of else _found(_profile(), wanted, threads)
         _show(fit, out, picture, json=json, quiet=quiet)
@@ -231,6 +240,7 @@ def _show(fit: Fit, out: Path | None, picture: Path | None, *, json: bool, quiet
 def _check(
     model: Path,
     data: str | None,
+    shapes: Mapping[str, Sequence[int]],
     runtimes: Sequence[str] | None,
     threads: int,
     cache: Path | None,
@@ -252,6 +262,7 @@ def _check(
         source=model,
         target=here.name,
         data=data,
+        shapes=shapes,
         threads=threads,
         cache=cache,
         random_calibration=data is None,

@@ -20,7 +20,7 @@ import numpy as np
 
 from deploy.predict.curve import Estimate
 from deploy.predict.kernels import Kernel
-from deploy.predict.latency import Costs, Part
+from deploy.predict.latency import Costs, Part, UnknownCostError
 from deploy.spec.overlay import Cost, KernelClass
 from deploy.spec.profile import Fact, Figure, Profile
 from deploy.spec.tensors import Precision
@@ -103,9 +103,9 @@ class Sheet:
     basis: str = "the data sheet's roofline, the least that is possible"
 
     def kernel(self, kernel: Kernel) -> Part:
-        """Raises LookupError where the data sheet does not say how fast that is."""
+        """Raises UnknownCostError where the data sheet does not say how fast that is."""
         if self.roof.least(kernel) is None:
-            raise LookupError(f"no data sheet says how fast {kernel.op} in {kernel.precision} is")
+            raise UnknownCostError(f"no data sheet says how fast {kernel.op} in {kernel.precision} is")
         peaks = ((kernel.macs, self.roof.macs.get(kernel.precision)), (kernel.bytes, self.roof.bytes))
         least = max(amount / peak for amount, peak in peaks if peak is not None)
         return Part(kernel, Estimate(least, _STRANGE, math.inf), stand_in=True)
@@ -137,7 +137,7 @@ class Transferred:
         return "as on another machine: how fast the two are is not known"
 
     def kernel(self, kernel: Kernel) -> Part:
-        """Raises LookupError where nothing like it was measured anywhere."""
+        """Raises UnknownCostError where nothing like it was measured anywhere."""
         if (kernel.op, kernel.precision) in self._measured:
             return self._own.kernel(kernel)
         lent = self.source.kernel(kernel)
@@ -195,7 +195,7 @@ class Transferred:
             kernel = Kernel(point.op, point.precision, (), point.macs, point.bytes, point.depth, point.align)
             try:
                 lent = self.source.kernel(kernel).estimate.ms * self._scale(point)
-            except LookupError:
+            except UnknownCostError:
                 continue
             found[index] = (math.log(point.ms / lent), point)
         return found

@@ -53,6 +53,10 @@ _STRANGE = 0.7
 """Deviation (relative) of what is taken from another class."""
 
 
+class UnknownCostError(LookupError):
+    """Nothing like a kernel was measured, and nothing else tells what it takes."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One kernel and what it is thought to take; ``stand_in`` by the points of another class or precision."""
@@ -66,7 +70,7 @@ class CostSource(Protocol):
     """Something that knows what kernels take: measured, lent, or off a data sheet."""
 
     def kernel(self, kernel: Kernel) -> Part:
-        """What one kernel takes. Raises LookupError where nothing is known of its like."""
+        """What one kernel takes. Raises UnknownCostError where nothing is known of its like."""
 
     def fixed(self, moved: int, precision: Precision) -> float:
         """Milliseconds of a graph that reads and puts out so many bytes and does nothing else."""
@@ -125,7 +129,7 @@ class Costs:
         return cls(tuple(point for point in measured.cost if point.ms > 0))
 
     def kernel(self, kernel: Kernel) -> Part:
-        """What one kernel takes. Raises LookupError where nothing like it was measured."""
+        """What one kernel takes. Raises UnknownCostError where nothing like it was measured."""
         own = self._curves.get((kernel.op, kernel.precision))
         if own is not None:
             return Part(kernel, own(kernel))
@@ -135,7 +139,7 @@ class Costs:
                 found = curve(kernel)
                 strange = math.hypot(found.deviation, _STRANGE)
                 return Part(kernel, Estimate(found.ms, strange, found.nearest), stand_in=True)
-        raise LookupError(f"nothing like {kernel.op} in {kernel.precision} was measured")
+        raise UnknownCostError(f"nothing like {kernel.op} in {kernel.precision} was measured")
 
     def overhead(self, precision: Precision) -> float:
         """What any graph takes."""
@@ -170,8 +174,8 @@ def predict(
 ) -> Prediction:
     """What a float graph takes when ``tensors`` are quantized.
 
-    Raises UnknownSizeError where a size other than the batch is free, LookupError where nothing like a kernel
-    was measured.
+    Raises UnknownSizeError where a size other than the batch is free, UnknownCostError where nothing like a
+    kernel was measured.
     """
     parts = tuple(costs.kernel(kernel) for kernel in kernels(model, tensors, runtime, batch))
     return Prediction(

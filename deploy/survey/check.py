@@ -7,15 +7,18 @@ predicted from the machine's overlay, whole and block by block.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from deploy.cache import scratch
+from deploy.errors import UsageError
 from deploy.measure.blocks import block_times
 from deploy.measure.latency import TimingPlan
-from deploy.predict.latency import Costs, Prediction, predict
+from deploy.predict.kernels import UnknownSizeError
+from deploy.predict.latency import Costs, Prediction, UnknownCostError, predict
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject, build_candidate
 from deploy.spec.overlay import RuntimeCosts
@@ -70,14 +73,14 @@ class Check:
     @property
     def median_error(self) -> float:
         """Of the absolute errors."""
-        errors = sorted(abs(row.error) for row in self.rows)
-        return errors[len(errors) // 2] if errors else math.nan
+        return statistics.median(abs(row.error) for row in self.rows) if self.rows else math.nan
 
 
 def check(request: Request, costs: Mapping[str, RuntimeCosts], progress: Progress) -> Check:
     """Build, time and predict ``request.source`` for the request's target on each runtime in ``costs``.
 
-    Raises what a build raises.
+    Raises what a build raises, and UsageError where a size is free that times depend on, or nothing like one
+    of the model's kernels was measured.
     """
     record = Record(progress)
     target = find_target(request.target, request.runtime)
@@ -109,22 +112,19 @@ def _rows(job: Job, subjects: list[Subject], costs: Mapping[str, RuntimeCosts]) 
     if not built:
         return ()
     feeds = job.one_inference(built[0][2].artifact)
+    batch = len(next(iter(feeds.values())))
+    predictions = [
+        _predicted(subject, candidate, costs[subject.runtime.name], batch) for subject, _, candidate in built
+    ]
     contenders = {
         f"{subject.runtime.name} {precision}": Contender(subject.backend, candidate.artifact, subject.options)
         for subject, precision, candidate in built
     }
     times = race(contenders, feeds, _PLAN)
     rows = []
-    for subject, precision, candidate in built:
+    for (subject, precision, candidate), prediction in zip(built, predictions, strict=True):
         timing = times[f"{subject.runtime.name} {precision}"]
         fastest, low, high = (float(ms) for ms in np.percentile(timing.runs, [5, 25, 75]))
-        prediction = predict(
-            subject.graph,
-            candidate.plan.tensors,
-            subject.runtime,
-            Costs.of(costs[subject.runtime.name]),
-            batch=len(next(iter(feeds.values()))),
-        )
         rows.append(
             Row(
                 runtime=subject.runtime.name,
@@ -136,6 +136,22 @@ def _rows(job: Job, subjects: list[Subject], costs: Mapping[str, RuntimeCosts]) 
             )
         )
     return tuple(rows)
+
+
+def _predicted(subject: Subject, candidate: Candidate, measured: RuntimeCosts, batch: int) -> Prediction:
+    try:
+        return predict(
+            subject.graph, candidate.plan.tensors, subject.runtime, Costs.of(measured), batch=batch
+        )
+    except UnknownSizeError as e:
+        raise UsageError(
+            f"a size is free at {e.node}, and what it takes depends on that",
+            hint="fix the inputs' sizes: --shape NAME=SIZES (`deploy inspect MODEL` lists the inputs)",
+        ) from e
+    except UnknownCostError as e:
+        raise UsageError(
+            f"{subject.runtime.name}: {e}", hint="measure the machine again: deploy profile --fresh"
+        ) from e
 
 
 def _forms(subject: Subject) -> list[tuple[Precision, frozenset[str]]]:

@@ -21,7 +21,7 @@ from deploy.graph.blocks import partition
 from deploy.graph.cost import macs
 from deploy.graph.edit import names, weight_bytes
 from deploy.predict.kernels import Kernel, kernels
-from deploy.predict.latency import Costs
+from deploy.predict.latency import Costs, UnknownCostError
 from deploy.quantize.candidate import Candidate, Subject, build_candidate
 from deploy.quantize.place import find_chains
 from deploy.quantize.ranges import Histogram
@@ -77,7 +77,7 @@ def measure_unit(
     """
     try:
         return _measured(unit, precision, place, known, workdir)
-    except (DeployError, LookupError) as e:
+    except (DeployError, UnknownCostError) as e:
         reason = e.message if isinstance(e, DeployError) else str(e)
         return [Failure(op=unit.op, precision=precision, shape=unit.shape, reason=reason)]
     finally:
