@@ -58,6 +58,8 @@ VOCABULARY = {
         "fp16_sparse": "TFLOPS",
         "tf32_dense": "TFLOPS",
         "fp32_peak": "TFLOPS",
+        "fp32_macs_per_cycle": "count",
+        "int8_macs_per_cycle": "count",
         "sparsity_2_4": "flag",
         "dla": "flag",
         "dla_int8_sparse": "TOPS",
