@@ -29,7 +29,9 @@ KINDS: dict[str, Kind] = {
     ),
     "softmax": Kind("graph", "Eight bits make its exponentials coarse.", "Nothing: it stays float."),
     "normalization": Kind("graph", "It needs more than 8 bits.", "Nothing: it stays float."),
-    "recurrent": Kind("graph", "Rounding adds up over the steps.", "Expect it to stay float."),
+    "recurrent": Kind(
+        "graph", "Rounding adds up over the steps.", "Nothing: it stays float where that costs too much."
+    ),
     "data-dependent": Kind(
         "graph", "How many rows come out depends on the data.", "Cut the graph before it."
     ),

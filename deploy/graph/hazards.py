@@ -47,8 +47,8 @@ _NORMALIZATION: Finding = (
 )
 _RECURRENT: Finding = (
     "recurrent",
-    "rounding errors add up from step to step and few runtimes have static INT8 for it: expect it to stay "
-    "float",
+    "rounding errors add up from step to step: most runtimes keep it float, tflite computes its steps in "
+    "INT8 where the accuracy allows it",
     "warning",
 )
 _ROWS: Finding = (
