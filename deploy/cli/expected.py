@@ -48,7 +48,7 @@ def expected_json(found: Expectation) -> dict[str, object]:
 def show_expected(found: Expectation) -> None:
     """A row for each form, and under the table where the figures are from."""
     from deploy.bundle.report import figures
-    from deploy.cli.terminal import show_note, write_line, write_table
+    from deploy.cli.terminal import write_line, write_table
 
     write_line()
     if found.rows:
@@ -66,7 +66,7 @@ def show_expected(found: Expectation) -> None:
         for basis in dict.fromkeys(row.basis for row in found.rows):
             write_line((f"{', '.join(_runtimes(found, basis))}: {basis}", "quiet"))
     for note in found.notes:
-        show_note(note)
+        write_line((note, "quiet"))
 
 
 def _runtimes(found: Expectation, basis: str) -> list[str]:
