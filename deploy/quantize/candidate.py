@@ -119,6 +119,10 @@ class Subject:
             and any(v is not None and v.name in self.imported for v in node.inputs)
         )
 
+    def node(self, name: str) -> ir.Node:
+        """The node of that name. Raises KeyError."""
+        return self._nodes[name]
+
     @cached_property
     def _nodes(self) -> dict[str, ir.Node]:
         return {node.name or "": node for node in self.graph.graph}
