@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def survey(
     folder = data_root() if root is None else root
     listed = units(quick=quick)
     record = Record(progress)
-    points = [_name(unit, precision) for unit in listed for precision in ("float", "int8")]
+    places = [Place(profile.runtime_named(runs.name), find_backend(runs.name), threads) for runs in found]
+    names = (_name(u, p) for place in places for u in listed for p in _precisions(place.runtime))
+    points = list(dict.fromkeys(names))
     machine = this_machine()
     with journal(
         machine, found, points, quick=quick, data_root=folder, progress=progress, fresh=fresh
@@ -69,9 +72,8 @@ def survey(
             facts = machine_facts(quick=quick, threads=threads)
             stage.outcome = f"{len(facts)} figures"
         measured = []
-        for runs in found:
+        for runs, place in zip(found, places, strict=True):
             with record.stage(runs.name) as stage:
-                place = Place(profile.runtime_named(runs.name), find_backend(runs.name), threads)
                 costs, failures = _points(place, listed, kept, progress)
                 measured.append(
                     RuntimeCosts(
@@ -110,7 +112,8 @@ def _points(
         results = kept.done.get((place.runtime.name, name))
         if results is None:
             begin = time.perf_counter()
-            results = tuple(_calmest(unit, precision, place, Costs(tuple(c for c in costs if c.ms > 0))))
+            known = Costs(tuple(cost for cost in costs if cost.ms > 0))
+            results = tuple(_calmest(unit, precision, _around(place, precision), known))
             kept.add(place.runtime.name, name, results, time.perf_counter() - begin)
             progress.advance(index + 1, total)  # what was measured before tells nothing of the time left
         costs += [r for r in results if isinstance(r, Cost)]
@@ -139,12 +142,21 @@ def _spread(results: Sequence[Cost | Failure]) -> float:
 
 
 def _precisions(runtime: Runtime) -> list[Precision]:
+    """Float32 always, what the runtime computes in instead where it does, and integers."""
     integer: list[Precision] = ["int8"] if runtime.quant is not None else []
-    return [runtime.float_precision, *integer]
+    floats: list[Precision] = ["float", runtime.float_precision]
+    return [*dict.fromkeys(floats), *integer]
+
+
+def _around(place: Place, precision: Precision) -> Place:
+    """The place for one precision: where float32 is asked for, the runtime computes in nothing else."""
+    if precision != "float" or place.runtime.float_precision == "float":
+        return place
+    return replace(place, runtime=place.runtime.model_copy(update={"around": "float32"}))
 
 
 def _name(unit: Unit, precision: Precision) -> str:
-    return f"{unit.op} {unit.shape}, {'int8' if precision == 'int8' else 'float'}"
+    return f"{unit.op} {unit.shape}, {precision}"
 
 
 def _noise(measured: Sequence[RuntimeCosts]) -> float:
