@@ -60,7 +60,7 @@ def survey(
     listed = units(quick=quick)
     record = Record(progress)
     places = [Place(profile.runtime_named(runs.name), find_backend(runs.name), threads) for runs in found]
-    names = (_name(u, p) for place in places for u in listed for p in _precisions(place.runtime))
+    names = (_name(u, p) for place in places for u in listed for p in _precisions(place.runtime, quick=quick))
     points = list(dict.fromkeys(names))
     machine = this_machine()
     with journal(
@@ -74,7 +74,8 @@ def survey(
         measured = []
         for runs, place in zip(found, places, strict=True):
             with record.stage(runs.name) as stage:
-                costs, failures = _points(place, listed, kept, progress)
+                work = [(u, p) for u in listed for p in _precisions(place.runtime, quick=quick)]
+                costs, failures = _points(place, work, kept, progress)
                 measured.append(
                     RuntimeCosts(
                         name=runs.name,
@@ -101,13 +102,11 @@ def survey(
 
 
 def _points(
-    place: Place, listed: Sequence[Unit], kept: Journal, progress: Progress
+    place: Place, work: Sequence[Point], kept: Journal, progress: Progress
 ) -> tuple[list[Cost], list[Failure]]:
     costs: list[Cost] = []
     failures: list[Failure] = []
-    precisions = _precisions(place.runtime)
-    total = len(listed) * len(precisions)
-    for index, (unit, precision) in enumerate((u, p) for u in listed for p in precisions):
+    for index, (unit, precision) in enumerate(work):
         name = _name(unit, precision)
         results = kept.done.get((place.runtime.name, name))
         if results is None:
@@ -115,7 +114,7 @@ def _points(
             known = Costs(tuple(cost for cost in costs if cost.ms > 0))
             results = tuple(_calmest(unit, precision, _around(place, precision), known))
             kept.add(place.runtime.name, name, results, time.perf_counter() - begin)
-            progress.advance(index + 1, total)  # what was measured before tells nothing of the time left
+            progress.advance(index + 1, len(work))  # what was measured before tells nothing of the time left
         costs += [r for r in results if isinstance(r, Cost)]
         failures += [r for r in results if isinstance(r, Failure)]
     return costs, failures
@@ -141,10 +140,10 @@ def _spread(results: Sequence[Cost | Failure]) -> float:
     return first.spread if isinstance(first, Cost) else np.inf
 
 
-def _precisions(runtime: Runtime) -> list[Precision]:
-    """Float32 always, what the runtime computes in instead where it does, and integers."""
+def _precisions(runtime: Runtime, *, quick: bool) -> list[Precision]:
+    """What the runtime computes floats in, in a full survey float32 too where that is less, and integers."""
     integer: list[Precision] = ["int8"] if runtime.quant is not None else []
-    floats: list[Precision] = ["float", runtime.float_precision]
+    floats: list[Precision] = [runtime.float_precision] if quick else ["float", runtime.float_precision]
     return [*dict.fromkeys(floats), *integer]
 
 
