@@ -8,7 +8,8 @@ program by HiGHS (Huangfu and Hall 2018), which scipy brings.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,15 @@ from deploy.spec.tensors import INTEGER, Precision
 
 _SECONDS = 20.0
 """What solving may take at most; a good choice is there long before, if not proved to be the best."""
-_GAP = 1e-4
+_GAP = 1e-7
+_UNIT = 1e3
+"""What a typical option costs in the program: the solver stops where 1e-6 is left to win."""
+_TIES = 1e-6
+"""Of a typical option's time, what the most harmful option costs extra: it decides between equals."""
+_TOLERANCE = 1e-6
+"""By how much the solver may overstep a row."""
+_ROUNDING = 1e-9
+"""Relative, what sums of harm may stray when they are added up in another order."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +46,15 @@ class Option:
 
 @dataclass(frozen=True)
 class Border:
-    """A value that leaves its block. ``ms`` is what a change of its form costs."""
+    """A value that leaves its block. ``ms`` is what a change of its form costs.
+
+    ``free``: a maker in integers writes it as floats at no cost where nobody reads integers.
+    """
 
     maker: str
     readers: tuple[str, ...]
     ms: float
+    free: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,29 +78,45 @@ class Problem:
 
     def _changes(self, border: Border, chosen: Mapping[str, Precision]) -> bool:
         made = chosen.get(border.maker) in INTEGER
-        return any((chosen.get(reader) in INTEGER) != made for reader in border.readers)
+        read = {chosen.get(reader) in INTEGER for reader in border.readers}
+        return read != {made} and not (border.free and read == {False})
 
 
 def fastest(problem: Problem, budget: float = math.inf) -> dict[str, Precision]:
     """The precision of each block of ``problem.options`` such that the whole is fastest within ``budget``.
 
-    Of equally fast choices the less harmful one. Raises ValueError where even the least harmful options are
+    Of equally fast choices the less harmful one, as far as a thousandth of the largest harm tells them apart.
+    Raises ValueError where even the least harmful options are
     over the budget, BackendError where the solver fails.
 
     >>> blocks = {"a": (Option("float", 2.0), Option("int8", 1.0, 5.0))}
     >>> fastest(Problem(blocks, ())), fastest(Problem(blocks, ()), budget=4.0)
     ({'a': 'int8'}, {'a': 'float'})
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
-
-    picks = [(block, option) for block, options in problem.options.items() for option in options]
-    if not picks:
-        return {}
     least = sum(min(o.harm for o in options) for options in problem.options.values())
     if least > budget:
         raise ValueError(f"the least harm is {least:.3g}, over the budget of {budget:.3g}")
-    count, borders = len(picks), problem.borders
+    picks = [
+        (block, option)
+        for block, options in problem.options.items()
+        for option in options
+        if option.harm <= budget
+    ]
+    if not picks:
+        return {}
+    costs, rows = _program(problem, picks)
+    harms = {i: option.harm / budget for i, (_, option) in enumerate(picks) if option.harm}
+    if math.isinf(budget) or not harms:
+        return _solved(costs, rows, picks)
+    chosen = _solved(costs, rows.with_row(harms, 1.0), picks)
+    if problem.harm(chosen) <= budget * (1 + _ROUNDING):
+        return chosen
+    return _solved(costs, rows.with_row(harms, 1.0 - _TOLERANCE * (len(picks) + 1)), picks)
+
+
+def _program(problem: Problem, picks: Sequence[tuple[str, Option]]) -> tuple[np.ndarray, _Rows]:
+    """What each pick and each border costs, and the rows that bind them."""
+    count = len(picks)
     integers: dict[str, list[int]] = {}
     for index, (block, option) in enumerate(picks):
         if option.integer:
@@ -95,34 +124,46 @@ def fastest(problem: Problem, budget: float = math.inf) -> dict[str, Precision]:
     rows = _Rows()
     for block in problem.options:  # one option each
         rows.add({i: 1.0 for i, (b, _) in enumerate(picks) if b == block}, 1.0, 1.0)
-    harms = {i: option.harm for i, (_, option) in enumerate(picks) if option.harm}
-    if harms and math.isfinite(budget):
-        rows.add(harms, -np.inf, budget)
-    for index, border in enumerate(borders):  # changed >= |made in integers - read in integers|
-        for reader in border.readers:
-            for sign in (1.0, -1.0):
-                row = {count + index: 1.0}
-                for block, factor in ((border.maker, -sign), (reader, sign)):
-                    for pick in integers.get(block, ()):
-                        row[pick] = row.get(pick, 0.0) + factor
-                rows.add(row, 0.0, np.inf)
+    for index, border in enumerate(problem.borders):
+        for made, read in _unlike(border):  # changed >= made in integers - read in integers
+            row = {count + index: 1.0}
+            for block, factor in ((made, -1.0), (read, 1.0)):
+                for pick in integers.get(block, ()):
+                    row[pick] = row.get(pick, 0.0) + factor
+            rows.add(row, 0.0, np.inf)
     worst = max((option.harm for _, option in picks), default=0.0) or 1.0
     typical = float(np.mean([option.ms for _, option in picks])) or 1.0
-    ties = 1e-6 * typical / worst
-    costs = [option.ms + ties * option.harm for _, option in picks] + [border.ms for border in borders]
-    matrix = csr_array((rows.values, (rows.at, rows.columns)), shape=(len(rows.low), count + len(borders)))
+    options = [option.ms / typical + _TIES * option.harm / worst for _, option in picks]
+    return _UNIT * np.array([*options, *(border.ms / typical for border in problem.borders)]), rows
+
+
+def _unlike(border: Border) -> Iterator[tuple[str, str]]:
+    """Pairs of blocks of which the first in integers and the second not make a change."""
+    for reader in border.readers:
+        yield reader, border.maker
+        if border.free:
+            yield from ((reader, other) for other in border.readers if other != reader)
+        else:
+            yield border.maker, reader
+
+
+def _solved(costs: np.ndarray, rows: _Rows, picks: Sequence[tuple[str, Option]]) -> dict[str, Precision]:
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    matrix = csr_array((rows.values, (rows.at, rows.columns)), shape=(len(rows.low), len(costs)))
     result = milp(
-        np.asarray(costs),
+        costs,
         constraints=LinearConstraint(matrix, rows.low, rows.high),
         bounds=Bounds(0, 1),
-        integrality=np.array([1] * count + [0] * len(borders)),
+        integrality=np.array([1] * len(picks) + [0] * (len(costs) - len(picks))),
         options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
     )
     if result.x is None:
         raise BackendError(
             f"choosing precisions failed: {result.message}", hint="give --precision int8 or float"
         )
-    taken = result.x[:count] > 0.5
+    taken = result.x[: len(picks)] > 0.5
     return {block: option.precision for (block, option), yes in zip(picks, taken, strict=True) if yes}
 
 
@@ -143,3 +184,9 @@ class _Rows:
             self.values.append(value)
         self.low.append(low)
         self.high.append(high)
+
+    def with_row(self, row: Mapping[int, float], high: float) -> _Rows:
+        """These rows and one more."""
+        new = deepcopy(self)
+        new.add(row, -np.inf, high)
+        return new

@@ -17,7 +17,8 @@ from deploy.progress import Progress
 from deploy.quantize.knapsack import Problem, fastest
 
 _STEPS = 6
-"""Trials of the bisection: after them the harm allowed is known within a factor of two for any model."""
+"""Trials of the bisection. After them the harm allowed is known within a factor of four, and better the
+sooner a choice held; a model that holds only with 4,096 times less harm than the first choice gets none."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ class Mixture:
 
 
 def harm_of(sqnr: Mapping[str, float]) -> dict[str, float]:
-    """Relative noise power by block, from its signal-to-noise ratio in decibels.
+    """Relative noise power by block, from its signal-to-noise ratio in decibels; 100 at most, as all is lost
+    long before.
 
     >>> harm_of({"a": 20.0, "b": math.inf})
     {'a': 0.01, 'b': 0.0}
     """
-    return {block: 0.0 if db == math.inf else min(10 ** (-db / 10), 1e12) for block, db in sqnr.items()}
+    return {block: 0.0 if db == math.inf else float(10 ** min(-db / 10, 2)) for block, db in sqnr.items()}
 
 
 def mixture(
@@ -84,10 +86,9 @@ def mixture(
     for _ in range(_STEPS):
         middle = high / 4 if low == 0.0 else math.sqrt(low * high)
         candidate = floats(middle)
-        if candidate >= able:
-            low = middle if low == 0.0 else low
-            break
-        if holds(candidate):
+        if candidate >= able:  # so little harm buys nothing, more may
+            low = middle
+        elif holds(candidate):
             low, best = middle, candidate
         else:
             high = min(middle, harm_in(candidate))

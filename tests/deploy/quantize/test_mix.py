@@ -1,0 +1,152 @@
+"""Mixtures by scores that were made up: a choice holds where its harm is below a limit that nobody tells."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.data.interval import Drop
+from deploy.progress import SILENT, Silent
+from deploy.quantize.knapsack import Border, Option, Problem, fastest
+from deploy.quantize.mix import Mixture, harm_of, mixture
+
+MAX_DROP = 0.01
+
+
+def problem_of(*blocks: tuple[float, float, float], border: float = 0.0) -> Problem:
+    """Blocks in a row, each (ms as float, ms in integers, harm), with a border between neighbours."""
+    names = [f"b{i}" for i in range(len(blocks))]
+    return Problem(
+        {n: (Option("float", f), Option("int8", i, h)) for n, (f, i, h) in zip(names, blocks, strict=True)},
+        tuple(Border(a, (b,), border) for a, b in pairwise(names)),
+    )
+
+
+class Score:
+    """Drops are twice or half the budget, as harm is above ``limit`` or not."""
+
+    def __init__(self, problem: Problem, limit: float) -> None:
+        self.problem, self.limit = problem, limit
+        self.seen: list[frozenset[str]] = []
+
+    def __call__(self, float_blocks: frozenset[str]) -> Drop:
+        self.seen.append(float_blocks)
+        drop = MAX_DROP * (0.5 if harm(self.problem, float_blocks) <= self.limit else 2.0)
+        return Drop(drop, drop, drop)
+
+
+def harm(problem: Problem, float_blocks: frozenset[str]) -> float:
+    return sum(o.harm for b, options in problem.options.items() for o in options if b not in float_blocks)
+
+
+def ms(problem: Problem, float_blocks: frozenset[str]) -> float:
+    return problem.ms({b: "float" if b in float_blocks else "int8" for b in problem.options})
+
+
+def searched(problem: Problem, score: Score | None, **settings: float) -> Mixture | None:
+    return mixture(problem, frozenset(problem.options), score, MAX_DROP, SILENT, **settings)
+
+
+def test_the_fastest_is_taken_at_once_where_it_holds() -> None:
+    problem = problem_of((2.0, 1.0, 0.1), (1.0, 3.0, 0.0), (2.0, 1.0, 0.1))
+    score = Score(problem, math.inf)
+    found = searched(problem, score)
+    assert found == Mixture(frozenset({"b1"}), Drop(0.005, 0.005, 0.005))
+    assert score.seen == [frozenset({"b1"})]
+
+
+def test_without_a_score_the_fastest_is_taken_as_it_is() -> None:
+    problem = problem_of((2.0, 1.0, 0.1), (1.0, 3.0, 0.0))
+    assert searched(problem, None) == Mixture(frozenset({"b1"}), None)
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_where_no_integers_pay_there_is_no_mixture(scored: bool) -> None:
+    problem = problem_of((1.0, 2.0, 0.0), (1.0, 0.9, 0.0), border=0.2)
+    score = Score(problem, math.inf)
+    assert searched(problem, score if scored else None) is None
+    assert score.seen == []
+
+
+def test_where_nothing_holds_there_is_no_mixture() -> None:
+    problem = problem_of((2.0, 1.0, 0.1), (2.0, 1.0, 0.2))
+    score = Score(problem, -1.0)
+    assert searched(problem, score) is None
+    assert len(score.seen) == len(set(score.seen)) <= 7
+
+
+def test_a_budget_of_harm_comes_before_any_score() -> None:
+    problem = problem_of((2.0, 1.0, 0.1), (3.0, 1.0, 0.2))
+    score = Score(problem, math.inf)
+    found = searched(problem, score, budget=0.25)
+    assert found is not None
+    assert found.float_blocks == {"b0"}
+
+
+def test_harm_too_small_for_anything_is_not_the_end() -> None:
+    """A quarter of the first choice's harm buys no block here; a half buys the one that holds."""
+    problem = problem_of((2.0, 1.0, 0.5), (2.0, 1.0, 0.4))
+    found = searched(problem, Score(problem, 0.45))
+    assert found is not None
+    assert found.float_blocks == {"b0"}
+
+
+@st.composite
+def searches(draw: st.DrawFn) -> tuple[Problem, float]:
+    count = draw(st.integers(1, 6))
+    unit = st.integers(1, 40).map(lambda n: n / 20)
+    blocks = [
+        (draw(unit), draw(unit), 10 ** -draw(st.integers(2, 30).map(lambda n: n / 10))) for _ in range(count)
+    ]
+    problem = problem_of(*blocks, border=draw(st.integers(0, 10).map(lambda n: n / 20)))
+    everything = harm(problem, frozenset())
+    return problem, everything * draw(st.floats(1e-3, 1.2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(searches())
+def test_what_is_found_holds_and_is_as_fast_as_a_quarter_of_the_harm_allows(
+    case: tuple[Problem, float],
+) -> None:
+    """Against every subset of blocks: within the harm that the bisection cannot miss none is faster."""
+    problem, limit = case
+    able = frozenset(problem.options)
+    score = Score(problem, limit)
+    found = searched(problem, score)
+    assert len(score.seen) == len(set(score.seen)) <= 7
+    subsets = [
+        frozenset(b for b, stays in zip(sorted(able), taken, strict=True) if stays)
+        for taken in product((True, False), repeat=len(able))
+    ]
+    first = harm(problem, frozenset(b for b, p in fastest(problem).items() if p == "float"))
+    sure = [s for s in subsets if harm(problem, s) <= max(limit / 4, 0.0)] if limit > first / 4**6 else []
+    best = min((ms(problem, s) for s in sure), default=math.inf)
+    if found is None:
+        assert best >= ms(problem, able) - 1e-5, "a mixture that pays was there to be found"
+        return
+    assert found.float_blocks < able
+    assert harm(problem, found.float_blocks) <= limit
+    assert found.drop is not None
+    assert found.drop.within(MAX_DROP)
+    assert ms(problem, found.float_blocks) <= min(best, ms(problem, able)) + 1e-5
+
+
+def test_refusals_are_told() -> None:
+    said: list[str] = []
+
+    class Told(Silent):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    problem = problem_of((2.0, 1.0, 0.1), (2.0, 1.0, 0.01))
+    assert mixture(problem, frozenset({"b0", "b1"}), Score(problem, 0.05), MAX_DROP, Told()) is not None
+    assert said == ["0 of 2 blocks float by cost: drop +0.0200, over the budget of 0.0100"]
+
+
+def test_harm_is_noise_over_signal() -> None:
+    found = harm_of({"good": 60.0, "even": 0.0, "exact": math.inf, "lost": -math.inf, "huge": -4000.0})
+    assert found == pytest.approx({"good": 1e-6, "even": 1.0, "exact": 0.0, "lost": 100.0, "huge": 100.0})
