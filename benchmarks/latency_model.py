@@ -5,8 +5,8 @@
 Each folder of CASES_DIR holds model.onnx and calib.npz. Each case is built for each measured runtime, in
 float and in INT8 throughout, timed in turn, and predicted from this machine's measurements (`deploy profile`)
 or those in FILE. One line a build, then errors in sum: with all points; with those that the short survey has;
-and as on a machine where the short survey was taken, its other points lent by another runtime. ``--quick``
-times less.
+and with what another runtime lends, corrected by the short survey's points, by a few of them, by none.
+``--quick`` times less.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from deploy.survey.units import units
 SHAPES: Mapping[str, Mapping[str, tuple[int, ...]]] = {"ppocr_direction_cls": {"x": (1, 3, 48, 192)}}
 """Of models with free sizes."""
 LENDERS = {"ort": "tflite", "tflite": "ort", "openvino": "ort"}
+FEW = ("overhead", "conv", "gemm", "elementwise")
 HEADER = """\
 | case | build | predicted, ms | nine times of ten | measured, ms | error | spread |
 |---|---|---|---|---|---|---|"""
@@ -140,25 +141,26 @@ def main() -> None:
                 found.append(one)
                 print(line(one), flush=True)
     short = {name: quick_points(measured) for name, measured in costs.items()}
-    lent: dict[str, CostSource] = {
-        name: Transferred(Costs.of(costs[LENDERS[name]]), short[name])
-        for name in costs
-        if LENDERS.get(name) in costs
-    }
     print(f"\n{SUMMARY}")
     print(summary("all", [(one, one.row.prediction) for one in found]))
     for name in costs:
         rows = [(one, one.row.prediction) for one in found if one.row.runtime == name]
         print(summary(f"all, {name} alone", rows))
     quick = [(one, one.predicted(Costs(short[one.row.runtime]))) for one in found]
-    print(summary("those of the short survey", quick))
-    borrowed = [one for one in found if one.row.runtime in lent]
-    print(
-        summary(
-            "the short survey's, the rest lent by another runtime",
-            [(one, one.predicted(lent[one.row.runtime])) for one in borrowed],
-        )
-    )
+    print(summary("the short survey's", quick))
+    few = {name: tuple(cost for cost in own if cost.op in FEW) for name, own in short.items()}
+    for what, own in (
+        ("lent by another runtime, the short survey's own", short),
+        (f"lent by another runtime, of its own {', '.join(FEW)}", few),
+        ("lent by another runtime", dict.fromkeys(costs, ())),
+    ):
+        lent = {
+            name: Transferred(Costs.of(costs[lender]), own[name])
+            for name, lender in LENDERS.items()
+            if name in costs and lender in costs
+        }
+        borrowed = [one for one in found if one.row.runtime in lent]
+        print(summary(what, [(one, one.predicted(lent[one.row.runtime])) for one in borrowed]))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ _LIKE: dict[KernelClass, tuple[KernelClass, ...]] = {
 """Where a class was not measured: the classes that are most like it, the best first."""
 _FLOATS: tuple[Precision, ...] = ("float", "fp16", "bf16")
 """Where a precision was not measured: those that stand in, the first best."""
+_IN_NETWORKS = 0.1
+"""Deviation (relative) of kernels in a network from those in a chain of their like: caches, layouts, what a
+runtime inserts. Without it three of four intervals held what seven networks took (`benchmarks/README.md`)."""
 _STRANGE = 0.7
 """Deviation (relative) of what is taken from another class."""
 
@@ -92,13 +95,14 @@ class Prediction:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """Kernels of one class err together, classes apart."""
+        """Kernels of one class err together, classes apart, and all of a network as chains never show."""
         if not self.ms:
             return 0.0, 0.0
         together: dict[tuple[KernelClass, Precision], float] = defaultdict(float)
         for part in self.parts:
             together[part.kernel.op, part.kernel.precision] += part.estimate.ms * part.estimate.deviation
-        deviation = math.sqrt(sum(error**2 for error in together.values())) / self.ms
+        deviation = math.hypot(*together.values()) / self.ms
+        deviation = math.hypot(deviation, _IN_NETWORKS)
         factor = math.exp(_QUANTILE * deviation)
         return self.ms / factor, self.ms * factor
 

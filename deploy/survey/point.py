@@ -46,7 +46,8 @@ _DROWNED = 0.25
 """A kernel must take this share of what is taken off by the table."""
 _LOST = 0.01
 """And this share of the whole chain."""
-
+_NEARLY_ALL = 0.8
+"""Of a short chain's time: units that take more leave nothing to tell what getting in and out takes."""
 
 _POSITIVE = ("Relu", "Softmax")
 
@@ -166,10 +167,14 @@ def _alone(unit: Unit, precision: Precision, place: Place, workdir: Path) -> lis
 def _entry(
     unit: Unit, precision: Precision, ms: float, short: _Chain, own: list[Cost | Failure], known: Costs
 ) -> list[Cost | Failure]:
-    """What the short chain took besides its units and a graph's overhead: getting in and out."""
-    one = sum(point.ms for point in own if isinstance(point, Cost))
-    rest = ms - one * sum(short.kernels.values()) - known.overhead(precision)
-    if rest < _LOST * ms:
+    """What the short chain took besides its units and a graph's overhead: getting in and out.
+
+    Nothing where the units took nearly all: what is left then is their own noise.
+    """
+    kernels = [point.ms for point in own if isinstance(point, Cost)]
+    units = sum(kernels) / len(kernels) * sum(short.kernels.values())
+    rest = ms - units - known.overhead(precision)
+    if units > _NEARLY_ALL * ms or rest < _LOST * ms:
         return []
     moved = sum(array.nbytes for array in short.feeds.values())
     return [_cost(unit, Kernel("entry", precision, (), 0, 2 * moved), precision, rest, 0.2)]
