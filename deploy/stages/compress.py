@@ -141,7 +141,8 @@ def _teachers(
 
 def _finetune(task: Task, curves: Path) -> Stepped:
     from deploy.train.batchnorm import normalise
-    from deploy.train.finetune import finetune, require_weights
+    from deploy.train.finetune import finetune
+    from deploy.train.weights import require_weights
 
     step, request = task.step, task.request
     model, told = task.prepared.clean, ""

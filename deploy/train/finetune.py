@@ -6,14 +6,12 @@ interrupted: a batch depends on its number, on the weights and on nothing else.
 
 from __future__ import annotations
 
-import difflib
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ from torch import Tensor
 from deploy.data.dataset import Dataset
 from deploy.data.python_ref import code_digest
 from deploy.errors import BackendError, DataError, DeployError, ModelError, UsageError, VerificationError
-from deploy.execute.module import GraphModule, weight_names
+from deploy.execute.module import GraphModule
 from deploy.frontend import onnx_file
 from deploy.graph.summary import tensor_specs
 from deploy.measure.accuracy import evaluate
@@ -36,6 +34,7 @@ from deploy.train.loader import Loader, Shuffled, number, open_loader
 from deploy.train.loss import check_labels, heads, make_task
 from deploy.train.run import Lesson, Run, matches, statistics_names
 from deploy.train.score import MakeMetric, ModuleRunner, chosen_metric, tensors
+from deploy.train.weights import require_weights, with_weights
 
 CHECKPOINT_S = 30.0
 """Seconds between checkpoints, more where writing one takes more than a twentieth of that."""
@@ -360,33 +359,6 @@ class _Training:
         return Trained(model, history, place.best_epoch, place.best_score, before, place.stopped, worse)
 
 
-def require_weights(model: ir.Model, patterns: Sequence[str]) -> None:
-    """Raises UsageError where one of the ``patterns`` of trainable weights means none, or all mean statistics
-    only."""
-    weights = weight_names(model)
-    known = weights | statistics_names(model)
-    for pattern in patterns:
-        if not any(map(matches([pattern]), known)):
-            raise UsageError(
-                f"[recipe] trainable: '{pattern}' is the name of no weight", hint=_near(pattern, known)
-            )
-    if not any(map(matches(patterns), weights)):
-        raise UsageError(
-            f"[recipe] trainable = {list(patterns)} are running statistics, which follow the data",
-            hint=_near("", weights),
-        )
-
-
-def _near(pattern: str, known: Collection[str]) -> str:
-    word = pattern.strip("*?")
-    near = [name for name in sorted(known) if word and word.lower() in name.lower()]
-    near = near or difflib.get_close_matches(word, sorted(known), n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near[:3])}?"
-    some = ", ".join(sorted(known)[:5]) or "none"
-    return f"weights that can be trained: {some}{' ...' if len(known) > 5 else ''}"
-
-
 def _module(model: ir.Model, step: Finetune, device: torch.device) -> GraphModule:
     """The graph ready to learn what ``step`` lets it. Raises UsageError where that is nothing."""
     require_weights(model, step.trainable)
@@ -395,13 +367,3 @@ def _module(model: ir.Model, step: Finetune, device: torch.device) -> GraphModul
     module.mode.batch_statistics = step.batch_norm != "keep" and all(map(meant, statistics_names(model)))
     module = module.to(device)
     return module._apply(torch.clone)  # into memory of torch's own; see score.tensors
-
-
-def with_weights(model: ir.Model, weights: dict[str, Tensor]) -> ir.Model:
-    """A copy of ``model`` with these weights by name, as plain arrays of the types that it had."""
-    copy = model.clone()
-    for name, tensor in weights.items():
-        value = copy.graph.initializers[name]
-        array = np.array(tensor.detach().cpu().numpy())
-        value.const_value = ir.tensor(array, dtype=value.dtype, name=name)
-    return copy
