@@ -44,8 +44,9 @@ _PER_ELEMENT = 20
 """What one number of an image weighs beside multiply-accumulates, in these."""
 _DROWNED = 0.25
 """A kernel must take this share of what is taken off by the table."""
-_LOST = 0.01
+_LOST = 0.03
 """And this share of the whole chain."""
+_LEAST_ENTRY = 0.01
 _NEARLY_ALL = 0.8
 """Of a short chain's time: units that take more leave nothing to tell what getting in and out takes."""
 
@@ -174,7 +175,7 @@ def _entry(
     kernels = [point.ms for point in own if isinstance(point, Cost)]
     units = sum(kernels) / len(kernels) * sum(short.kernels.values())
     rest = ms - units - known.overhead(precision)
-    if units > _NEARLY_ALL * ms or rest < _LOST * ms:
+    if units > _NEARLY_ALL * ms or rest < _LEAST_ENTRY * ms:
         return []
     moved = sum(array.nbytes for array in short.feeds.values())
     return [_cost(unit, Kernel("entry", precision, (), 0, 2 * moved), precision, rest, 0.2)]
