@@ -9,15 +9,16 @@ what is made as floats and read as integers, or the other way round, stands a ch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from deploy.graph.blocks import ACTIVATION, reads
+from deploy.graph.blocks import reads
 from deploy.graph.cost import macs_of
 from deploy.graph.edit import constant_tensor, is_constant, sole_consumer
 from deploy.graph.shapes import static_shape
+from deploy.predict.classes import JOINS, class_of
 from deploy.spec.overlay import KernelClass
 from deploy.spec.plan import TensorPlan
 from deploy.spec.profile import Runtime
@@ -29,44 +30,8 @@ _VIEWS = frozenset((
     "ConstantOfShape", "QuantizeLinear", "DequantizeLinear",
 ))
 """They cost nothing: views of their input, sizes. Pairs are counted as changes of form."""
-_CHEAP = frozenset((
-    "Relu", "Clip", "LeakyRelu", "PRelu", "ThresholdedRelu", "Neg", "Abs", "Floor", "Ceil", "Round", "Sign",
-    "Not", "Cast", "Reciprocal", "Sqrt",
-))
-_HARD = frozenset(("HardSwish", "HardSigmoid"))
-_TWO_OPERANDS = frozenset((
-    "Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "Mean", "Pow", "Mod", "Where", "And", "Or", "Xor",
-    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "BatchNormalization", "PRelu",
-))
-_CLASSES: dict[str, KernelClass] = {
-    "ConvTranspose": "transposed", "Gemm": "gemm", "LSTM": "recurrent", "GRU": "recurrent",
-    "RNN": "recurrent",
-    "Einsum": "batched", "Attention": "batched", "Transpose": "transpose", "Concat": "concat",
-    "Resize": "resize", "Upsample": "resize",
-    **dict.fromkeys(_TWO_OPERANDS, "elementwise"), **dict.fromkeys(_CHEAP, "activation"),
-    **dict.fromkeys(_HARD, "hard"),
-    **dict.fromkeys(("Exp", "Log", "Erf", "Sin", "Cos", "Tan", "Swish", *(
-        ACTIVATION - _CHEAP - _HARD)), "transcendental"),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), "softmax"),
-    **dict.fromkeys((
-        "LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization",
-        "LpNormalization", "MeanVarianceNormalization", "LRN", "SkipLayerNormalization",
-    ), "norm"),
-    **dict.fromkeys((
-        "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "ReduceMean", "ReduceSum", "ReduceMax",
-        "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceSumSquare", "ReduceLogSumExp", "ArgMax",
-        "ArgMin", "TopK", "CumSum",
-    ), "reduce"),
-    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool", "MaxUnpool"), "pool"),
-}
 # fmt: on
-_JOINS = frozenset(op for op, kind in _CLASSES.items() if kind in ("elementwise", "activation", "hard")) | (
-    frozenset(op for op, kind in _CLASSES.items() if kind == "transcendental")
-)
-"""What a kernel that absorbs takes in."""
 _LARGEST_ALIGN = 64
-_STEM = 4
-"""Images have up to four channels, and convolutions of these have kernels of their own."""
 
 
 @dataclass(frozen=True)
@@ -101,40 +66,33 @@ def kernels(
     Raises UnknownSizeError where a size other than the batch is free.
     """
     graph = _Formed(model, tensors, runtime, batch)
-    chains: list[list[ir.Node]] = []
-    taken: set[ir.Node] = set()
-    for node in model.graph:
-        if node in taken or node.op_type in _VIEWS or not _computes(node):
-            continue
-        chains.append(graph.chain(node))
-        taken.update(chains[-1])
+    chains = graph.chains()
     found = [kernel for chain in chains for kernel in graph.kernels_of(chain)]
     return found + list(graph.conversions(chains))
 
 
-def class_of(node: ir.Node) -> KernelClass:
-    """The kernel class of one node; ``move`` for what only carries data about, and for the unknown."""
-    if node.op_type == "Conv":
-        return _convolution(node)
-    if node.op_type == "GRU" and not node.attributes.get_int("linear_before_reset", 0):
-        return "gru"
-    if node.op_type == "MatMul":
-        return "gemm" if len(node.inputs) > 1 and is_constant(node.inputs[1]) else "batched"
-    return _CLASSES.get(node.op_type, "move")
+@dataclass(frozen=True)
+class Flow:
+    """A value on its way from one kernel to others. ``made`` and ``readers`` say who has it in integers.
+
+    ``shown`` is what it is a view of: itself, if no view.
+    """
+
+    value: ir.Value
+    shown: ir.Value
+    made: bool
+    readers: Mapping[ir.Node, bool]
 
 
-def _convolution(node: ir.Node) -> KernelClass:
-    weight = node.inputs[1]
-    shape = None if weight is None else static_shape(weight)
-    groups = node.attributes.get_int("group", 1)
-    if shape is None:
-        return "conv"
-    per_group, kernel = shape[1], math.prod(shape[2:])
-    if groups > 1:
-        return "depthwise" if per_group == 1 else "grouped"
-    if per_group <= _STEM:
-        return "stem"
-    return "pointwise" if kernel == 1 else "conv"
+def flows(model: ir.Model, tensors: Mapping[str, TensorPlan], runtime: Runtime) -> list[Flow]:
+    """The values between kernels when ``tensors`` are quantized, in graph order."""
+    graph = _Formed(model, tensors, runtime, 1)
+    return list(graph.flows(graph.chains()))
+
+
+def change_of_form(shape: Sequence[int], integers: Precision, readers: tuple[str, ...]) -> Kernel:
+    """The kernel between floats and integers: four bytes a number on one side, one on the other."""
+    return Kernel("convert", integers, readers, macs=0, bytes=5 * math.prod(shape))
 
 
 def _computes(node: ir.Node) -> bool:
@@ -160,6 +118,16 @@ class _Formed:
         self.float = self.integer | {tuple(chain.split("+")) for chain in runtime.fuses_float}
         wide = runtime.quant is not None and runtime.quant.activation == "int16"
         self.integers: Precision = "w8a16" if wide else "int8"
+
+    def chains(self) -> list[list[ir.Node]]:
+        """What is computed, each with what follows it in the same kernel."""
+        chains: list[list[ir.Node]] = []
+        taken: set[ir.Node] = set()
+        for node in self.model.graph:
+            if node not in taken and node.op_type not in _VIEWS and _computes(node):
+                chains.append(self.chain(node))
+                taken.update(chains[-1])
+        return chains
 
     def reads_codes(self, value: ir.Value, reader: ir.Node) -> bool:
         """Whether ``reader`` gets the value as integers."""
@@ -218,7 +186,7 @@ class _Formed:
                 return nodes[:best]
             if not self._ready(following, nodes):
                 return nodes[:best]
-            if absorbs and following.op_type in _JOINS and not self.in_integers(following):
+            if absorbs and following.op_type in JOINS and not self.in_integers(following):
                 nodes.append(following)
                 best = len(nodes)
                 continue
@@ -284,11 +252,8 @@ class _Formed:
             align=self._align(head),
         )
 
-    def conversions(self, chains: list[list[ir.Node]]) -> Iterator[Kernel]:
-        """A change of form for every value that is made in one and read in the other.
-
-        Not at the graph's ends: there it is part of getting in and out.
-        """
+    def flows(self, chains: list[list[ir.Node]]) -> Iterator[Flow]:
+        """Not at the graph's ends: there a change of form is part of getting in and out."""
         kernel_of = {node: chain[0] for chain in chains for node in chain}
         for node in self.model.graph:
             for value in node.outputs:
@@ -296,18 +261,21 @@ class _Formed:
                 source = shown.producer()
                 if source is None or source not in kernel_of:
                     continue
-                made = self.makes_codes(kernel_of[source], shown)
-                readers = [
-                    reader
+                readers = {
+                    reader: self.in_integers(kernel_of[reader]) and self.reads_codes(value, reader)
                     for reader in value.consumers()
-                    if reader in kernel_of
-                    and kernel_of[reader] is not kernel_of[source]
-                    and made != (self.in_integers(kernel_of[reader]) and self.reads_codes(value, reader))
-                ]
+                    if reader in kernel_of and kernel_of[reader] is not kernel_of[source]
+                }
                 if readers:
-                    size = math.prod(self._shape(value, node))
-                    names = tuple(reader.name or "" for reader in readers)
-                    yield Kernel("convert", self.integers, names, macs=0, bytes=5 * size)
+                    yield Flow(value, shown, self.makes_codes(kernel_of[source], shown), readers)
+
+    def conversions(self, chains: list[list[ir.Node]]) -> Iterator[Kernel]:
+        """A change of form for every value that is made in one and read in the other."""
+        for flow in self.flows(chains):
+            readers = [reader for reader, codes in flow.readers.items() if codes != flow.made]
+            if readers:
+                shape = self._shape(flow.value, readers[0])
+                yield change_of_form(shape, self.integers, tuple(reader.name or "" for reader in readers))
 
     def _shape(self, value: ir.Value | None, node: ir.Node) -> tuple[int, ...]:
         shape = None if value is None else static_shape(value, self.batch)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -59,10 +59,14 @@ class Border:
 
 @dataclass(frozen=True)
 class Problem:
-    """``options`` by block. A block that borders name and ``options`` lack reads and makes floats."""
+    """``options`` by block. A block that borders name and ``options`` lack reads and makes floats.
+
+    ``follows``: these are in integers if, and only if, one of the blocks is that stand behind their name.
+    """
 
     options: Mapping[str, tuple[Option, ...]]
     borders: tuple[Border, ...]
+    follows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def ms(self, chosen: Mapping[str, Precision]) -> float:
         """What a choice takes, without what no choice changes."""
@@ -124,13 +128,21 @@ def _program(problem: Problem, picks: Sequence[tuple[str, Option]]) -> tuple[np.
     rows = _Rows()
     for block in problem.options:  # one option each
         rows.add({i: 1.0 for i, (b, _) in enumerate(picks) if b == block}, 1.0, 1.0)
+
+    def sum_of(blocks: Sequence[tuple[str, float]]) -> dict[int, float]:
+        row: dict[int, float] = {}
+        for block, factor in blocks:
+            for pick in integers.get(block, ()):
+                row[pick] = row.get(pick, 0.0) + factor
+        return row
+
     for index, border in enumerate(problem.borders):
         for made, read in _unlike(border):  # changed >= made in integers - read in integers
-            row = {count + index: 1.0}
-            for block, factor in ((made, -1.0), (read, 1.0)):
-                for pick in integers.get(block, ()):
-                    row[pick] = row.get(pick, 0.0) + factor
-            rows.add(row, 0.0, np.inf)
+            rows.add({count + index: 1.0, **sum_of([(made, -1.0), (read, 1.0)])}, 0.0, np.inf)
+    for block, readers in problem.follows.items():
+        rows.add(sum_of([(block, -1.0), *((reader, 1.0) for reader in readers)]), 0.0, np.inf)
+        for reader in readers:
+            rows.add(sum_of([(block, 1.0), (reader, -1.0)]), 0.0, np.inf)
     worst = max((option.harm for _, option in picks), default=0.0) or 1.0
     typical = float(np.mean([option.ms for _, option in picks])) or 1.0
     options = [option.ms / typical + _TIES * option.harm / worst for _, option in picks]

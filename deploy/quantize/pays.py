@@ -1,91 +1,120 @@
-"""What each block costs as float and in integers, and what stands between: the knapsack of one graph."""
+"""What each block costs as float and in integers, and what stands between: the knapsack of one graph.
+
+What a choice costs here is what `predict` says of it, but for four things. A kernel's bytes count as if its
+neighbours were of its own form; a float kernel that takes in what follows it is not cut where that is another
+block in integers; a Split counts as moving integers if one of its parts is read so; and where a runtime needs
+no pairs behind what it moves, a Concat counts as moving floats if its reader wants these.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
-from deploy.graph.edit import is_constant
 from deploy.graph.shapes import static_shape
-from deploy.predict.kernels import Kernel
+from deploy.predict.kernels import Flow, change_of_form, flows
 from deploy.predict.latency import CostSource, Prediction, predict
 from deploy.quantize.candidate import Subject
 from deploy.quantize.knapsack import Border, Option, Problem
+from deploy.spec.tensors import INTEGER
 
-_BYTES_CHANGED = 5
-"""Of a change of form, for each number: four as a float, one as an integer."""
+_FLOATS = ""
+"""Stands for what reads or makes floats whatever is chosen: no block is called so."""
 
 
 def problem_of(subject: Subject, costs: CostSource, harm: Mapping[str, float], batch: int = 1) -> Problem:
     """The choice between float and integers for every block that has it, ``harm`` by block id.
 
-    Blocks that only move data go either way and harm nothing. Raises what `predict` raises.
+    Blocks that only move data harm nothing, and are in integers where a block is that they stand before.
+    Raises what `predict` raises.
     """
-    everything = frozenset(block.id for block in subject.blocks)
     integers = subject.quantized(())
     as_float = predict(subject.graph, {}, subject.runtime, costs, batch)
     as_integers = predict(subject.graph, integers, subject.runtime, costs, batch)
-    floats, codes = as_float.by_block(subject.blocks), _inside(subject, as_integers, batch)
+    floats, codes = (_without_changes(subject, prediction) for prediction in (as_float, as_integers))
     able = set(subject.int8_blocks())
+    movers = _movers(subject, as_integers) - able
     options = {
         block.id: (
             Option(subject.float_precision, floats[block.id]),
             Option(subject.integer_precision, codes[block.id], harm.get(block.id, 0.0)),
         )
         for block in subject.blocks
-        if block.id in able or _only_moves(subject, block.nodes, integers)
+        if block.id in able | movers
     }
-    assert options.keys() <= everything
-    return Problem(options, tuple(_borders(subject, costs, batch)))
+    between = flows(subject.graph, integers, subject.runtime)
+    owner = {name: block.id for block in subject.blocks for name in block.nodes}
+    borders = tuple(_borders(subject, between, owner, costs, batch))
+    return Problem(options, borders, _follows(subject, between, owner, movers))
 
 
-def _only_moves(subject: Subject, nodes: tuple[str, ...], quantized: Mapping[str, object]) -> bool:
-    """Whether a block carries codes as it carries floats."""
+def _without_changes(subject: Subject, prediction: Prediction) -> dict[str, float]:
+    """Milliseconds by block without the changes of form: they are the borders'."""
+    kept = tuple(part for part in prediction.parts if part.kernel.op != "convert")
+    return Prediction(kept, 0.0).by_block(subject.blocks)
+
+
+def _movers(subject: Subject, as_integers: Prediction) -> set[str]:
+    """Blocks that carry codes as they carry floats."""
     rules = subject.runtime.quant
     if rules is None:
-        return False
-    members = [subject.node(name) for name in nodes]
-    return all(
-        node.op_type in (*rules.forward, *rules.unify) and (node.outputs[0].name or "") in quantized
-        for node in members
-    )
-
-
-def _inside(subject: Subject, prediction: Prediction, batch: int) -> dict[str, float]:
-    """Milliseconds by block without the changes of form at its borders, but with those within."""
-    owner = {name: block.id for block in subject.blocks for name in block.nodes}
-    total = {block.id: 0.0 for block in subject.blocks}
-    for part in prediction.parts:
-        block = owner[part.kernel.nodes[0]]
-        if part.kernel.op != "convert" or _made_inside(subject, part.kernel, owner, batch):
-            total[block] += part.estimate.ms
-    return total
-
-
-def _made_inside(subject: Subject, change: Kernel, owner: Mapping[str, str], batch: int) -> bool:
-    reader = subject.node(change.nodes[0])
-    for value in reader.inputs:
-        producer = None if value is None or is_constant(value) else value.producer()
-        if producer is not None and owner.get(producer.name or "") == owner[change.nodes[0]]:
-            shape = None if value is None else static_shape(value, batch)
-            if shape is not None and _BYTES_CHANGED * math.prod(shape) == change.bytes:
-                return True
-    return False
-
-
-def _borders(subject: Subject, costs: CostSource, batch: int) -> list[Border]:
-    owner: dict[ir.Node, str] = {
-        subject.node(name): block.id for block in subject.blocks for name in block.nodes
+        return set()
+    runs = [part.kernel for part in as_integers.parts if part.kernel.op != "convert"]
+    in_floats = {name for kernel in runs if kernel.precision not in INTEGER for name in kernel.nodes}
+    in_integers = {name for kernel in runs for name in kernel.nodes} - in_floats
+    return {
+        block.id
+        for block in subject.blocks
+        if in_floats.isdisjoint(block.nodes)
+        and not in_integers.isdisjoint(block.nodes)
+        and all(subject.node(name).op_type in (*rules.forward, *rules.unify) for name in block.nodes)
     }
-    found = []
-    for node in subject.graph.graph:
-        for value in node.outputs:
-            readers = {owner[reader] for reader in value.consumers() if reader in owner} - {owner[node]}
-            shape = static_shape(value, batch)
-            if not readers or shape is None or value.dtype is None or not value.dtype.is_floating_point():
-                continue
-            change = Kernel("convert", subject.integer_precision, (), 0, _BYTES_CHANGED * math.prod(shape))
-            found.append(Border(owner[node], tuple(sorted(readers)), costs.kernel(change).estimate.ms))
-    return found
+
+
+def _borders(
+    subject: Subject, between: Iterable[Flow], owner: Mapping[str, str], costs: CostSource, batch: int
+) -> Iterable[Border]:
+    """A value's maker and readers, as far as these are in integers where everything is that can be."""
+    rules = subject.runtime.quant
+    free = {
+        chain.output
+        for chain in subject.chains
+        if rules is not None and "+".join(node.op_type for node in chain.nodes) in rules.float_output
+    }
+    for flow in between:
+        maker = flow.shown.producer()
+        made = owner[maker.name or ""] if flow.made and maker is not None else _FLOATS
+        readers = {owner[node.name or ""] if codes else _FLOATS for node, codes in flow.readers.items()}
+        shape = static_shape(flow.value, batch)
+        if readers == {made} or shape is None:
+            continue
+        change = change_of_form(shape, subject.integer_precision, ())
+        ms = costs.kernel(change).estimate.ms
+        yield Border(made, tuple(sorted(readers)), ms, free=flow.shown in free)
+
+
+def _follows(
+    subject: Subject, between: Iterable[Flow], owner: Mapping[str, str], movers: set[str]
+) -> dict[str, tuple[str, ...]]:
+    """For each block that moves data the blocks that would read it in integers.
+
+    Where the runtime needs no pair behind it, the block that makes its data, too: codes go through.
+    """
+    rules = subject.runtime.quant
+    through = rules is not None and not rules.pair_moved
+    found: dict[str, dict[str, None]] = {mover: {} for mover in movers}
+    makers: dict[str, set[str]] = {mover: set() for mover in movers}
+    for flow in between:
+        maker: ir.Node | None = flow.shown.producer()
+        block = "" if maker is None else owner[maker.name or ""]
+        readers = {owner[node.name or ""]: None for node, codes in flow.readers.items() if codes}
+        readers.pop(block, None)
+        if block in found:
+            found[block].update(readers)
+        for reader in movers.intersection(readers):
+            makers[reader].add(block if flow.made else _FLOATS)
+    for mover, made_by in makers.items():
+        if through and len(made_by) == 1:
+            found[mover].update(dict.fromkeys(made_by - {_FLOATS}))
+    return {mover: tuple(blocks) for mover, blocks in found.items() if blocks}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from deploy.graph.blocks import partition
 from deploy.graph.cost import macs
 from deploy.graph.shapes import infer
-from deploy.predict.kernels import Kernel, UnknownSizeError, class_of, kernels
+from deploy.predict.classes import class_of
+from deploy.predict.kernels import Kernel, UnknownSizeError, kernels
 from deploy.quantize.place import find_chains, outline, place
 from deploy.spec.plan import TensorPlan
 from deploy.spec.profile import Runtime

@@ -157,3 +157,13 @@ def test_no_budget_at_all_leaves_what_harms_nothing() -> None:
         "b": (Option("float", 2.0), Option("int8", 1.0)),
     }
     assert fastest(Problem(blocks, ()), 0.0) == {"a": "float", "b": "int8"}
+
+
+def test_what_moves_data_goes_with_who_reads_it() -> None:
+    blocks = {name: (Option("float", 1.0), Option("int8", 0.5)) for name in ("pool", "a", "b")}
+    blocks["a"] = blocks["b"] = (Option("float", 0.0), Option("int8", 1.0))
+    follows = {"pool": ("a", "b")}
+    assert fastest(Problem(blocks, ()))["pool"] == "int8"
+    assert fastest(Problem(blocks, (), follows)) == dict.fromkeys(blocks, "float")
+    blocks["b"] = (Option("float", 3.0), Option("int8", 0.0))
+    assert fastest(Problem(blocks, (), follows)) == {"pool": "int8", "a": "float", "b": "int8"}

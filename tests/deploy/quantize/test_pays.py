@@ -1,0 +1,196 @@
+"""What the knapsack says a choice costs, against what is predicted of the graph under that choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import pytest
+
+from backends.ort import OnnxRuntime
+from deploy.predict.curve import Estimate
+from deploy.predict.elsewhere import BY_PRODUCTS
+from deploy.predict.kernels import Kernel
+from deploy.predict.latency import Part, predict
+from deploy.quantize.candidate import Subject
+from deploy.quantize.knapsack import Problem, fastest
+from deploy.quantize.pays import problem_of
+from deploy.spec.artifact import Options
+from deploy.spec.tensors import INTEGER, Precision
+
+PAD = "<pads=[1,1,1,1]>"
+RESIDUAL = f"""g (float[N,4,8,8] x) => (float[N,3] y) {{
+    [c1] a = Conv{PAD}(x, w1, b1)
+    [r1] b = Relu(a)
+    [dw] c = Conv<pads=[1,1,1,1], group=4>(b, wd)
+    [hs] d = HardSwish(c)
+    [c2] e = Conv{PAD}(d, w2)
+    [add] f = Add(e, b)
+    [pool] p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(f)
+    [c3] h = Conv{PAD}(p, w3)
+    [c4] k = Conv{PAD}(p, w4)
+    [cat] m = Concat<axis=1>(h, k)
+    [flat] q = Reshape(m, shape)
+    [fc] y = Gemm(q, wf)
+}}"""
+WEIGHTS = {
+    "w1": (4, 4, 3, 3), "b1": (4,), "wd": (4, 1, 3, 3), "w2": (4, 4, 3, 3), "w3": (4, 4, 3, 3),
+    "w4": (4, 4, 3, 3), "wf": (128, 3),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Invented:
+    """Products in integers take a third, bytes ``bytes_ms`` in any kernel; changes of form by size."""
+
+    bytes_ms: float = 0.0
+
+    def kernel(self, kernel: Kernel) -> Part:
+        if kernel.op == "convert":
+            ms = kernel.bytes * 3e-4
+        elif kernel.op in BY_PRODUCTS or kernel.op == "depthwise":
+            ms = kernel.macs * (1e-4 if kernel.precision in INTEGER else 3e-4)
+        else:
+            ms = (0.01 if kernel.precision in INTEGER else 0.02) + len(kernel.nodes) * 0.001
+        return Part(kernel, Estimate(ms + self.bytes_ms * kernel.bytes, 0.1, 0.0))
+
+    def fixed(self, moved: int, precision: Precision) -> float:
+        return 0.5
+
+
+@pytest.fixture
+def subject_of(graph, quantize):
+    """A subject of a graph for a runtime, with histograms of random data."""
+    import numpy as np
+
+    def make(runtime, text=RESIDUAL, weights=WEIGHTS) -> Subject:
+        shape = {"shape": np.array([0, -1], np.int64)} if "shape)" in text else {}
+        model = graph(text, {**weights, **shape})
+        result = quantize(model, runtime)
+        return Subject(
+            graph=model,
+            graph_sha256="0" * 64,
+            target="here",
+            runtime=runtime,
+            backend=OnnxRuntime(),
+            options=Options(),
+            blocks=result.blocks,
+            chains=result.chains,
+            histograms=result.histograms,
+            observer="minmax",
+            excluded=frozenset(),
+        )
+
+    return make
+
+
+def runtime_named(name: str, request: pytest.FixtureRequest):
+    """As it stands, or reading what it moves without a pair behind it, as OpenVINO does."""
+    runtime = request.getfixturevalue(name.removesuffix(" unpaired"))
+    if not name.endswith("unpaired"):
+        return runtime
+    return runtime.model_copy(update={"quant": runtime.quant.model_copy(update={"pair_moved": False})})
+
+
+def choices(subject: Subject, problem: Problem):
+    """Every set of blocks that stay float, with what follows of it for blocks that move data."""
+    able = subject.int8_blocks()
+    for taken in product((False, True), repeat=len(able)):
+        floats = frozenset(b for b, stays in zip(able, taken, strict=True) if stays)
+        chosen: dict[str, Precision] = {b: "float" if b in floats else "int8" for b in able}
+        movers = [b.id for b in subject.blocks if b.id in problem.options and b.id not in able]
+        chosen.update(dict.fromkeys(movers, "float"))
+        for mover in [*reversed(movers), *movers]:  # against the graph's order for readers, along for makers
+            if any(chosen[block] in INTEGER for block in problem.follows[mover]):
+                chosen[mover] = "int8"
+        yield floats, chosen
+
+
+def strays(subject: Subject, costs: Invented) -> list[float]:
+    """Predicted less reckoned, for every choice, with what no choice changes left out."""
+    problem = problem_of(subject, costs, {})
+    found = []
+    for floats, chosen in choices(subject, problem):
+        predicted = predict(subject.graph, subject.quantized(floats), subject.runtime, costs).ms
+        found.append(predicted - problem.ms(chosen))
+    return [f - found[-1] for f in found]  # the last one is all float
+
+
+RUNTIMES = ["unsigned", "symmetric", "affine", "unsigned unpaired", "affine unpaired"]
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_every_choice_costs_what_is_predicted_of_it(name, request, subject_of) -> None:
+    """Where kernels take what their products take, borders are all that neighbours change."""
+    subject = subject_of(runtime_named(name, request))
+    able = subject.int8_blocks()
+    assert len(able) >= 5
+    found = strays(subject, Invented())
+    if name.endswith("unpaired"):  # whatever reads it, their Concat of codes moves codes: one move is cheaper
+        assert {round(stray, 9) for stray in found} == {0.0, -0.01}
+    else:
+        assert found == pytest.approx([0.0] * 2 ** len(able), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_bytes_at_borders_are_all_that_is_off(name, request, subject_of) -> None:
+    """Three bytes a number, at every value between blocks once for its maker and once for each reader."""
+    subject = subject_of(runtime_named(name, request))
+    each = 1e-5
+    between = [v for node in subject.graph.graph for v in node.outputs]
+    most = sum(3 * each * 8 * 64 * (1 + len(v.consumers())) for v in between)
+    total = strays(subject, Invented(bytes_ms=each))
+    assert max(abs(s) for s in total) <= most / 4
+    assert total[0] == pytest.approx(0.0, abs=1e-9), "everything in integers is right to the last"
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_the_fastest_choice_is_the_one_predicted_to_be(name, request, subject_of) -> None:
+    subject = subject_of(runtime_named(name, request))
+    costs = Invented()
+    able = subject.int8_blocks()
+    chosen = fastest(problem_of(subject, costs, {}))
+    mine = frozenset(b for b in able if chosen[b] not in INTEGER)
+
+    def ms(floats: frozenset[str]) -> float:
+        return predict(subject.graph, subject.quantized(floats), subject.runtime, costs).ms
+
+    subsets = (
+        frozenset(b for b, s in zip(able, taken, strict=True) if s)
+        for taken in product((False, True), repeat=len(able))
+    )
+    assert ms(mine) == pytest.approx(min(map(ms, subsets)), abs=1e-5)
+
+
+def test_harm_is_that_of_the_block_in_integers(subject_of, unsigned) -> None:
+    subject = subject_of(unsigned)
+    problem = problem_of(subject, Invented(), {"c1": 0.25})
+    assert {o.precision: o.harm for o in problem.options["c1"]} == {"float": 0.0, "int8": 0.25}
+    assert {o.harm for block in ("pool", "cat") for o in problem.options[block]} == {0.0}
+
+
+def test_an_activation_without_an_integer_kernel_writes_floats(subject_of, unsigned) -> None:
+    """The block of a convolution and a hard-swish: its result becomes integers again behind it."""
+    subject = subject_of(unsigned)
+    (inside, behind) = (b for b in problem_of(subject, Invented(), {}).borders if b.maker in ("dw", ""))
+    assert (inside.maker, inside.readers) == ("dw", ("",))
+    assert (behind.maker, behind.readers) == ("", ("c2",))
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_what_would_be_quantized_is_what_is(name, request, subject_of) -> None:
+    """The outline before any range against the assignment with ranges, for every choice."""
+    subject = subject_of(runtime_named(name, request))
+    able = subject.int8_blocks()
+    for taken in product((False, True), repeat=len(able)):
+        floats = frozenset(b for b, s in zip(able, taken, strict=True) if s)
+        outlined, assigned = subject.quantized(floats), subject.assignment(floats).tensors
+        assert {n: (t.origin == "bias", t.origin == "weight", t.readers) for n, t in outlined.items()} == {
+            n: (t.origin == "bias", t.origin == "weight", t.readers) for n, t in assigned.items()
+        }
+
+
+def test_a_runtime_without_integers_has_nothing_to_choose(subject_of, unsigned) -> None:
+    subject = replace(subject_of(unsigned), chains=[])
+    subject = replace(subject, runtime=unsigned.model_copy(update={"quant": None}))
+    assert problem_of(subject, Invented(), {}) == Problem({}, ())
