@@ -34,7 +34,8 @@ def expected_json(found: Expectation) -> dict[str, object]:
                 "runtime": row.runtime,
                 "form": row.form,
                 "ms": row.prediction.ms,
-                "interval_ms": list(row.prediction.interval),
+                "interval_ms": None if row.least else list(row.prediction.interval),
+                "least": row.least,
                 "integer_blocks": row.integer_blocks,
                 "blocks": row.blocks,
                 "basis": row.basis,
@@ -56,8 +57,8 @@ def show_expected(found: Expectation) -> None:
         rows: list[list[Cell]] = [
             [
                 f"{row.runtime} {row.form}",
-                figures.milliseconds(row.prediction.ms),
-                "{} to {}".format(*map(figures.digits, row.prediction.interval)),
+                f"{'at least ' if row.least else ''}{figures.milliseconds(row.prediction.ms)}",
+                "unknown" if row.least else _between(row.prediction.interval),
                 f"{row.integer_blocks} of {row.blocks}",
             ]
             for row in found.rows
@@ -67,6 +68,12 @@ def show_expected(found: Expectation) -> None:
             write_line((f"{', '.join(_runtimes(found, basis))}: {basis}", "quiet"))
     for note in found.notes:
         write_line((note, "quiet"))
+
+
+def _between(interval: tuple[float, float]) -> str:
+    from deploy.bundle.report import figures
+
+    return "{} to {}".format(*map(figures.digits, interval))
 
 
 def _runtimes(found: Expectation, basis: str) -> list[str]:

@@ -100,17 +100,25 @@ def roof_seen(points: Iterable[Cost]) -> Roof:
 
 @dataclass(frozen=True)
 class Sheet:
-    """The roofline of a data sheet alone. Its estimates are the least that is possible."""
+    """The roofline of a data sheet alone. Its estimates are the least that is possible.
+
+    Without a bandwidth what goes by bytes counts nothing: it takes more than that.
+    """
 
     roof: Roof
-    basis: str = "the data sheet's roofline, the least that is possible"
+
+    @property
+    def basis(self) -> str:
+        """Where its estimates are from."""
+        known = "roofline" if self.roof.bytes else "multiply-accumulates alone"
+        return f"the data sheet's {known}, the least that is possible"
 
     def kernel(self, kernel: Kernel) -> Part:
-        """Raises UnknownCostError where the data sheet does not say how fast that is."""
-        if self.roof.least(kernel) is None:
+        """Raises UnknownCostError where the data sheet does not say how fast the products are."""
+        if kernel.op in BY_PRODUCTS and self.roof.least(kernel) is None:
             raise UnknownCostError(f"no data sheet says how fast {kernel.op} in {kernel.precision} is")
         peaks = ((kernel.macs, self.roof.macs.get(kernel.precision)), (kernel.bytes, self.roof.bytes))
-        least = max(amount / peak for amount, peak in peaks if peak is not None)
+        least = max((amount / peak for amount, peak in peaks if peak is not None), default=0.0)
         return Part(kernel, Estimate(least, _STRANGE, math.inf), stand_in=True)
 
     def fixed(self, moved: int, precision: Precision) -> float:

@@ -24,13 +24,14 @@ class Known:
     """The costs of a runtime's kernels on a device.
 
     ``basis`` says where they are from, ``measured`` whether on that very device; ``key`` is the digest of
-    what they are made of.
+    what they are made of. ``least``: nothing can take less, most takes more.
     """
 
     costs: CostSource
     basis: str
     measured: bool
     key: str
+    least: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def _lent(profile: Profile, name: str, threads: int, overlays: Sequence[Overlay]
     roof = roof_of(profile, threads)
     best = _most_alike(profile, name, overlays)
     if best is None:
-        return Known(Sheet(roof), Sheet.basis, False, digest(profile)) if roof.macs else None
+        sheet = Sheet(roof)
+        return Known(sheet, sheet.basis, False, digest(profile), least=True) if roof.macs else None
     overlay, costs = best
     roofs = (roof_seen(costs.cost), roof) if roof.macs else None
     how = "scaled by data sheets" if roof.macs else "as if it were that"

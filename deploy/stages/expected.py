@@ -21,7 +21,8 @@ from deploy.stages.target import find_target
 
 @dataclass(frozen=True)
 class Expected:
-    """One form of the model on one runtime. ``basis`` says what the prediction is made of."""
+    """One form of the model on one runtime. ``basis`` says what the prediction is made of; ``least``: that is
+    no more than a bound, and the prediction's interval means nothing."""
 
     runtime: str
     form: str
@@ -29,6 +30,7 @@ class Expected:
     integer_blocks: int
     blocks: int
     basis: str
+    least: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def _forms(subject: Subject, known: Known) -> list[Expected]:
             integer_blocks=len(set(able) - floats),
             blocks=len(everything),
             basis=known.basis,
+            least=known.least,
         )
         for form, floats in forms
     ]

@@ -103,8 +103,6 @@ def test_the_roof_is_the_higher_of_both() -> None:
     [
         (Roof({}, 1e6), kernel("conv", "float", 10, 10)),
         (Roof({"fp16": 1e9}, 1e6), kernel("gemm", "int8", 10, 10)),
-        (Roof({"float": 1e9}, None), kernel("elementwise", "float", 0, 10)),
-        (Roof({}, None), kernel("softmax", "float", 0, 10)),
     ],
 )
 def test_what_no_data_sheet_says_is_an_error(roof: Roof, at: Kernel) -> None:
@@ -112,8 +110,13 @@ def test_what_no_data_sheet_says_is_an_error(roof: Roof, at: Kernel) -> None:
         Sheet(roof).kernel(at)
 
 
-def test_without_a_bandwidth_products_bound_what_is_made_of_them() -> None:
-    assert Sheet(Roof({"float": 1e9}, None)).kernel(kernel("conv", "float", 10**9, 10**9)).estimate.ms == 1
+def test_without_a_bandwidth_products_are_all_that_counts_and_that_is_said() -> None:
+    sheet = Sheet(Roof({"float": 1e9}, None))
+    assert sheet.kernel(kernel("conv", "float", 10**9, 10**9)).estimate.ms == 1
+    assert sheet.kernel(kernel("elementwise", "float", 0, 10)).estimate.ms == 0
+    assert sheet.kernel(kernel("convert", "int8", 0, 10)).estimate.ms == 0
+    assert sheet.basis == "the data sheet's multiply-accumulates alone, the least that is possible"
+    assert Sheet(Roof({}, 1e6)).basis == "the data sheet's roofline, the least that is possible"
 
 
 # Transfer.
