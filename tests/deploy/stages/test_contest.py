@@ -30,6 +30,12 @@ from deploy.stages.request import Request
 Build = Callable[..., Bundle]
 
 
+@pytest.fixture(autouse=True)
+def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No costs are known, of this machine or of those that come with the package: no mixtures take part."""
+    monkeypatch.setattr("deploy.stages.costs.measured_machines", list)
+
+
 class Second(OnnxRuntime):
     """ONNX Runtime under the name ``second``; counts what it lowers, and fails in the ways it is told to."""
 
