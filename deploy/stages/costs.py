@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from deploy.adapter.overlays import find_overlay, kept_overlays, measured_machines, runs_here
+from deploy.adapter.overlays import find_overlay, kept_overlays, measured_machines, runs_here, why_not
+from deploy.bundle.report.figures import plural
 from deploy.measure.host import this_machine
 from deploy.predict.elsewhere import Sheet, Transferred, roof_of, roof_seen
 from deploy.predict.latency import Costs, CostSource
@@ -59,14 +60,19 @@ def costs_of(target: Target, threads: int) -> Foresight:
     runtimes = [route.runtime for route in target.routes]
     found: dict[str, Known] = {}
     notes: list[str] = []
-    if target.stands_here():
-        fit = find_overlay(this_machine(), runs_here(runtimes, threads))
+    kept, unreadable = kept_overlays()
+    if not target.stands_here():
+        notes += unreadable
+    else:
+        here = this_machine()
+        fit = find_overlay(here, runs_here(runtimes, threads))
         notes += [*fit.warnings, *fit.reasons]
+        kept = [k for k in kept if why_not(k.overlay.machine, here)]  # of this machine what fits was taken
         if fit.overlay is not None:
             rules = "" if fit.overlay.profile == profile.name else f" by the rules of {fit.overlay.profile}"
             when = f"measured here{rules}, {fit.overlay.date}"
             found = {m.name: Known(Costs.of(m), when, True, digest(m)) for m in fit.overlay.runtime}
-    elsewhere = [kept.overlay for kept in kept_overlays()[0] if kept.overlay.profile == profile.name]
+    elsewhere = [k.overlay for k in kept if k.overlay.profile == profile.name]
     overlays = [*elsewhere, *measured_machines()]
     for runtime in runtimes:
         if runtime.name not in found:
@@ -78,11 +84,11 @@ def costs_of(target: Target, threads: int) -> Foresight:
 
 def _lent(profile: Profile, name: str, threads: int, overlays: Sequence[Overlay]) -> Known | None:
     """The costs of one runtime from other machines' measurements, or else from the data sheet."""
-    same = [o for o in overlays if o.profile == profile.name and o.runtime_named(name) is not None]
+    same = [(o, c) for o in overlays if o.profile == profile.name if (c := o.runtime_named(name)) is not None]
     if same:
-        costs = same[0].runtime_named(name)
-        assert costs is not None
-        basis = f"measured on {_device(same[0])}, {same[0].date}"
+        overlay, costs = min(same, key=lambda o: o[1].threads != threads)
+        run = "" if costs.threads == threads else f" with {plural(costs.threads, 'thread')}"
+        basis = f"measured on {_device(overlay)}{run}, {overlay.date}"
         return Known(Costs.of(costs), basis, False, digest(costs))
     roof = roof_of(profile, threads)
     best = _most_alike(profile, name, overlays)
