@@ -24,6 +24,8 @@ from deploy.spec.project import WITHOUT_RANGES, PrecisionRequest
 
 _SQNR_SAMPLES = 64
 SLOWER_SO = "faster as float, its borders counted"
+BY_COSTS = "the fastest by the costs of kernels, of those within the budget"
+"""The reason for a mixture, by which a replay knows one."""
 _NOT_MEASURED: Mapping[str, float] = {}
 
 Judge = Callable[[Candidate], Drop]
@@ -77,7 +79,7 @@ def decide(
     at again; at least ``start`` blocks are float. ``precision`` "int8" and "w8a16" keep every block so
     whatever it costs; the forms that need no ranges ("float", "fp16", "w8" ...) are a single candidate.
     ``locked`` names the float blocks of an earlier build, which are then taken as they are; the plan is the
-    same as that build's, given ``why_float`` where all of them ended so for another reason than accuracy.
+    same as that build's, given ``why_float`` where they ended so for another reason than accuracy.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in WITHOUT_RANGES:
@@ -186,8 +188,7 @@ def decide_mixed(
         return None
     chosen = candidate(found.float_blocks)
     count = len(able) - len(found.float_blocks)
-    reason = "the fastest by the costs of kernels, of those within the budget"
-    choice = Choice(what="INT8 blocks", chosen=f"{count} of {len(able)}", reason=reason)
+    choice = Choice(what="INT8 blocks", chosen=f"{count} of {len(able)}", reason=BY_COSTS)
     trials[found.float_blocks] = trials.pop(found.float_blocks, _trial(chosen, found.drop))
     return Decided(
         chosen, found.float_blocks, found.drop, True, (choice,), given.sqnr, tuple(trials.values())
@@ -220,7 +221,8 @@ def _decide_fixed(
     """The artifact for float blocks decided elsewhere: by a lock, or by who quantized the source."""
     if float_blocks >= set(subject.int8_blocks()):
         return decide_float(subject, judge, accept, max_drop, workdir, sqnr, why_float)
-    chosen = build_candidate(subject, float_blocks, workdir / "fixed", sqnr=sqnr)
+    reasons = dict.fromkeys(float_blocks, why_float)
+    chosen = build_candidate(subject, float_blocks, workdir / "fixed", sqnr=sqnr, reasons=reasons)
     scorer = accept or judge
     drop = scorer(chosen) if scorer is not None else None
     within = drop is None or drop.within(max_drop)

@@ -14,7 +14,7 @@ from deploy.errors import BackendError, UnsupportedError, VerificationError
 from deploy.measure.latency import Timing, speedup
 from deploy.predict.kernels import UnknownSizeError
 from deploy.quantize.candidate import Subject, build_candidate
-from deploy.quantize.decide import Decided, decide, decide_float, decide_mixed
+from deploy.quantize.decide import BY_COSTS, SLOWER_SO, Decided, decide, decide_float, decide_mixed
 from deploy.spec.manifest import Choice, Lock
 from deploy.spec.measurement import Comparison
 from deploy.spec.tensors import Precision
@@ -153,9 +153,9 @@ def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0) -> Ent
 
 
 def _why_float(lock: Lock | None) -> str:
-    """Why a locked build ended as float, where the clock said so."""
-    said = [] if lock is None else [c.reason for c in lock.choices if c.reason == _SLOWER]
-    return said[0] if said else ""
+    """Why blocks of a locked build are float, where the clock or the costs of kernels said so."""
+    said = set() if lock is None else {choice.reason for choice in lock.choices}
+    return _SLOWER if _SLOWER in said else SLOWER_SO if BY_COSTS in said else ""
 
 
 def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:

@@ -51,6 +51,12 @@ def _loudness() -> Iterator[None]:
     logger.handlers[:] = handlers
 
 
+@pytest.fixture(autouse=True)
+def _unmeasured(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What was measured on the machine that runs the tests changes none of them."""
+    monkeypatch.setenv("DEPLOY_DATA", str(tmp_path_factory.getbasetemp() / "data"))
+
+
 @pytest.fixture
 def save() -> Callable[..., Path]:
     return save_model

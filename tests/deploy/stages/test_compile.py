@@ -49,6 +49,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         asked.extend(contenders)
         return {name: Timing(np.full(20, takes[name]), np.full(20, takes[name])) for name in contenders}
 
+    monkeypatch.setattr("deploy.stages.costs.measured_machines", list)
     monkeypatch.setattr("deploy.stages.contest.race", race)
     monkeypatch.setattr("deploy.stages.target.Target.stands_here", lambda self: True)
     monkeypatch.setattr(

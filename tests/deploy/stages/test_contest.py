@@ -109,6 +109,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, second: Second) -> dict[str, float]:
     def race(contenders: Mapping[str, Contender], feeds: Arrays) -> dict[str, Timing]:
         return {name: Timing(np.full(20, takes[name]), np.full(20, takes[name])) for name in contenders}
 
+    monkeypatch.setattr("deploy.stages.costs.measured_machines", list)
     monkeypatch.setattr("deploy.stages.contest.race", race)
     monkeypatch.setattr("deploy.stages.target.Target.stands_here", lambda self: True)
     monkeypatch.setattr(
