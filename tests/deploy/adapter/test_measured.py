@@ -43,6 +43,7 @@ def test_its_runtimes_are_those_of_its_profile(path: Path) -> None:
         rules = profile.runtime_named(runtime.name)
         assert runtime.settings == rules.options, "a changed setting makes its points another's"
         assert {cost.precision for cost in runtime.cost} <= {
+            "float",
             rules.float_precision,
             "int8",
             "fp16",
