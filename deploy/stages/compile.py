@@ -161,7 +161,7 @@ def _precision_outcome(entrant: Entrant, held: Race) -> str:
     chosen = f"{count} of {len(plan.blocks)} blocks {_SPOKEN.get(word, word)}"
     scored = "" if drop is None else f", drop {drop.drop:+.4f}"
     if len(held.entrants) > 1:
-        return f"{entrant.runtime} {chosen}{scored}"
+        return f"{entrant.runtime} {'mixed ' if entrant.mixed else ''}{chosen}{scored}"
     interval = "" if drop is None else f" [{drop.low:+.4f}, {drop.high:+.4f}]"
     return f"{chosen}{scored}{interval}"
 
