@@ -28,13 +28,14 @@ def settle(job: Job, held: Race) -> tuple[Entrant, Race]:
         assert winner.decided.drop is not None
         said = f"eval data: {winner.name} drops {winner.decided.drop.drop:+.4f}, over the budget"
         job.progress.note(f"{said} of {job.request.budget.max_drop:.4f}")
-        others = tuple(e for e in held.entrants if e.name != winner.name)
         if winner.mixed:
-            held = replace(held, entrants=others)
+            others = tuple(e for e in held.entrants if e.name != winner.name)
+            held = replace(held, entrants=others, refused=(*held.refused, winner))
             continue
         again = decided_for(job, winner.subject, ask=True, start=_more(winner))
         places = {e.name: e for e in held.entrants} | {winner.name: again}
-        held = hold_race(job, tuple(e for e in places.values() if e is again or e.name != again.name))
+        entrants = tuple(e for e in places.values() if e is again or e.name != again.name)
+        held = replace(hold_race(job, entrants), refused=held.refused)
 
 
 def _judged(job: Job, winner: Entrant) -> Entrant:

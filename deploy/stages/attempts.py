@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from deploy.measure.blocks import block_times
 from deploy.measure.latency import speedup
@@ -44,6 +45,9 @@ def attempts(job: Job, held: Race, winner: Entrant) -> tuple[Attempt, ...]:
         *before, last = entrant.decided.trials
         listed += [_attempt(job, entrant, trial, _missed(job, trial)) for trial in before]
         listed.append(_timed(_attempt(job, entrant, last, _outcome(entrant, winner)), held, entrant.name))
+    for entrant in held.refused:
+        last = replace(entrant.decided.trials[-1], drop=entrant.decided.drop)
+        listed.append(_timed(_attempt(job, entrant, last, "refused by eval data"), held, entrant.name))
     return tuple(listed)
 
 

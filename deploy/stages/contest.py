@@ -67,12 +67,14 @@ class Entrant:
 class Race:
     """Who may win, preferred runtimes first; the float builds that INT8 has to beat; times where there are.
 
-    ``times`` holds the baseline under `GIVEN` and everybody else by name.
+    ``times`` holds the baseline under `GIVEN` and everybody else by name. ``refused`` are mixtures that eval
+    data did not allow, with what they said of them.
     """
 
     entrants: tuple[Entrant, ...]
     floats: tuple[Entrant, ...] = ()
     times: Mapping[str, Timing] | None = None
+    refused: tuple[Entrant, ...] = ()
 
     def without(self, runtime: str) -> Race:
         """The race as if that runtime had not been there."""

@@ -160,6 +160,8 @@ def test_a_refused_mixture_leaves_the_race(
     assert bundle.manifest.verdict.status == "met"
     assert bundle.measurements.comparison is not None
     assert bundle.measurements.comparison.speedup == 2.0, "what accuracy alone had chosen"
+    refused = [a for a in bundle.measurements.attempts if a.outcome == "refused by eval data"]
+    assert [(a.runtime, a.drop) for a in refused] == [("ort", OVER)]
 
 
 def test_a_refused_choice_of_accuracy_comes_back_with_twice_as_many_float_blocks(
