@@ -17,6 +17,7 @@ import onnx_ir as ir
 from deploy.graph.blocks import reads
 from deploy.graph.cost import macs_of
 from deploy.graph.edit import constant_tensor, is_constant, sole_consumer
+from deploy.graph.row_bias import chain_word
 from deploy.graph.shapes import static_shape
 from deploy.predict.classes import JOINS, class_of
 from deploy.spec.overlay import KernelClass
@@ -178,7 +179,7 @@ class _Formed:
         nodes, best = [head], 1
         absorbs = head.op_type in self.runtime.absorbs or class_of(head) in self.runtime.absorbs
         while True:
-            kinds = tuple("Bias" if _adds_bias(n) else n.op_type for n in nodes)
+            kinds = tuple(chain_word(n) for n in nodes)
             if kinds in patterns:
                 best = len(nodes)
             following = sole_consumer(nodes[-1].outputs[0])
@@ -331,18 +332,6 @@ class _Formed:
         else:
             return 1
         return min(_LARGEST_ALIGN, *(size & -size for size in sizes)) or 1
-
-
-def _adds_bias(node: ir.Node) -> bool:
-    """What `fuses` calls Bias: an Add of a constant behind a product."""
-    before = [v.producer() for v in node.inputs if v is not None and not is_constant(v)]
-    return (
-        node.op_type == "Add"
-        and len(before) == 1
-        and before[0] is not None
-        and before[0].op_type == "MatMul"
-        and any(is_constant(v) for v in node.inputs)
-    )
 
 
 def _behind_views(value: ir.Value) -> ir.Value:

@@ -15,14 +15,13 @@ import onnx_ir as ir
 
 from deploy.graph.blocks import Block
 from deploy.graph.edit import is_constant, sole_consumer
+from deploy.graph.row_bias import bias_behind, chain_word, one_per_channel
 from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.profile import QuantRules, Runtime
 from deploy.spec.tensors import INTEGER, Precision
 
 _WEIGHT_SLOT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 _BIAS_SLOT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
-BIAS = "Bias"
-"""How `fuses` calls an Add of one constant for each column behind a product with constant weights."""
 _SIZES = ("Shape", "Size")
 """They read how large a value is, and not the value."""
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Max", "Min")
@@ -118,7 +117,7 @@ def _longest(
 ) -> list[ir.Node]:
     nodes, best = [head], 1
     while True:
-        kinds = tuple(BIAS if _adds_bias(n) else n.op_type for n in nodes)
+        kinds = tuple(chain_word(n) for n in nodes)
         if kinds in patterns:
             best = len(nodes)
         if not any(p[: len(kinds)] == kinds and len(p) > len(kinds) for p in patterns):
@@ -127,27 +126,6 @@ def _longest(
         if following is None or block_of.get(following.name) != block_of.get(head.name):
             return nodes[:best]
         nodes.append(following)
-
-
-def _adds_bias(node: ir.Node) -> bool:
-    return _bias_behind(node) is not None
-
-
-def _bias_behind(node: ir.Node) -> ir.Value | None:
-    """The constant that an Add adds to each row of the product before it, if nobody else reads either."""
-    if node.op_type != "Add" or len(node.inputs) != 2:
-        return None
-    for product, bias in (node.inputs, reversed(node.inputs)):
-        head = None if product is None else product.producer()
-        if head is None or head.op_type != "MatMul" or product is None or bias is None:
-            continue
-        weight = head.inputs[1]
-        fits = weight is not None and weight.shape is not None and len(weight.shape) == 2
-        if not fits or weight is None or not is_constant(weight) or sole_consumer(product) is not node:
-            continue
-        if _one_per_channel(head, weight, bias):
-            return bias
-    return None
 
 
 def observed_values(model: ir.Model, chains: Iterable[Chain], runtime: Runtime) -> list[str]:
@@ -278,19 +256,9 @@ def _place_constants(chain: Chain, placement: Placement, integer_bias: bool) -> 
     bias_slot = _BIAS_SLOT.get(head.op_type)
     bias = head.inputs[bias_slot] if bias_slot is not None and bias_slot < len(head.inputs) else None
     if len(chain.nodes) > 1 and bias is None:
-        bias = _bias_behind(chain.nodes[1])
+        bias = bias_behind(chain.nodes[1])
     source = head.inputs[0]
-    if integer_bias and bias is not None and source is not None and _one_per_channel(head, weight, bias):
+    if integer_bias and bias is not None and source is not None and one_per_channel(head, weight, bias):
         assert bias.name is not None and source.name is not None
         if source.name in placement.groups:
             placement.biases[bias.name] = (source.name, weight.name)
-
-
-def _one_per_channel(head: ir.Node, weight: ir.Value, bias: ir.Value) -> bool:
-    """Whether ``bias`` is this node's alone, one entry for each output channel: sums take any shape."""
-    if not is_constant(bias) or len(bias.uses()) != 1 or bias.is_graph_output():
-        return False
-    if head.op_type not in ("Gemm", "MatMul"):
-        return True
-    channels = weight.shape[0 if head.attributes.get_int("transB", 0) else 1] if weight.shape else None
-    return bias.shape is not None and tuple(bias.shape) == (channels,)
