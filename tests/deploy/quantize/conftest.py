@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from backends.ort import OnnxRuntime
 from deploy.data.dataset import Dataset, open_dataset
 from deploy.frontend.onnx_file import to_bytes
 from deploy.graph.blocks import Block, partition
@@ -19,8 +20,10 @@ from deploy.graph.shapes import infer
 from deploy.graph.summary import tensor_specs
 from deploy.quantize.assign import Assignment, assign
 from deploy.quantize.calibrate import calibrate
+from deploy.quantize.candidate import Subject
 from deploy.quantize.place import Chain, Placement, find_chains, observed_values, place
 from deploy.quantize.ranges import Histogram
+from deploy.spec.artifact import Options
 from deploy.spec.profile import FixedOutput, QuantRules, Runtime
 
 _DAY = date(2026, 11, 21)
@@ -226,3 +229,25 @@ def symmetric() -> Runtime:
 @pytest.fixture(scope="session")
 def affine() -> Runtime:
     return AFFINE
+
+
+@pytest.fixture
+def as_subject():
+    """The subject of a quantized graph for a runtime, with the histograms that were found of it."""
+
+    def make(model: ir.Model, runtime: Runtime, result: Quantized) -> Subject:
+        return Subject(
+            graph=model,
+            graph_sha256="0" * 64,
+            target="here",
+            runtime=runtime,
+            backend=OnnxRuntime(),
+            options=Options(),
+            blocks=result.blocks,
+            chains=result.chains,
+            histograms=result.histograms,
+            observer="minmax",
+            excluded=frozenset(),
+        )
+
+    return make

@@ -21,22 +21,10 @@ NET = f"""g ({IMAGE} x) => ({IMAGE} y) {{
 
 
 @pytest.fixture
-def subject(graph, quantize, unsigned) -> Subject:
+def subject(graph, quantize, unsigned, as_subject) -> Subject:
     model = graph(NET, {"w1": (4, 4, 3, 3), "b1": (4,), "w2": (4, 4, 3, 3)})
     result = quantize(model)
-    return Subject(
-        graph=model,
-        graph_sha256="0" * 64,
-        target="here",
-        runtime=unsigned,
-        backend=OnnxRuntime(),
-        options=Options(),
-        blocks=result.blocks,
-        chains=result.chains,
-        histograms=result.histograms,
-        observer="minmax",
-        excluded=frozenset(),
-    )
+    return as_subject(model, unsigned, result)
 
 
 def test_the_artifact_carries_the_plan_and_the_plan_says_why(subject, tmp_path):

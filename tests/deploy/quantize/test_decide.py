@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from backends.ort import OnnxRuntime
 from deploy.data.interval import Drop
 from deploy.progress import SILENT
-from deploy.quantize.candidate import Candidate, Subject
+from deploy.quantize.candidate import Candidate
 from deploy.quantize.decide import Decided, decide, decide_float
-from deploy.spec.artifact import Options
 from deploy.spec.document import render
 
 PAD = "<pads=[1,1,1,1]>"
@@ -24,23 +22,11 @@ NET = "g (float[N,4,6,6] x) => (float[N,4,6,6] y) { " + "  ".join(
 
 
 @pytest.fixture
-def built(graph, quantize, unsigned):
+def built(graph, quantize, unsigned, as_subject):
     """The subject, and the data it was calibrated on."""
     model = graph(NET, {f"w{i}": (4, 4, 3, 3) for i in range(1, COUNT + 1)})
     result = quantize(model)
-    subject = Subject(
-        graph=model,
-        graph_sha256="0" * 64,
-        target="here",
-        runtime=unsigned,
-        backend=OnnxRuntime(),
-        options=Options(),
-        blocks=result.blocks,
-        chains=result.chains,
-        histograms=result.histograms,
-        observer="minmax",
-        excluded=frozenset(),
-    )
+    subject = as_subject(model, unsigned, result)
     return subject, result.dataset
 
 

@@ -7,7 +7,6 @@ from itertools import product
 
 import pytest
 
-from backends.ort import OnnxRuntime
 from deploy.predict.curve import Estimate
 from deploy.predict.elsewhere import BY_PRODUCTS
 from deploy.predict.kernels import Kernel
@@ -15,7 +14,6 @@ from deploy.predict.latency import Part, predict
 from deploy.quantize.candidate import Subject
 from deploy.quantize.knapsack import Problem, fastest
 from deploy.quantize.pays import problem_of
-from deploy.spec.artifact import Options
 from deploy.spec.tensors import INTEGER, Precision
 
 PAD = "<pads=[1,1,1,1]>"
@@ -59,7 +57,7 @@ class Invented:
 
 
 @pytest.fixture
-def subject_of(graph, quantize):
+def subject_of(graph, quantize, as_subject):
     """A subject of a graph for a runtime, with histograms of random data."""
     import numpy as np
 
@@ -67,19 +65,7 @@ def subject_of(graph, quantize):
         shape = {"shape": np.array([0, -1], np.int64)} if "shape)" in text else {}
         model = graph(text, {**weights, **shape})
         result = quantize(model, runtime)
-        return Subject(
-            graph=model,
-            graph_sha256="0" * 64,
-            target="here",
-            runtime=runtime,
-            backend=OnnxRuntime(),
-            options=Options(),
-            blocks=result.blocks,
-            chains=result.chains,
-            histograms=result.histograms,
-            observer="minmax",
-            excluded=frozenset(),
-        )
+        return as_subject(model, runtime, result)
 
     return make
 
