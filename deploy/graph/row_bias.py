@@ -6,10 +6,13 @@ import onnx_ir as ir
 
 from deploy.graph.edit import is_constant, sole_consumer
 
+BIAS = "Bias"
+"""How `fuses` calls an Add of one constant for each column behind a product with constant weights."""
+
 
 def chain_word(node: ir.Node) -> str:
-    """How chains of a profile call a node: by its operation, or ``Bias``."""
-    return "Bias" if bias_behind(node) is not None else node.op_type
+    """How chains of a profile call a node: by its operation, or `BIAS`."""
+    return BIAS if bias_behind(node) is not None else node.op_type
 
 
 def bias_behind(node: ir.Node) -> ir.Value | None:

@@ -21,7 +21,7 @@ from deploy.adapter.profiles import (
     resolve,
 )
 from deploy.errors import UsageError
-from deploy.quantize.place import BIAS
+from deploy.graph.row_bias import BIAS
 from deploy.spec.profile import Figure, Profile, QuantRules
 
 ROOT = Path(__file__).parents[3]
