@@ -16,7 +16,16 @@ from pathlib import Path
 from deploy.bundle.read import Bundle, load_bundle
 from deploy.bundle.write import staged
 from deploy.progress import SILENT, Progress
-from deploy.spec.project import Budget, InputSection, IoSection, MetricSection, Observer, PrecisionRequest
+from deploy.spec.project import (
+    Budget,
+    InputSection,
+    IoSection,
+    MetricSection,
+    Objective,
+    Observer,
+    PrecisionRequest,
+    Tune,
+)
 from deploy.spec.recipe import Recipe
 from deploy.stages import steps
 from deploy.stages.assemble import assemble
@@ -81,6 +90,8 @@ def build(
     eval: Data | None = None,
     recipe: Recipe = Recipe(),
     budget: Budget = Budget(),
+    objective: Objective = "latency",
+    tune: Tune = "quick",
     precision: PrecisionRequest = "auto",
     shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: Mapping[str, InputSection] | None = None,
@@ -108,9 +119,10 @@ def build(
     by running the user's code. ``data``, ``validation``, ``train`` and ``eval`` are paths of npz or npy files
     or image folders, ``python:`` references, or arrays by name with samples along the first axis, labels
     under ``labels`` and the numbers of groups (one patient, one recording) under ``groups``. ``budget`` is in
-    the metric's unit. ``shapes`` pins free dimensions. ``io`` lets the artifact take raw pixels. ``classes``
-    are the names of the classes, or a file of them. Without ``data`` nothing is quantized. Where a device has
-    several runtimes the fastest within the budget is taken, unless ``runtime`` names one.
+    the metric's unit, milliseconds and bytes; within it ``objective`` is made best, with as much trying as
+    ``tune`` says. ``shapes`` pins free dimensions. ``io`` lets the artifact take raw pixels. ``classes`` are
+    the names of the classes, or a file of them. Without ``data`` nothing is quantized. Where a device has
+    several runtimes the best within the budget is taken, unless ``runtime`` names one.
 
         bundle = deploy.build("model.onnx", target="x86-cpu", data="calib.npz")
         bundle.manifest.verdict.status      # "met", "missed" or "float"
@@ -128,6 +140,8 @@ def build(
             eval=eval,
             recipe=recipe,
             budget=budget,
+            objective=objective,
+            tune=tune,
             precision=precision,
             shapes=shapes or {},
             inputs=inputs or {},

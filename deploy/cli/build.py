@@ -14,6 +14,7 @@ from deploy.cli.options import (
     Verbose,
     complete_target,
     parse_shapes,
+    parse_size,
     settle,
 )
 from deploy.cli.project import FILE, Flags, requests
@@ -28,6 +29,8 @@ Precision = Literal["auto", "float", "fp16", "bf16", "int8", "mixed", "w8a16", "
 IoType = Literal["uint8", "int8"]
 IoLayout = Literal["NHWC", "NCHW"]
 Observer = Literal["minmax", "percentile", "mse", "kl"]
+Objective = Literal["latency", "size", "memory", "accuracy"]
+Tune = Literal["off", "quick", "full"]
 
 _DATA, _QUALITY, _EFFORT, _OUTPUT = "Data", "Precision and budget", "Effort", "Output"
 
@@ -126,6 +129,26 @@ def build(
             help="What may be lost, in the metric's unit. Default: 0.01, one point of accuracy.",
         ),
     ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS", rich_help_panel=_QUALITY, help="What one inference may take, in milliseconds."
+        ),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", rich_help_panel=_QUALITY, help="What the artifact may weigh: 426kB, 1.5MB."
+        ),
+    ] = None,
+    objective: Annotated[
+        Objective | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_QUALITY,
+            help="What is made best within these limits: latency (the default), size, memory or accuracy.",
+        ),
+    ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -154,6 +177,15 @@ def build(
             metavar="NAME",
             rich_help_panel=_QUALITY,
             help="How ranges are found: mse, minmax, percentile or kl.",
+        ),
+    ] = None,
+    tune: Annotated[
+        Tune | None,
+        typer.Option(
+            metavar="HOW",
+            rich_help_panel=_EFFORT,
+            help="off: choose from what is known beforehand; quick (the default): time the few best; "
+            "full: also train, and try threads and options of the runtimes.",
         ),
     ] = None,
     samples: Annotated[
@@ -220,6 +252,10 @@ def build(
         io_dtype=io_dtype,
         io_layout=io_layout,
         max_drop=max_drop,
+        max_latency=max_latency,
+        max_size=None if max_size is None else parse_size(max_size),
+        objective=objective,
+        tune=tune,
         metric=metric,
         out=out,
         shapes=parse_shapes(shape),

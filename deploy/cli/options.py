@@ -76,6 +76,26 @@ def parse_shapes(words: list[str] | None) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_size(word: str) -> int:
+    """Bytes. Raises UsageError.
+
+    >>> parse_size("426kB"), parse_size("1.5 MiB")
+    (426000, 1572864)
+    """
+    number = word.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    unit = word[len(number) :].lower()
+    try:
+        size = float(number) * _UNITS[unit]
+    except (ValueError, KeyError):
+        size = 0.0
+    if not 1 <= size < 2**63:
+        raise UsageError(f"--max-size '{word}' is no size", hint="write it as 426kB, 1.5MB or in bytes")
+    return int(size)
+
+
 def target_names() -> Iterator[str]:
     """Names and aliases of our own profiles, read without checking them: completion has to be quick."""
     package = Path(__file__).parents[1]

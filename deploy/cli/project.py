@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from deploy.spec.project import IoLayout, IoType, Observer, PrecisionRequest, Project
+    from deploy.spec.project import IoLayout, IoType, Objective, Observer, PrecisionRequest, Project, Tune
     from deploy.stages.request import Request
 
 FILE = "deploy.toml"
@@ -33,6 +33,10 @@ class Flags:
     io_dtype: IoType | None = None
     io_layout: IoLayout | None = None
     max_drop: float | None = None
+    max_latency: float | None = None
+    max_size: int | None = None
+    objective: Objective | None = None
+    tune: Tune | None = None
     metric: str | None = None
     out: Path | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -92,7 +96,6 @@ def requests(flags: Flags, here: Path) -> list[Request]:
 
 
 def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request]:
-    from deploy.spec.project import Budget
     from deploy.spec.recipe import Recipe
     from deploy.stages.request import Request
 
@@ -105,6 +108,12 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
         )
     if flags.max_drop is not None and not math.isfinite(flags.max_drop):
         raise UsageError("--max-drop must be a number", hint="0.01 allows one point of accuracy")
+    limits = {
+        "max_drop": flags.max_drop,
+        "max_latency_ms": flags.max_latency,
+        "max_size_bytes": flags.max_size,
+    }
+    budget = project.budget.model_copy(update={name: v for name, v in limits.items() if v is not None})
     metric = project.metric
     if flags.metric is not None:
         metric = metric.model_copy(update={"name": flags.metric})
@@ -119,7 +128,9 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
             train=_flag_path(flags.train, root) or data.train,
             eval=_flag_path(flags.eval, root) or data.eval,
             recipe=Recipe(steps=project.recipe),
-            budget=project.budget if flags.max_drop is None else Budget(max_drop=flags.max_drop),
+            budget=budget,
+            objective=flags.objective or build.objective,
+            tune=flags.tune or build.tune,
             precision=flags.precision or quantize.precision,
             shapes={**project.model.shapes, **flags.shapes},
             inputs=project.input,

@@ -13,6 +13,13 @@ from deploy.spec.tensors import Layout, Normalisation
 Observer = Literal["minmax", "percentile", "mse", "kl"]
 PrecisionRequest = Literal["auto", "float", "fp16", "bf16", "int8", "mixed", "w8a16", "dynamic", "w8", "w4"]
 
+Objective = Literal["latency", "size", "memory", "accuracy"]
+"""What is made best among the forms within the limits: milliseconds, bytes of the model's files, bytes of
+memory while it runs, or the score."""
+Tune = Literal["off", "quick", "full"]
+"""How much is tried: ``off`` chooses from what is known beforehand, ``quick`` times the few best, ``full``
+also trains roundings and weights and tries threads and options of the runtimes."""
+
 WITHOUT_RANGES: tuple[PrecisionRequest, ...] = ("float", "fp16", "bf16", "dynamic", "w8", "w4")
 """Requests for which no ranges of activations are found, so that no calibration data are needed."""
 
@@ -78,9 +85,15 @@ class MetricSection(Frozen):
 
 
 class Budget(Frozen):
-    """What a build may cost. ``max_drop`` is absolute in the metric's unit: 0.01 is one point of accuracy."""
+    """What a build may cost. ``max_drop`` is absolute in the metric's unit: 0.01 is one point of accuracy.
+
+    ``max_latency_ms`` is of one inference at batch 1 where that can be timed, ``max_size_bytes`` of
+    the artifact's model files.
+    """
 
     max_drop: float = Field(default=0.01, ge=0)
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    max_size_bytes: int | None = Field(default=None, gt=0)
 
 
 class QuantizeSection(Frozen):
@@ -96,6 +109,8 @@ class BuildSection(Frozen):
     """For which targets, and where to. ``threads`` run and measure; equal seeds give equal bundles."""
 
     targets: tuple[str, ...] = ()
+    objective: Objective = "latency"
+    tune: Tune = "quick"
     out: str = "dist"
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)

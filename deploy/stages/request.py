@@ -23,8 +23,10 @@ from deploy.spec.project import (
     InputSection,
     IoSection,
     MetricSection,
+    Objective,
     Observer,
     PrecisionRequest,
+    Tune,
 )
 from deploy.spec.recipe import Recipe
 from deploy.spec.tensors import Normalisation, TensorSpec
@@ -50,6 +52,8 @@ class Request:
     eval: Data | None = None
     recipe: Recipe = field(default_factory=Recipe)
     budget: Budget = field(default_factory=Budget)
+    objective: Objective = "latency"
+    tune: Tune = "quick"
     precision: PrecisionRequest = "auto"
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     inputs: Mapping[str, InputSection] = field(default_factory=dict)
@@ -76,6 +80,8 @@ class Request:
         for name, value, allowed in (
             ("precision", self.precision, get_args(PrecisionRequest)),
             ("observer", self.observer, get_args(Observer)),
+            ("objective", self.objective, get_args(Objective)),
+            ("tune", self.tune, get_args(Tune)),
         ):
             if value not in allowed:
                 raise UsageError(f"unknown {name} '{value}'", hint=f"one of {', '.join(allowed)}")
