@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deploy.stages.contest import Entrant, Race, decided_for, hold_race, pick
+from deploy.stages.contest import decided_for, hold_race
+from deploy.stages.entrants import Entrant, Race
 from deploy.stages.job import Job
+from deploy.stages.pick import pick
 
 
 def settle(job: Job, held: Race) -> tuple[Entrant, Race]:

@@ -11,7 +11,7 @@ from deploy.quantize.decide import Trial
 from deploy.spec.measurement import Attempt, BlockTime
 from deploy.spec.plan import Plan
 from deploy.spec.tensors import Precision
-from deploy.stages.contest import GIVEN, Entrant, Race
+from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
 
 _SMALLEST_FIRST: tuple[Precision, ...] = ("w4", "int8", "fp8", "w8a16", "dynamic", "w8", "fp16", "bf16")

@@ -23,7 +23,8 @@ from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import INTEGER, Precision
 from deploy.stages.accept import settle
 from deploy.stages.attempts import attempts, times_by_block
-from deploy.stages.contest import GIVEN, Entrant, Race, enter, figures, hold_race
+from deploy.stages.contest import enter, figures, hold_race
+from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
 from deploy.stages.memory import shortages
 from deploy.stages.record import Record

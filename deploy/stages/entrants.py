@@ -1,0 +1,71 @@
+"""The forms of the model that may ship, and the race between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from deploy.measure.latency import Timing
+from deploy.quantize.candidate import Subject
+from deploy.quantize.decide import Decided
+from deploy.spec.tensors import Precision
+from deploy.stages.baseline import Contender
+
+GIVEN = "as given"
+"""The name of the baseline among the contenders."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A form of the model that may ship: what was decided for one runtime.
+
+    ``mixed``: by the costs of its blocks, else by accuracy alone. ``accepted``: eval data were asked.
+    """
+
+    subject: Subject
+    decided: Decided
+    mixed: bool = False
+    accepted: bool = False
+
+    @property
+    def runtime(self) -> str:
+        return self.subject.runtime.name
+
+    @property
+    def integer(self) -> bool:
+        return self.decided.candidate.plan.quantized
+
+    @property
+    def precision(self) -> Precision:
+        if self.subject.form is not None:
+            return self.subject.form
+        return self.subject.integer_precision if self.integer else self.subject.float_precision
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime} {'mixed' if self.mixed else self.precision}"
+
+    def contender(self) -> Contender:
+        return Contender(self.subject.backend, self.decided.candidate.artifact, self.subject.options)
+
+
+@dataclass(frozen=True)
+class Race:
+    """Who may win, preferred runtimes first; the float builds that INT8 has to beat; times where there are.
+
+    ``times`` holds the baseline under `GIVEN` and everybody else by name. ``refused`` are mixtures that eval
+    data did not allow, with what they said of them.
+    """
+
+    entrants: tuple[Entrant, ...]
+    floats: tuple[Entrant, ...] = ()
+    times: Mapping[str, Timing] | None = None
+    refused: tuple[Entrant, ...] = ()
+
+    def without(self, runtime: str) -> Race:
+        """The race as if that runtime had not been there."""
+        return replace(
+            self,
+            entrants=tuple(e for e in self.entrants if e.runtime != runtime),
+            floats=tuple(e for e in self.floats if e.runtime != runtime),
+        )
