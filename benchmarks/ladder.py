@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from deploy.quantize import correct, equalize, observers, smooth, split
 from deploy.quantize.assign import Assignment, assign
 from deploy.quantize.calibrate import calibrate
 from deploy.quantize.place import Chain, Placement, find_chains, observed_values, place
-from deploy.quantize.ranges import Histogram
+from deploy.quantize.ranges import Histogram, Range
 from deploy.quantize.rung import Rung, output_noise
 from deploy.spec.profile import QuantRules, Runtime
 from deploy.spec.project import IoSection
@@ -56,7 +56,7 @@ class State:
     histograms: dict[str, Histogram]
     placement: Placement
     excluded: frozenset[str] = frozenset()
-    ranges: dict[str, observers.Range] | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
     corrected: Assignment | None = None
     steps: int = 0
 
@@ -68,10 +68,7 @@ class State:
     def assignment(self) -> Assignment:
         if self.corrected is not None:
             return self.corrected
-        if self.ranges is None:
-            return assign(self.graph, self.placement, self.histograms, self.rules, "mse")
-        chosen = observers.with_ranges(self.placement, self.histograms, self.ranges)
-        return assign(self.graph, self.placement, chosen, self.rules, "minmax")
+        return assign(self.graph, self.placement, self.histograms, self.rules, "mse", self.ranges)
 
     def quantized(self) -> ir.Model:
         plan = self.assignment()

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from deploy.graph.edit import constant
 from deploy.graph.qdq import data_digest, quantize_array
 from deploy.quantize.place import Placement
-from deploy.quantize.ranges import Histogram, find_range
+from deploy.quantize.ranges import Histogram, Range, find_range
 from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.profile import QuantRules
 from deploy.spec.project import Observer
@@ -25,6 +25,9 @@ from deploy.spec.tensors import RANGES
 _SMALLEST_SCALE = 1e-12
 _BIAS_LIMIT = 2.0**30
 """Biases stay below half of int32, so that adding the accumulator cannot overflow."""
+
+
+_NONE_CHOSEN: Mapping[str, Range] = {}
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,13 @@ def assign(
     histograms: Mapping[str, Histogram],
     rules: QuantRules,
     observer: Observer,
+    ranges: Mapping[str, Range] = _NONE_CHOSEN,
 ) -> Assignment:
-    """Parameters for every value in ``placement``. Raises KeyError for a value without a histogram."""
-    tensors = _activations(placement, histograms, rules, observer)
+    """Parameters for every value in ``placement``: by ``observer``, but for the groups that ``ranges`` names.
+
+    Raises KeyError for a value without a histogram.
+    """
+    tensors = _activations(placement, histograms, rules, observer, ranges)
     codes: dict[str, np.ndarray] = {}
     for name, uses in placement.weights.items():
         array = _array(model, name)
@@ -79,6 +86,7 @@ def _activations(
     histograms: Mapping[str, Histogram],
     rules: QuantRules,
     observer: Observer,
+    ranges: Mapping[str, Range],
 ) -> dict[str, TensorPlan]:
     members: dict[str, list[str]] = {}
     for name, group in placement.groups.items():
@@ -95,12 +103,7 @@ def _activations(
             scale = _floats(stored_scale(np.asarray([prescribed.scale]), rules))
             params = QuantParams(type=rules.activation, scale=scale, zero_point=(prescribed.zero_point,))
         else:
-            merged = Histogram()
-            for name in names:
-                merged.merge(histograms[name])
-            bottom, top = RANGES[rules.activation]
-            symmetric = rules.symmetric_activation
-            low, high = find_range(merged, observer, symmetric=symmetric, levels=top - bottom)
+            low, high = ranges.get(group) or _observed(histograms, names, rules, observer)
             params = activation_params(low, high, rules)
         for name in names:
             origin = "fixed" if prescribed is not None else "calibration" if name == group else "shared"
@@ -111,6 +114,17 @@ def _activations(
                 readers=placement.readers.get(name, ()),
             )
     return tensors
+
+
+def _observed(
+    histograms: Mapping[str, Histogram], names: Iterable[str], rules: QuantRules, observer: Observer
+) -> Range:
+    """The range of values that share their parameters."""
+    merged = Histogram()
+    for name in names:
+        merged.merge(histograms[name])
+    bottom, top = RANGES[rules.activation]
+    return find_range(merged, observer, symmetric=rules.symmetric_activation, levels=top - bottom)
 
 
 def activation_params(low: float, high: float, rules: QuantRules) -> QuantParams:

@@ -23,7 +23,7 @@ from deploy.execute.reference import open_graph
 from deploy.graph.edit import fresh_name, names
 from deploy.quantize.assign import activation_params
 from deploy.quantize.place import Chain, Placement
-from deploy.quantize.ranges import BINS, Histogram, find_range
+from deploy.quantize.ranges import Histogram, Range, find_range
 from deploy.quantize.rung import Rung, Step
 from deploy.spec.profile import QuantRules
 from deploy.spec.project import Observer
@@ -36,8 +36,6 @@ _LEAST_GAIN, _LEAST_GAIN_CUT = 0.8, 0.63
 cuts off more must win 2 dB: layers behind average out what rounding adds, and not what clipping takes."""
 _ASKED, _BEST = "asked", "best"
 _BATCH = 8
-
-Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def apply(
     samples: int,
     threads: int = 1,
 ) -> Rung[dict[str, Range]]:
-    """The range of every group of ``placement`` (by its leader), as `with_ranges` takes it.
+    """The range of every group of ``placement`` (by its leader), as `assign` takes it.
 
     ``observer`` is what was asked for; it stays where no other wins 1 dB, and where nothing reads a value in
     integers. Raises KeyError for a value without a histogram.
@@ -91,19 +89,6 @@ def apply(
             steps.append(Step(group, what, errors[_ASKED], errors[_BEST]))
     runs = len(first) * len(next(iter(candidates.values()))) + len(others) * 2
     return Rung("ranges", chosen, tuple(steps), 2 * runs / len(dataset))
-
-
-def with_ranges(
-    placement: Placement, histograms: Mapping[str, Histogram], ranges: Mapping[str, Range]
-) -> dict[str, Histogram]:
-    """Histograms from which the observer ``minmax`` reads exactly ``ranges``; those of others as given."""
-    found = dict(histograms)
-    for name, group in placement.groups.items():
-        if group in ranges:
-            low, high = ranges[group]
-            exponent = int(np.frexp(max(-low, high, 2.0**-100))[1])
-            found[name] = Histogram(exponent, np.zeros(BINS, np.int64), 1, low, high)
-    return found
 
 
 def _merged(placement: Placement, histograms: Mapping[str, Histogram]) -> dict[str, Histogram]:

@@ -17,6 +17,9 @@ import numpy as np
 
 from deploy.spec.project import Observer
 
+Range = tuple[float, float]
+"""The least and the greatest real number that codes stand for; 0 lies between them."""
+
 BINS = 4096
 _PERCENTILE = 99.99
 _LEVELS = 255
@@ -100,7 +103,7 @@ def _coarsened(counts: np.ndarray, steps: int) -> np.ndarray:
 
 def find_range(
     histogram: Histogram, observer: Observer, *, symmetric: bool, levels: int = _LEVELS
-) -> tuple[float, float]:
+) -> Range:
     """The real interval ``(low, high)``, containing 0, that the integer codes should cover.
 
     ``minmax`` takes everything seen. ``percentile`` cuts 0.01 % off each end. ``mse`` minimises the expected

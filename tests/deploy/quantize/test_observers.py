@@ -66,8 +66,7 @@ def test_ranges_reach_the_plan(outlier, quantize, unsigned):
     model, feeds = outlier(0.0)
     whole = quantize(model, unsigned, feeds=feeds)
     rung = found(whole, unsigned)
-    histograms = observers.with_ranges(whole.placement, whole.histograms, rung.result)
-    plan = assign(model, whole.placement, histograms, unsigned.quant, "minmax")
+    plan = assign(model, whole.placement, whole.histograms, unsigned.quant, "mse", rung.result)
     for group, (low, high) in rung.result.items():
         assert plan.tensors[group].scale == activation_params(low, high, unsigned.quant).scale
 
