@@ -77,6 +77,19 @@ class Problem:
         """What a choice harms."""
         return sum(self._option(block, chosen).harm for block in self.options)
 
+    def changes(self, chosen: Mapping[str, Precision], block: str) -> list[Border]:
+        """The borders at which ``block`` meets another form than its own."""
+        own = chosen.get(block) in INTEGER
+        return [
+            border
+            for border in self.borders
+            if self._changes(border, chosen)
+            and (
+                border.maker == block
+                or (block in border.readers and (chosen.get(border.maker) in INTEGER) != own)
+            )
+        ]
+
     def _option(self, block: str, chosen: Mapping[str, Precision]) -> Option:
         return next(o for o in self.options[block] if o.precision == chosen[block])
 

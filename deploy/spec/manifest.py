@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue
 
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import SCHEMA, Frozen
+from deploy.spec.explanation import Explained
 from deploy.spec.measurement import Attempt, BlockTime, Comparison
 from deploy.spec.project import PrecisionRequest
 from deploy.spec.recipe import Recipe
@@ -178,4 +179,5 @@ class Measurements(Frozen):
     why_not: str = ""
     attempts: tuple[Attempt, ...] = ()
     blocks: tuple[BlockTime, ...] = ()
+    explained: Explained = Explained()
     stages: tuple[StageTime, ...] = ()

@@ -58,7 +58,7 @@ class TensorPlan(QuantParams):
 
 
 class BlockPlan(Frozen):
-    """What was chosen for a block, why, and what it costs in milliseconds and metric points if known."""
+    """What was chosen for a block, and why. What it takes is a machine's, and stands with the explanations."""
 
     id: str
     nodes: tuple[str, ...]
@@ -66,8 +66,6 @@ class BlockPlan(Frozen):
     sparsity: Literal["2:4"] | None = None
     reason: str = ""
     sqnr_db: float | None = None
-    latency_ms: float | None = None
-    cost_points: float | None = None
 
 
 class Plan(Frozen):

@@ -68,6 +68,7 @@ def assemble(
         why_not=compiled.why_not_measured,
         attempts=(*compiled.attempts[:1], *prepared.facts.steps, *compiled.attempts[1:]),
         blocks=compiled.blocks,
+        explained=compiled.explained,
         stages=tuple(record.times),
     )
     (folder / MEASUREMENTS).write_text(render(measurements))

@@ -16,6 +16,7 @@ from deploy.measure.latency import speedup
 from deploy.quantize.decide import Decided
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import Frozen, parse, render
+from deploy.spec.explanation import Explained
 from deploy.spec.manifest import Choice, Evaluation, KnownHazard, Outcome, Verification
 from deploy.spec.measurement import Attempt, BlockTime, Comparison
 from deploy.spec.plan import Plan
@@ -25,6 +26,7 @@ from deploy.stages.accept import settle
 from deploy.stages.attempts import attempts, times_by_block
 from deploy.stages.contest import enter, figures, hold_race
 from deploy.stages.entrants import GIVEN, Entrant, Race
+from deploy.stages.explain import explained
 from deploy.stages.job import Job
 from deploy.stages.memory import shortages
 from deploy.stages.record import Record
@@ -54,6 +56,7 @@ class Compiled(Frozen):
     why_not_measured: str = ""
     attempts: tuple[Attempt, ...] = ()
     blocks: tuple[BlockTime, ...] = ()
+    explained: Explained = Explained()
     hazards: tuple[KnownHazard, ...] = ()
     outcomes: dict[str, str] = {}
 
@@ -108,6 +111,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         why_not_measured=why_not,
         attempts=attempts(job, held, winner),
         blocks=() if held.times is None else times_by_block(job, held, winner),
+        explained=explained(job, held, winner),
         hazards=_hazards(winner),
         outcomes={name: record.outcomes[name] for name in STAGES if name in record.outcomes},
     )
