@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import SCHEMA, Frozen
 from deploy.spec.explanation import Explained
-from deploy.spec.measurement import Attempt, BlockTime, Comparison
+from deploy.spec.measurement import Attempt, BlockTime, Comparison, Point
 from deploy.spec.project import PrecisionRequest
 from deploy.spec.recipe import Recipe
 from deploy.spec.tensors import Precision
@@ -172,12 +172,18 @@ class StageTime(Frozen):
 
 
 class Measurements(Frozen):
-    """``measurements.json``: one run on one machine. It lies outside the bundle's digest."""
+    """``measurements.json``: one run on one machine. It lies outside the bundle's digest.
+
+    ``missed`` says by how much limits were missed that are a matter of measuring; ``front`` are the forms
+    among which one may choose.
+    """
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     comparison: Comparison | None
     why_not: str = ""
+    missed: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    front: tuple[Point, ...] = ()
     blocks: tuple[BlockTime, ...] = ()
     explained: Explained = Explained()
     stages: tuple[StageTime, ...] = ()

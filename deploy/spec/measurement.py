@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from deploy.spec.document import Frozen
+from deploy.spec.project import PrecisionRequest
 from deploy.spec.tensors import Precision
 
 
@@ -63,7 +64,32 @@ class Attempt(Frozen):
     drop: float | None = None
     latency_ms: Latency | None = None
     speed: float | None = None
+    peak_memory_bytes: int | None = None
     outcome: str = ""
+
+
+class Point(Frozen):
+    """A form of the model that no other one met on the way beats in drop, latency and bytes together.
+
+    ``number`` counts from the fastest on. ``runtime``, ``precision`` (as it was asked for), ``float_blocks``
+    and ``rungs`` (what was done to the weights, in order) are what builds it again; ``mixed``: its float
+    blocks are those that costs of kernels chose. ``form`` names it as among the attempts; ``drop`` is on the
+    data that choose, ``latency_ms`` a median, or a prediction where ``predicted`` says so.
+    """
+
+    number: int = Field(ge=1)
+    form: str
+    runtime: str
+    precision: PrecisionRequest
+    float_blocks: tuple[str, ...]
+    rungs: tuple[str, ...] = ()
+    mixed: bool = False
+    score: float | None = None
+    drop: float | None = None
+    bytes: int = Field(gt=0)
+    latency_ms: float | None = Field(default=None, gt=0)
+    predicted: bool = False
+    chosen: bool = False
 
 
 class BlockTime(Frozen):
