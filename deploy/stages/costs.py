@@ -24,8 +24,9 @@ from deploy.stages.target import Target
 class Known:
     """The costs of a runtime's kernels on a device.
 
-    ``basis`` says where they are from, ``measured`` whether on that very device; ``key`` is the digest of
-    what they are made of. ``least``: nothing can take less, most takes more.
+    ``basis`` says where they are from, ``measured`` whether on that very device, ``alike`` whether on that or
+    another one of its kind; ``key`` is the digest of what they are made of. ``least``: nothing can take less,
+    most takes more.
     """
 
     costs: CostSource
@@ -33,6 +34,7 @@ class Known:
     measured: bool
     key: str
     least: bool = False
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def costs_of(target: Target, threads: int) -> Foresight:
         if fit.overlay is not None:
             rules = "" if fit.overlay.profile == profile.name else f" by the rules of {fit.overlay.profile}"
             when = f"measured here{rules}, {fit.overlay.date}"
-            found = {m.name: Known(Costs.of(m), when, True, digest(m)) for m in fit.overlay.runtime}
+            found = {
+                m.name: Known(Costs.of(m), when, True, digest(m), alike=True) for m in fit.overlay.runtime
+            }
     elsewhere = [k.overlay for k in kept if k.overlay.profile == profile.name]
     overlays = [*elsewhere, *measured_machines()]
     for runtime in runtimes:
@@ -89,7 +93,7 @@ def _lent(profile: Profile, name: str, threads: int, overlays: Sequence[Overlay]
         overlay, costs = min(same, key=lambda o: o[1].threads != threads)
         run = "" if costs.threads == threads else f" with {plural(costs.threads, 'thread')}"
         basis = f"measured on {_device(overlay)}{run}, {overlay.date}"
-        return Known(Costs.of(costs), basis, False, digest(costs))
+        return Known(Costs.of(costs), basis, False, digest(costs), alike=True)
     roof = roof_of(profile, threads)
     best = _most_alike(profile, name, overlays)
     if best is None:
