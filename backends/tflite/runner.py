@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -17,7 +18,7 @@ from backends.tflite.micro.sdk import runtime
 from backends.tflite.micro.sdk import version as micro_version
 from backends.tflite.sdk import interpreter, quiet, version
 from backends.tflite.write import flattened, notes, orders, read_file
-from deploy.adapter.feeds import require_fit
+from deploy.adapter.feeds import Feeding
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError
 from deploy.spec.artifact import Options
@@ -72,9 +73,10 @@ class TFLiteRunner:
             if t.quantization is not None and t.quantization.scale is not None
         }
         """Of every quantized tensor; those of an activation are a single pair."""
-        self._interpreters: dict[bool, Interpreter | MicroInterpreter] = {}
+        self._feeding = Feeding(inputs)
+        self._engines: dict[bool, _Engine] = {}
         self._closed = False
-        self.executed_by = _spoken(self._for(inner=False), options)
+        self.executed_by = _spoken(self._for(inner=False).interpreter, options)
 
     def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """The outputs by name, and those of the inner values named in ``want`` that the file has.
@@ -83,41 +85,24 @@ class TFLiteRunner:
         """
         if self._closed:
             raise BackendError("the runner is closed", hint="open the artifact again")
-        require_fit(self.inputs, feeds)
+        self._feeding.require_fit(feeds)
         engine = self._for(inner=bool(want))
         try:
-            self._feed(engine, feeds)
-            engine.invoke()
+            engine.feed(feeds)
+            engine.interpreter.invoke()
         except (RuntimeError, ValueError) as e:
             raise BackendError(
                 f"LiteRT failed while running: {e}", hint="check the shapes fed against `deploy inspect`"
             ) from e
-        ports = engine.get_output_details()
         found = {
-            # What is empty cannot be asked for.
-            spec.name: np.zeros(port["shape"], port["dtype"])
-            if 0 in port["shape"]
-            else self._meant(port["index"], engine.get_tensor(port["index"]))
-            for spec, port in zip(self.outputs, ports, strict=True)
+            spec.name: self._meant(index, engine.made(place))
+            for place, (spec, index) in enumerate(zip(self.outputs, engine.outputs, strict=True))
         }
         for name in want:
             index = self._tensors.get(self._values.get(name, name))
             if name not in found and index is not None:
-                found[name] = self._inner(engine, index)
+                found[name] = self._inner(engine.interpreter, index)
         return found
-
-    def _feed(self, engine: Interpreter | MicroInterpreter, feeds: Arrays) -> None:
-        ports = engine.get_input_details()
-        changed = False
-        for spec, port in zip(self.inputs, ports, strict=True):
-            shape = feeds[spec.name].shape
-            if tuple(port["shape"]) != shape:
-                engine.resize_tensor_input(port["index"], list(shape))
-                changed = True
-        if changed:
-            engine.allocate_tensors()
-        for spec, port in zip(self.inputs, ports, strict=True):
-            engine.set_tensor(port["index"], of_own_type(feeds[spec.name]))
 
     def _inner(self, engine: Interpreter | MicroInterpreter, index: int) -> np.ndarray:
         """A tensor in ONNX's order, as floats where it is quantized."""
@@ -134,19 +119,20 @@ class TFLiteRunner:
         scale, zero = self._scales[index]
         return ((array.astype(np.float64) - zero) * scale).astype(np.float32)
 
-    def _for(self, *, inner: bool) -> Interpreter | MicroInterpreter:
-        if inner not in self._interpreters:
+    def _for(self, *, inner: bool) -> _Engine:
+        if inner not in self._engines:
             try:
-                self._interpreters[inner] = open_interpreter(self._options, path=self._path, inner=inner)
+                opened = open_interpreter(self._options, path=self._path, inner=inner)
             except (RuntimeError, ValueError) as e:
                 raise BackendError(
                     f"LiteRT cannot open {self._path.name}: {e}",
                     hint="the file is damaged, or needs a newer LiteRT: copy the bundle again",
                 ) from e
-        return self._interpreters[inner]
+            self._engines[inner] = _Engine(opened, [spec.name for spec in self.inputs])
+        return self._engines[inner]
 
     def close(self) -> None:
-        self._interpreters.clear()
+        self._engines.clear()
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -156,6 +142,43 @@ class TFLiteRunner:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Engine:
+    """The runtime over a file, and what of it need not be asked again for every run."""
+
+    def __init__(self, interpreter: Interpreter | MicroInterpreter, names: Sequence[str]) -> None:
+        self.interpreter = interpreter
+        ports = interpreter.get_input_details()
+        self._inputs = [(name, port["index"]) for name, port in zip(names, ports, strict=True)]
+        self._shapes = [tuple(map(int, port["shape"])) for port in ports]
+        self.outputs = [port["index"] for port in interpreter.get_output_details()]
+        """Where they stand among the tensors."""
+
+    def feed(self, feeds: Arrays) -> None:
+        changed = False
+        for place, (name, index) in enumerate(self._inputs):
+            shape = feeds[name].shape
+            if shape != self._shapes[place]:
+                self.interpreter.resize_tensor_input(index, list(shape))
+                self._shapes[place] = shape
+                changed = True
+        if changed:
+            self.interpreter.allocate_tensors()
+        for name, index in self._inputs:
+            self.interpreter.set_tensor(index, of_own_type(feeds[name]))
+
+    def made(self, place: int) -> np.ndarray:
+        """An output as it is stored."""
+        try:
+            return self.interpreter.get_tensor(self.outputs[place])
+        except ValueError:  # what is empty cannot be asked for
+            if isinstance(self.interpreter, MicroInterpreter):
+                raise
+            port = self.interpreter.get_output_details()[place]
+            if 0 not in port["shape"]:
+                raise
+            return np.zeros(port["shape"], port["dtype"])
 
 
 def _spoken(engine: Interpreter | MicroInterpreter, options: TFLiteOptions) -> str:
@@ -169,8 +192,13 @@ def _spoken(engine: Interpreter | MicroInterpreter, options: TFLiteOptions) -> s
 
 def of_own_type(array: np.ndarray) -> np.ndarray:
     """The same array of the type that LiteRT knows: NumPy has two integers of 64 bits, and it takes one."""
-    own = np.dtype(array.dtype.str)
+    own = _own(array.dtype)
     return array if array.dtype.num == own.num else array.view(own)
+
+
+@cache
+def _own(dtype: np.dtype) -> np.dtype:
+    return np.dtype(dtype.str)
 
 
 def open_interpreter(
