@@ -146,9 +146,9 @@ def litert(case: Path, folder: Path, setting: Setting) -> list[Entrant]:
     """litert-torch and ai-edge-quantizer on our cleaned graph, as neither reads ONNX: two files."""
     names = {"float": "litert-torch float", "int8": "litert-torch + ai-edge-quantizer"}
     notes = {kind: folder / f"litert-{kind}.json" for kind in names}
-    found = [made for note in notes.values() if (made := kept(note)) is not None]
-    if len(found) == len(names):
-        return found
+    known = [made for note in notes.values() if (made := kept(note)) is not None]
+    if len(known) == len(names):
+        return known
     place = folder / "litert"
     place.mkdir(exist_ok=True)
     shapes = {name: (1, *array.shape[1:]) for name, array in inputs(case / "calib.npz").items()}
@@ -158,7 +158,7 @@ def litert(case: Path, folder: Path, setting: Setting) -> list[Entrant]:
     child = [python, str(HERE / "converters_child.py"), "litert-torch", str(place / "fused.onnx")]
     done = whole([*child, str(case / "calib.npz"), str(place)], {**os.environ, "PATH": search})
     said = {} if done.code else json.loads(done.out.strip().splitlines()[-1])["failed"]
-    made = []
+    found = []
     for kind, name in names.items():
         path = place / f"{kind}.tflite"
         entrant = Entrant(name, "tflite", str(path), {}, done.why() if done.code else said.get(kind, ""))
@@ -166,8 +166,8 @@ def litert(case: Path, folder: Path, setting: Setting) -> list[Entrant]:
         if not entrant.failed and not path.is_file():
             entrant.failed = "writes no file"
         notes[kind].write_text(json.dumps(asdict(entrant)))
-        made.append(entrant)
-    return made
+        found.append(entrant)
+    return found
 
 
 def ours(case: Path, folder: Path, threads: int, setting: Setting) -> Entrant:

@@ -117,7 +117,7 @@ def summary(results: Sequence[Result], ours: str) -> list[str]:
     for group, found in ratios.items():
         mean = math.exp(float(np.mean(np.log(found)))) if found else math.nan
         lines.append(
-            f"- our speed / that of the best {group} within 1 point, geometric mean of {len(found)} cases: {mean:.3f}, "
-            f"least {min(found, default=math.nan):.2f}"
+            f"- our speed / that of the best {group} within 1 point, geometric mean of {len(found)} cases: "
+            f"{mean:.3f}, least {min(found, default=math.nan):.2f}"
         )
     return lines
