@@ -240,15 +240,15 @@ def entrants(case: Path, folder: Path, setting: Setting) -> list[Entrant]:
     if setting.pythons.get("litert"):
         made += litert(case, folder, setting)
     for entrant in made:
-        judge(entrant, case, folder)
+        judge(entrant, 1, case, folder)
     note.write_text(json.dumps([asdict(entrant) for entrant in made]))
     return made
 
 
-def judge(entrant: Entrant, case: Path, folder: Path) -> None:
+def judge(entrant: Entrant, threads: int, case: Path, folder: Path) -> None:
     if entrant.failed:
         return
-    done = run("judge", job([entrant], 1, case, folder, 0.0))
+    done = run("judge", job([entrant], threads, case, folder, 0.0))
     if done.code:
         entrant.failed = f"does not run: {done.why()}"
     else:
@@ -257,7 +257,7 @@ def judge(entrant: Entrant, case: Path, folder: Path) -> None:
 
 def compare(case: Path, threads: int, folder: Path, setting: Setting) -> Result:
     own = ours(case, folder, threads, setting)
-    judge(own, case, folder)
+    judge(own, threads, case, folder)
     found = [*entrants(case, folder, setting), own]
     timed = [entrant for entrant in found if not entrant.failed]
     done = run("time", job(timed, threads, case, folder, setting.seconds), setting.timed_by)
