@@ -2,6 +2,7 @@
 
     activation   v -> FakeQuantize(range) -> Convert(u8) -> Convert(f32) -> Subtract(zero) -> Multiply(scale)
     constant     Constant(i8) -> Convert(f32) -> Subtract(zero) -> Multiply(scale), whose result is called v
+    groups       the same with an axis more, [groups, size of each, ...] -> Reshape, whose result is called v
 
 Scale and zero point are taken from the second half, where they stand exactly. The range of the FakeQuantize
 must say the same; where it does not, what it says is returned: it is what the plugin computes by.
@@ -40,9 +41,10 @@ def read_tensors(model: openvino.Model) -> dict[str, TensorPlan]:
             continue
         if _is_constant(op.input_value(0)) and (end := _dequantized(op)) is not None:
             codes = op.input_value(0).get_node()
-            params = _params(end, _TYPES[_element(codes.output(0))], codes.output(0).get_shape())
-            digest = data_digest(codes.get_data())
-            tensors[_name(end.output(0))] = TensorPlan(
+            joined = _joined(end)
+            params = _params(end, _TYPES[_element(codes.output(0))], codes.output(0).get_shape(), joined)
+            digest = data_digest(_content(codes))
+            tensors[_name((end if joined is None else joined).output(0))] = TensorPlan(
                 **params.model_dump(), origin="imported", digest=digest
             )
         elif _is_quantize(op):
@@ -96,7 +98,17 @@ def _dequantized(op: openvino.Node) -> openvino.Node | None:
     return op if op.get_type_name() == "Multiply" else None
 
 
-def _params(end: openvino.Node, kind: QuantType, shape: openvino.Shape | None) -> QuantParams:
+def _joined(end: openvino.Node) -> openvino.Node | None:
+    """The Reshape that makes one axis of groups and what is in them; None where there are none."""
+    readers = _readers(end.output(0))
+    if end.output(0).get_names() or len(readers) != 1 or readers[0].get_type_name() != "Reshape":
+        return None
+    return readers[0]
+
+
+def _params(
+    end: openvino.Node, kind: QuantType, shape: openvino.Shape | None, joined: openvino.Node | None = None
+) -> QuantParams:
     """What stands in Subtract and Multiply; the axis is where their constants are reshaped to lie."""
     scale = _numbers(end.input_value(1), end)
     before = end.input_value(0).get_node()
@@ -105,11 +117,17 @@ def _params(end: openvino.Node, kind: QuantType, shape: openvino.Shape | None) -
         if before.get_type_name() == "Subtract"
         else np.zeros(scale.size)
     )
+    axis, group = _axis(scale, end, shape), None
+    if joined is not None and shape is not None:
+        whole = [size.get_length() for size in joined.output(0).get_partial_shape()]
+        axis = next(i for i, size in enumerate(whole) if shape[i] != size)
+        group = int(shape[axis + 1])
     return QuantParams(
         type=kind,
         scale=tuple(float(s) for s in scale.astype(np.float32).ravel()),
         zero_point=tuple(int(z) for z in np.broadcast_to(zero.ravel(), (scale.size,))),
-        axis=_axis(scale, end, shape),
+        axis=axis,
+        group=group,
     )
 
 
@@ -173,12 +191,27 @@ def _numbers(value: openvino.Output, op: openvino.Node) -> np.ndarray:
     node = value.get_node()
     if node.get_type_name() == "Convert":
         return _numbers(node.input_value(0), op)
+    if node.get_type_name() in ("Reshape", "Unsqueeze") and node.output(0).get_partial_shape().is_static:
+        sizes = [size.get_length() for size in node.output(0).get_partial_shape()]
+        return _numbers(node.input_value(0), op).reshape(sizes)
     if node.get_type_name() == "Reshape":
         shape = _numbers(node.input_value(1), op)
         return _numbers(node.input_value(0), op).reshape([int(size) for size in shape])
     if node.get_type_name() != "Constant":
         raise ValueError(f"{op.get_friendly_name()}: scale and zero point must be constants")
-    return np.array(node.get_data())
+    return _content(node)
+
+
+def _content(constant: openvino.Node) -> np.ndarray:
+    """The numbers of a constant; those of 4 bits, of which two lie in a byte, a byte each."""
+    data, kind = np.array(constant.get_data()), _element(constant.output(0))
+    if kind not in ("i4", "u4"):
+        return data
+    packed = data.view(np.uint8).ravel()
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).ravel().astype(np.int8)
+    shape = tuple(constant.output(0).get_shape())
+    codes = codes[: int(np.prod(shape))].reshape(shape)
+    return np.where(codes > 7, codes - 16, codes).astype(np.int8) if kind == "i4" else codes.astype(np.uint8)
 
 
 def _planned_name(source: openvino.Output, op: openvino.Node, ends: list[openvino.Node]) -> str:

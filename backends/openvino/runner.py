@@ -40,12 +40,14 @@ class OpenVinoOptions(Options):
     """``inference_precision`` is what floats are computed in: by itself the CPU takes bf16 where it can.
 
     ``hint`` prefers the time of one inference or the number of them; ``streams`` run side by side.
+    ``dynamic_group``: by so many numbers of a row products by integer weights round what they read; 0 none.
     """
 
     device: Literal["CPU", "NPU"] = "CPU"
     hint: Literal["latency", "throughput"] = "latency"
     inference_precision: Literal["f32", "bf16"] = "f32"
     streams: int = 1
+    dynamic_group: int = 0
 
 
 def settings(options: OpenVinoOptions, device: str) -> dict[str, str | int]:
@@ -58,7 +60,7 @@ def settings(options: OpenVinoOptions, device: str) -> dict[str, str | int]:
         "INFERENCE_NUM_THREADS": options.threads,
         "NUM_STREAMS": options.streams,
         "ENABLE_CPU_PINNING": "NO",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.dynamic_group,
     }
 
 

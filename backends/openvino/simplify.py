@@ -1,8 +1,8 @@
 """Fewer operations for the same computation: what OpenVINO's ONNX reader writes out although it is constant.
 
-A scale per channel comes as a vector and a Reshape, a bias with eight operations that compute its shape, a
-zero point of 0 as a Subtract. In a small network they take more room than the weights. Integer weights keep
-their Convert and Multiply: folded, they would be floats.
+A scale per channel comes as a vector and a Reshape, scales of groups as a matrix and an Unsqueeze, a bias
+with eight operations that compute its shape, a zero point of 0 as a Subtract. In a small network they take
+more room than the weights. Integer weights keep their Convert and Multiply: folded, they would be floats.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def simplify(model: openvino.Model) -> None:
     """Change the model in place; no value that has a name is lost."""
     for op in model.get_ordered_ops():
         kind = op.get_type_name()
-        if kind == "Reshape":
+        if kind in ("Reshape", "Unsqueeze"):
             _fix_shape(op)
         elif kind == "Subtract":
             _drop_zero_point(op)
@@ -40,10 +40,25 @@ def _fix_shape(op: openvino.Node) -> None:
         return
     data = op.input_value(0).get_node()
     sizes = [size.get_length() for size in shape]
-    if data.get_type_name() == "Constant" and _plain(data) and not op.output(0).get_names():
-        op.output(0).replace(sdk().opset13.constant(np.array(data.get_data()).reshape(sizes)).output(0))
+    if (
+        data.get_type_name() == "Constant"
+        and not op.output(0).get_names()
+        and (_plain(data) or _nibbles(data))
+    ):
+        op.output(0).replace(_reshaped(data, sizes).output(0))
+    elif op.get_type_name() == "Unsqueeze":
+        return
     elif op.input_value(1).get_node().get_type_name() != "Constant":
         op.input(1).replace_source_output(sdk().opset13.constant(np.asarray(sizes, np.int64)).output(0))
+
+
+def _reshaped(data: openvino.Node, sizes: list[int]) -> openvino.Node:
+    """A constant of the same numbers in another shape; two of 4 bits lie in a byte and stay there."""
+    if not _nibbles(data):
+        return sdk().opset13.constant(np.array(data.get_data()).reshape(sizes))
+    tensor = sdk().Tensor(data.output(0).get_element_type(), sdk().Shape(sizes))  # it owns its memory
+    tensor.data.view(np.uint8)[:] = np.array(data.get_data()).view(np.uint8).ravel()
+    return sdk().op.Constant(tensor)
 
 
 def _fix_sizes(op: openvino.Node) -> None:
@@ -72,11 +87,11 @@ def _drop_zero_point(op: openvino.Node) -> None:
     if op.output(0).get_names() or zero.get_type_name() != "Convert":
         return
     stored = zero.input_value(0).get_node()
-    if stored.get_type_name() != "Constant" or not _plain(stored):
+    if stored.get_type_name() != "Constant" or not (_plain(stored) or _nibbles(stored)):
         return
     if not np.any(stored.get_data()):
         op.output(0).replace(op.input_value(0))
-    elif stored.get_data().ndim == 0:
+    elif stored.get_data().ndim == 0 and _plain(stored):
         op.input(1).replace_source_output(sdk().opset13.constant(np.float32(stored.get_data())).output(0))
 
 
@@ -91,6 +106,10 @@ def _share_numbers(model: openvino.Model) -> None:
         first = kept.setdefault((data.dtype.name, data.shape, data.tobytes()), op)
         if first is not op:
             op.output(0).replace(first.output(0))
+
+
+def _nibbles(constant: openvino.Node) -> bool:
+    return constant.output(0).get_element_type().get_type_name() in ("i4", "u4")
 
 
 def _plain(constant: openvino.Node) -> bool:

@@ -1,4 +1,7 @@
-"""The artifact is the Q/DQ graph itself as one ``model.onnx``; ONNX Runtime fuses it into integer kernels."""
+"""The artifact is the Q/DQ graph itself as one ``model.onnx``; ONNX Runtime fuses it into integer kernels.
+
+Only products that round while running are written as its kernels (`integer.py`, `nbits.py`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Literal
 import onnx_ir as ir
 from pydantic import Field
 
+from backends.ort.integer import integer_products, read_products
+from backends.ort.nbits import grouped_products, read_grouped
 from backends.ort.profile import operation_times
 from deploy.adapter.protocol import Arrays, Availability, Runner
 from deploy.adapter.refusal import refusal
@@ -66,9 +71,10 @@ class OnnxRuntime:
     def lower(
         self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
     ) -> Artifact:
-        del plan, progress  # the Q/DQ graph carries the plan, and writing it is quick
+        del progress  # writing it is quick
         if error := refusal("ONNX Runtime", self.check(graph, runtime)):
             raise error
+        graph = grouped_products(integer_products(graph, plan), plan)
         write(retarget(graph, runtime.onnx_opset), workdir / _FILE)
         return Artifact(
             backend=self.name,
@@ -81,9 +87,9 @@ class OnnxRuntime:
         )
 
     def read_plan(self, artifact: Artifact) -> Plan:
-        return Plan(
-            graph_sha256="", target="", runtime=self.name, tensors=read_tensors(ir.load(artifact.main))
-        )
+        model = ir.load(artifact.main)
+        tensors = read_tensors(model) | read_products(model) | read_grouped(model)
+        return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors)
 
     def open(self, artifact: Artifact, options: Options) -> Runner:
         settings = options.session if isinstance(options, OrtOptions) else {}

@@ -24,8 +24,10 @@ from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.tensors import RANGES
 
 _Q, _DQ, _RAW, _INT = "/q", "/dq", "/raw", "/int"
-_NUMPY = {t: np.dtype(t) for t in ("int8", "uint8", "int16", "uint16", "int32")} | {"int4": np.dtype(np.int8)}
+_NUMPY = {t: np.dtype(t) for t in ("int8", "uint8", "int16", "uint16", "int32")}
+_NUMPY |= {"int4": np.dtype(np.int8), "uint4": np.dtype(np.uint8)}
 """What codes are held in outside of a graph."""
+_FOUR_BITS = {"int4": ir.DataType.INT4, "uint4": ir.DataType.UINT4}
 
 
 def quantize_array(
@@ -42,7 +44,7 @@ def quantize_array(
     """
     bounds = RANGES[params.type]
     scale, zero = (
-        _along(params, np.asarray(p, np.float64), array.ndim) for p in (params.scale, params.zero_point)
+        _along(params, np.asarray(p, np.float64), array.shape) for p in (params.scale, params.zero_point)
     )
     codes = np.rint(array.astype(np.float64) / scale) + zero
     clipped = np.clip(codes, bounds[0] if low is None else low, bounds[1] if high is None else high)
@@ -57,7 +59,7 @@ def dequantize_array(codes: np.ndarray, params: QuantParams) -> np.ndarray:
     [[0.5, 1.0], [0.0, 2.0]]
     """
     scale, zero = (
-        _along(params, np.asarray(p, np.float64), codes.ndim) for p in (params.scale, params.zero_point)
+        _along(params, np.asarray(p, np.float64), codes.shape) for p in (params.scale, params.zero_point)
     )
     return np.asarray((codes.astype(np.float64) - zero) * scale, dtype=np.float32)
 
@@ -66,6 +68,11 @@ def data_digest(codes: np.ndarray) -> str:
     """SHA-256 (hex) of integer data, little-endian, in row order; of those of 4 bits each as a byte."""
     little = codes.astype(codes.dtype.newbyteorder("<"), copy=False)
     return hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()
+
+
+def plain(codes: np.ndarray) -> np.ndarray:
+    """Codes of 4 bits in numpy's type of a byte; others as they are."""
+    return codes.astype(_NUMPY[codes.dtype.name]) if codes.dtype.name in _FOUR_BITS else codes
 
 
 def insert(
@@ -94,40 +101,47 @@ def insert(
 
 @dataclass
 class _Writing:
-    """A graph under change. ``zeros`` are the vectors of zero points stored so far, by type and length."""
+    """A graph under change. ``zeros`` are the all-zero points stored so far, by type and shape."""
 
     model: ir.Model
     float_type: np.dtype[np.generic]
     taken: set[str]
-    zeros: dict[tuple[str, int], ir.Value] = field(default_factory=dict)
+    zeros: dict[tuple[str, tuple[int, ...]], ir.Value] = field(default_factory=dict)
 
     def free(self, name: str) -> str:
         return fresh_name(self.model, name, self.taken)
 
     def store(self, name: str, array: np.ndarray, kind: str = "") -> ir.Value:
         """A constant of the graph; ``kind`` names the type where numpy has none for it."""
-        typed = array.astype(ir.DataType.INT4.numpy()) if kind == "int4" else array
+        typed = array.astype(_FOUR_BITS[kind].numpy()) if kind in _FOUR_BITS else array
         return add_initializer(self.model, name, typed, self.taken)
 
-    def parameters(self, params: QuantParams, stem: str) -> tuple[ir.Value, ir.Value]:
-        """Scale and zero point as constants of the graph."""
-        shape: tuple[int, ...] = () if params.axis is None else (-1,)
+    def parameters(self, params: QuantParams, stem: str, of: tuple[int, ...] = ()) -> list[ir.Value]:
+        """Scale and zero point as constants of the graph, for a tensor of shape ``of``.
+
+        Groups whose zero points are all 0 have none written: that is what leaving them out means.
+        """
+        shape = params.scale_shape(of)
         scale = self.store(stem + "/scale", np.asarray(params.scale, self.float_type).reshape(shape))
         zero = np.asarray(params.zero_point, _NUMPY[params.type]).reshape(shape)
         if zero.ndim == 0 or zero.any():
-            return scale, self.store(stem + "/zero_point", zero, params.type)
-        # All-zero vectors are alike in many tensors: one copy of each length and type is stored.
-        key = (params.type, zero.size)
+            return [scale, self.store(stem + "/zero_point", zero, params.type)]
+        if params.group is not None:
+            return [scale]
+        # All-zero vectors are alike in many tensors: one copy of each type and shape is stored.
+        key = (params.type, zero.shape)
         if key not in self.zeros:
             self.zeros[key] = self.store(f"zero/{params.type}/{zero.size}", zero, params.type)
-        return scale, self.zeros[key]
+        return [scale, self.zeros[key]]
 
 
 def _store_constant(writing: _Writing, name: str, plan: TensorPlan, codes: np.ndarray) -> None:
     graph = writing.model.graph
     value = graph.initializers.pop(name)
     stored = writing.store(name + _INT, codes, plan.type)
-    node = _linear("DequantizeLinear", writing, name + _DQ, [stored, *writing.parameters(plan, name)], plan)
+    node = _linear(
+        "DequantizeLinear", writing, name + _DQ, [stored, *writing.parameters(plan, name, codes.shape)], plan
+    )
     node.outputs[0].shape = value.shape
     value.replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
     node.outputs[0].name = name
@@ -177,16 +191,21 @@ def _linear(
 ) -> ir.Node:
     """A node with one output of its own name, typed as the float around the pairs."""
     name = writing.free(name)
-    node = ir.node(op, inputs, {} if params.axis is None else {"axis": params.axis}, name=name)
+    attributes = {"axis": params.axis, "block_size": params.group}
+    node = ir.node(op, inputs, {k: v for k, v in attributes.items() if v is not None}, name=name)
     node.outputs[0].name = name
     node.outputs[0].dtype = ir.DataType.from_numpy(writing.float_type)
     return node
 
 
-def _along(params: QuantParams, numbers: np.ndarray, rank: int) -> np.ndarray:
+def _along(params: QuantParams, numbers: np.ndarray, of: tuple[int, ...]) -> np.ndarray:
+    """Scales or zero points so that they stand beside the numbers of a tensor of shape ``of``."""
     if params.axis is None:
         return numbers.reshape(())
-    shape = [1] * rank
+    if params.group is not None:
+        grouped = numbers.reshape(params.scale_shape(of)).repeat(params.group, axis=params.axis)
+        return np.asarray(grouped.take(np.arange(of[params.axis]), axis=params.axis))
+    shape = [1] * len(of)
     shape[params.axis] = -1
     return numbers.reshape(shape)
 
@@ -202,8 +221,7 @@ def read_tensors(model: ir.Model) -> dict[str, TensorPlan]:
     for node in model.graph:
         if node.op_type == "DequantizeLinear" and (codes := constant(_input(node, 0))) is not None:
             name = node.outputs[0].name or ""
-            kept = codes.astype(np.int8) if codes.dtype.name == "int4" else codes
-            tensors[name] = TensorPlan(**_params(node), origin="imported", digest=data_digest(kept))
+            tensors[name] = TensorPlan(**_params(node), origin="imported", digest=data_digest(plain(codes)))
         elif node.op_type == "QuantizeLinear":
             source = _input(node, 0)
             name = planned_name(source)
@@ -245,14 +263,25 @@ def _is_quantize(node: ir.Node) -> bool:
 
 
 def _params(node: ir.Node) -> dict[str, object]:
-    scale, zero = constant(_input(node, 1)), constant(_input(node, 2))
+    scale = constant(_input(node, 1))
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    zero = constant(given)
+    group = node.attributes.get_int("block_size", 0) or None
+    if (
+        zero is None
+        and given is None
+        and scale is not None
+        and (codes := constant(_input(node, 0))) is not None
+    ):
+        zero = np.zeros(scale.shape, codes.dtype)
     if scale is None or zero is None:
         raise ValueError(f"{node.name}: scale and zero point must be constants")
     return {
         "type": zero.dtype.name,
-        "scale": tuple(float(s) for s in np.atleast_1d(scale.astype(np.float32))),
-        "zero_point": tuple(int(z) for z in np.atleast_1d(zero)),
+        "scale": tuple(float(s) for s in scale.astype(np.float32).ravel()),
+        "zero_point": tuple(int(z) for z in zero.ravel()),
         "axis": node.attributes.get_int("axis", 1) if scale.ndim else None,
+        "group": group,
     }
 
 

@@ -3,27 +3,37 @@
 fp16     large weights are float16 constants behind a Cast
 w8, w4   they are integers behind a DequantizeLinear, everything else is float
 dynamic  the same in 8 bits, and products round what they read by ranges found while running
+
+Where a profile has rules for a form (`Runtime.weights`), only the matrices of products are stored so, by the
+groups that its kernels take, and what these kernels round while running is written out in the literal graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from deploy.graph.blocks import Block
 from deploy.graph.dynamic import rounded_inputs, rounding_inputs
 from deploy.graph.edit import constant
-from deploy.graph.qdq import insert
+from deploy.graph.grouped import rounding_groups, rounding_tensors
+from deploy.graph.products import SHORTEST, columns_last, product_weights
+from deploy.graph.qdq import data_digest, insert, quantize_array
 from deploy.graph.weights import SMALLEST, fits_half, large_weights, stored_as_half
-from deploy.quantize.weights import assign_weights
-from deploy.spec.plan import BlockPlan, TensorPlan
-from deploy.spec.profile import Runtime
+from deploy.quantize.groups import quantize_groups
+from deploy.quantize.weights import assign_weights, weight_scales
+from deploy.spec.plan import BlockPlan, QuantParams, TensorPlan
+from deploy.spec.profile import Runtime, WeightRules
 from deploy.spec.tensors import Precision
 
 WeightForm = Literal["fp16", "dynamic", "w8", "w4"]
+
+_FILLED = 1.125
+"""By how much groups may make a row longer before smaller ones are taken."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +41,37 @@ class Stored:
     """A graph with its weights in a form, the parameters of those that are integers, and what that changed.
 
     ``weights`` are the names of all that are stored otherwise; ``rounded`` the nodes that round what they
-    read, with the axes that share one scale.
+    read, with the axes that share one scale; ``grouped`` those where so many numbers of a row do, ``whole``
+    those where all do.
     """
 
     graph: ir.Model
     tensors: Mapping[str, TensorPlan]
     weights: frozenset[str]
     rounded: Mapping[str, tuple[int, ...]]
+    grouped: Mapping[str, int] = field(default_factory=dict)
+    whole: frozenset[str] = frozenset()
+
+    @property
+    def rounding(self) -> frozenset[str]:
+        """All nodes that round what they read."""
+        return self.whole.union(self.rounded, self.grouped)
 
     def literal(self) -> ir.Model:
         """The graph that says, node by node, what is computed."""
-        return rounding_inputs(self.graph, self.rounded) if self.rounded else self.graph
+        graph = rounding_inputs(self.graph, self.rounded) if self.rounded else self.graph
+        graph = rounding_groups(graph, self.grouped) if self.grouped else graph
+        return rounding_tensors(graph, self.whole) if self.whole else graph
+
+
+def with_form(runtime: Runtime, form: WeightForm | None) -> Runtime:
+    """The runtime with the options by which artifacts of that form are opened."""
+    rules = None if form is None or form == "fp16" else runtime.weights.get(form)
+    return (
+        runtime
+        if rules is None
+        else runtime.model_copy(update={"options": {**runtime.options, **rules.options}})
+    )
 
 
 def store_weights(model: ir.Model, form: WeightForm, runtime: Runtime, excluded: Collection[str]) -> Stored:
@@ -49,10 +79,73 @@ def store_weights(model: ir.Model, form: WeightForm, runtime: Runtime, excluded:
     if form == "fp16":
         halved = [name for name in large_weights(model, excluded) if _fits(model, name)]
         return Stored(stored_as_half(model, halved), {}, frozenset(halved), {})
+    if (rules := runtime.weights.get(form)) is not None:
+        return _store_products(model, form, rules, excluded)
     assignment = assign_weights(model, 4 if form == "w4" else 8, excluded)
     graph = insert(model, assignment.tensors, assignment.codes)
     rounded = rounded_inputs(graph, runtime.rounds) if form == "dynamic" else {}
     return Stored(graph, assignment.tensors, frozenset(assignment.tensors), rounded)
+
+
+def _store_products(
+    model: ir.Model, form: WeightForm, rules: WeightRules, excluded: Collection[str]
+) -> Stored:
+    weights = product_weights(model, rules.operations, excluded)
+    laid_out = columns_last(model, weights)
+    tensors, codes = {}, {}
+    grouped: dict[str, int] = {}
+    for name, nodes in weights.items():
+        array = constant(laid_out.graph.initializers[name])
+        assert array is not None
+        if not np.isfinite(array).all():
+            continue
+        group = group_for(len(array), rules)
+        params, codes[name] = _quantized(array, group, 4 if form == "w4" else 8)
+        tensors[name] = TensorPlan(**params.model_dump(), origin="weight", digest=data_digest(codes[name]))
+        if rules.rounds == "group" and (size := _rounding(len(array), group, rules)) is not None:
+            grouped |= {node.name or "": size for node in nodes}
+    readers = frozenset(node.name or "" for name in tensors for node in weights[name])
+    whole = readers if rules.rounds == "tensor" else frozenset()
+    return Stored(insert(laid_out, tensors, codes), tensors, frozenset(tensors), {}, grouped, whole)
+
+
+def group_for(size: int, rules: WeightRules) -> int | None:
+    """How many weights share a scale where ``size`` are summed over; None for all of them.
+
+    The profile's number or that halved, down to 32, the largest that fills up little: kernels store the last
+    group whole.
+    """
+    if rules.group is None or (not rules.rest and size % rules.group):
+        return None
+    sizes = [rules.group]
+    while sizes[-1] >= 2 * SHORTEST:
+        sizes.append(sizes[-1] // 2)
+    filled = {group: -(-size // group) * group for group in sizes}
+    return next(
+        (group for group in sizes if filled[group] <= _FILLED * size), min(sizes, key=filled.__getitem__)
+    )
+
+
+def _rounding(size: int, group: int | None, rules: WeightRules) -> int | None:
+    """How many numbers of a row of ``size`` are rounded by one scale; None where kernels round nothing."""
+    together = rules.rounding or group
+    if together is None or size < together or (group is not None and group % together):
+        return None
+    return together
+
+
+def _quantized(array: np.ndarray, group: int | None, bits: int) -> tuple[QuantParams, np.ndarray]:
+    if group is not None:
+        return quantize_groups(array, group, bits)
+    limit = 2 ** (bits - 1) - 1
+    scale = weight_scales(array, 1, limit, search=bits < 8)
+    params = QuantParams(
+        type="int8" if bits == 8 else "int4",
+        scale=tuple(map(float, scale)),
+        zero_point=(0,) * scale.size,
+        axis=1,
+    )
+    return params, quantize_array(array, params, low=-limit, high=limit)
 
 
 def _fits(model: ir.Model, name: str) -> bool:
@@ -74,7 +167,7 @@ def form_plans(
     for block in blocks:
         converted, rounds = (
             not readers.isdisjoint(block.nodes),
-            not stored.rounded.keys().isdisjoint(block.nodes),
+            not stored.rounding.isdisjoint(block.nodes),
         )
         reason = ""
         if not set(excluded).isdisjoint(block.nodes):
@@ -83,6 +176,6 @@ def form_plans(
             reason = f"no weights of {SMALLEST} numbers or more"
         elif form == "dynamic" and not rounds:
             reason = f"{runtime.name} rounds no activations for {block.kind} here"
-        precision = form if rounds else alone if converted else runtime.float_precision
+        precision = form if rounds and converted else alone if converted else runtime.float_precision
         plans.append(BlockPlan(id=block.id, nodes=block.nodes, precision=precision, reason=reason))
     return tuple(plans)

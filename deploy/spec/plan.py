@@ -19,12 +19,17 @@ Origin = Literal["calibration", "weight", "bias", "fixed", "shared", "imported"]
 
 
 class QuantParams(Frozen):
-    """Affine parameters of one tensor. One scale and zero point, or one per slice along ``axis``."""
+    """Affine parameters of one tensor. One scale and zero point, or one per slice along ``axis``.
+
+    With ``group``, so many numbers along ``axis`` share one, the last ones fewer where the size leaves a
+    rest; scales and zero points then stand in row order of what is left of the shape (`scale_shape`).
+    """
 
     type: QuantType
     scale: tuple[float, ...] = Field(min_length=1)
     zero_point: tuple[int, ...] = Field(min_length=1)
     axis: int | None = None
+    group: int | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
     def _consistent(self) -> QuantParams:
@@ -32,12 +37,27 @@ class QuantParams(Frozen):
             raise ValueError(f"{len(self.scale)} scales but {len(self.zero_point)} zero points")
         if self.axis is None and len(self.scale) != 1:
             raise ValueError("several scales need an axis")
+        if self.axis is None and self.group is not None:
+            raise ValueError("groups need an axis")
         if any(s <= 0 for s in self.scale):
             raise ValueError("scales must be positive")
         low, high = RANGES[self.type]
         if any(not low <= z <= high for z in self.zero_point):
             raise ValueError(f"zero point outside {self.type}")
         return self
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The axes along which scales lie in a tensor of that ``shape``.
+
+        >>> six = {"scale": (1.0,) * 6, "zero_point": (0,) * 6}
+        >>> QuantParams(type="int4", **six, axis=0, group=32).scale_shape((96, 2))
+        (3, 2)
+        """
+        if self.axis is None:
+            return ()
+        if self.group is None:
+            return (len(self.scale),)
+        return tuple(-(-n // self.group) if axis == self.axis else n for axis, n in enumerate(shape))
 
 
 class TensorPlan(QuantParams):
@@ -58,7 +78,7 @@ class TensorPlan(QuantParams):
 
 
 class BlockPlan(Frozen):
-    """What was chosen for a block, and why. What it takes is a machine's, and stands with the explanations."""
+    """What was chosen for a block, and why. What it takes is a machine's, and stands in `Explanation`."""
 
     id: str
     nodes: tuple[str, ...]
@@ -122,6 +142,8 @@ def _parameter_differences(want: QuantParams, got: QuantParams, ulps: int) -> li
         found.append(f"type {got.type}, planned {want.type}")
     if want.axis != got.axis:
         found.append(f"axis {got.axis}, planned {want.axis}")
+    if want.group != got.group:
+        found.append(f"groups of {got.group}, planned {want.group}")
     if want.zero_point != got.zero_point:
         found.append(f"zero point {got.zero_point[:4]}, planned {want.zero_point[:4]}")
     if len(want.scale) != len(got.scale):

@@ -73,6 +73,37 @@ class QuantRules(Frozen):
     date: date
 
 
+class WeightGain(Frozen):
+    """How many times the speed of float a product was in a form: of ``rows`` rows at most by a matrix of at
+    least ``numbers`` weights. Of several that fit a product the last one is meant."""
+
+    rows: int = Field(ge=1)
+    numbers: int = Field(ge=1)
+    gain: float = Field(gt=0)
+
+
+class WeightRules(Frozen):
+    """How a runtime has products whose weights alone are integers, in one of the forms dynamic, w8 and w4.
+
+    ``operations`` are the products. So many weights as ``group`` along the summed axis share a scale, all of
+    an output channel without it; where ``rest`` is false and groups would leave one, all of a channel, too.
+    ``rounds`` says what becomes of what they are multiplied by: ``nothing``; ``group``, rounded to 8 bits
+    while running, so many numbers of a row as ``rounding`` by one scale (as many as weights share one without
+    it; nothing where a row has fewer); ``tensor``, all of them by one (DynamicQuantizeLinear). ``options`` go
+    with it when the artifact is opened. ``pays`` says from where it was measured to be faster than float.
+    """
+
+    operations: tuple[str, ...]
+    group: int | None = Field(default=None, ge=16)
+    rest: bool = True
+    rounds: Literal["nothing", "group", "tensor"] = "nothing"
+    rounding: int | None = Field(default=None, ge=16)
+    options: dict[str, bool | int | str] = {}
+    pays: tuple[WeightGain, ...] = ()
+    source: str = Field(min_length=1)
+    date: date
+
+
 class Sparsity(Frozen):
     """Structured sparsity that the runtime turns into speed. ``axis`` counts in the weight's own layout."""
 
@@ -91,7 +122,8 @@ class Runtime(Frozen):
     take, not where it is quantized. ``rewrites`` are the rules by which the float graph takes the form that
     the runtime wants. ``around`` is the type of what stays float. ``forms`` are the precisions that it has
     besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules in ``quant16``;
-    ``dynamic`` for the operations in ``rounds``, which round activations while running.
+    ``dynamic`` for the operations in ``rounds``, which round activations while running, or by its rules in
+    ``weights``, where ``w8`` and ``w4`` may have some, too.
     """
 
     name: str
@@ -106,6 +138,7 @@ class Runtime(Frozen):
     align: int = Field(default=1, ge=1)
     forms: tuple[Precision, ...] = ()
     rounds: tuple[str, ...] = ()
+    weights: dict[Literal["dynamic", "w8", "w4"], WeightRules] = {}
     quant: QuantRules | None = None
     quant16: QuantRules | None = None
     sparsity: Sparsity | None = None
@@ -117,8 +150,10 @@ class Runtime(Frozen):
     def _forms_have_rules(self) -> Runtime:
         if ("w8a16" in self.forms) != (self.quant16 is not None):
             raise ValueError("the form w8a16 and the table quant16 come together")
-        if ("dynamic" in self.forms) != bool(self.rounds):
+        if self.rounds and "dynamic" not in self.forms:
             raise ValueError("the form dynamic and the list rounds come together")
+        if "dynamic" in self.forms and not self.rounds and "dynamic" not in self.weights:
+            raise ValueError("the form dynamic needs the list rounds or the table weights.dynamic")
         return self
 
     @property
