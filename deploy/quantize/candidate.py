@@ -12,15 +12,17 @@ import onnx_ir as ir
 
 from deploy.adapter.protocol import Backend, Describes
 from deploy.errors import VerificationError
-from deploy.frontend.onnx_file import release
+from deploy.frontend.onnx_file import digest, release
 from deploy.graph.blocks import Block
 from deploy.graph.qdq import insert
 from deploy.progress import SILENT
 from deploy.quantize.adopt import adopt
 from deploy.quantize.assign import Assignment, assign
+from deploy.quantize.correct import Corrected
 from deploy.quantize.forms import WeightForm, form_plans, store_weights
 from deploy.quantize.place import Chain, Placement, outline, place
 from deploy.quantize.ranges import Histogram
+from deploy.quantize.refine import NOTHING_REFINED, Refinement
 from deploy.spec.artifact import Artifact, Description, Options
 from deploy.spec.plan import BlockPlan, Plan, TensorPlan, differences
 from deploy.spec.profile import Runtime
@@ -32,7 +34,8 @@ from deploy.spec.tensors import Precision
 class Subject:
     """What does not change while candidates are tried: one graph for one runtime of one target.
 
-    ``form`` is how weights are stored, where a form was asked for that concerns them alone.
+    ``form`` is how weights are stored, where a form was asked for that concerns them alone. ``refinement`` is
+    what the accuracy ladder has added.
     """
 
     graph: ir.Model
@@ -49,6 +52,7 @@ class Subject:
     imported: Mapping[str, TensorPlan] = field(default_factory=dict)
     form: WeightForm | None = None
     description: Description | None = None
+    refinement: Refinement = NOTHING_REFINED
 
     @cached_property
     def unbounded(self) -> frozenset[str]:
@@ -93,21 +97,36 @@ class Subject:
         if self.imported:
             everything = {b.id for b in self.blocks} <= set(float_blocks)
             return Assignment({}, {}) if everything else adopt(self.graph, self.imported, self.runtime.quant)
-        placement = self._placement(float_blocks)
-        return assign(self.graph, placement, self.histograms, self.runtime.quant, self.observer)
+        refined = self.refinement
+        if refined.trained is not None and set(float_blocks).isdisjoint(self.int8_blocks()):
+            return refined.trained
+        placement = self.placement(float_blocks)
+        rules, ranges = self.runtime.quant, refined.ranges
+        return refined.with_rounding(
+            assign(self.graph, placement, self.histograms, rules, self.observer, ranges)
+        )
+
+    def quantization(self, float_blocks: Collection[str]) -> Corrected:
+        """The float graph and what is quantized of it; biases are corrected where that rung was climbed."""
+        assignment, correct = self.assignment(float_blocks), self.refinement.correction
+        if correct is None or not assignment.tensors:
+            return Corrected(self.graph, assignment)
+        return correct(assignment)
 
     def quantized(self, float_blocks: Collection[str]) -> dict[str, TensorPlan]:
         """Which values would be quantized, and for whom: all that a prediction needs, before any range."""
         if self.runtime.quant is None or self.imported:
             return self.assignment(float_blocks).tensors
-        return outline(self._placement(float_blocks), self.runtime.quant)
+        return outline(self.placement(float_blocks), self.runtime.quant)
 
-    def _placement(self, float_blocks: Collection[str]) -> Placement:
+    def placement(self, float_blocks: Collection[str]) -> Placement:
+        """What is quantized when ``float_blocks`` stay float."""
         precision: dict[str, Precision] = {
             b.id: self.float_precision if b.id in float_blocks else self.integer_precision
             for b in self.blocks
         }
-        return place(self.graph, self.blocks, precision, self.chains, self.runtime, self.kept_float)
+        apart = self.kept_float | self.refinement.apart
+        return place(self.graph, self.blocks, precision, self.chains, self.runtime, apart)
 
     def _computes_integers(self, name: str) -> bool:
         """Whether a node of the imported model has an integer kernel and reads quantized values."""
@@ -130,9 +149,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan, the artifact that it became, and the graph that says, node by node, what that computes."""
+    """A plan, the float graph that it quantizes, the artifact that they became, and the graph that says, node
+    by node, what that computes."""
 
     plan: Plan
+    graph: ir.Model
     qdq: ir.Model
     artifact: Artifact
 
@@ -147,17 +168,20 @@ def build_candidate(
 ) -> Candidate:
     """Assign, insert, lower, read back. Raises VerificationError where the file carries another plan."""
     tensors: Mapping[str, TensorPlan]
+    graph, graph_sha256 = subject.graph, subject.graph_sha256
     if subject.form is not None:
         stored = store_weights(subject.graph, subject.form, subject.runtime, subject.excluded)
         tensors, qdq, literal = stored.tensors, stored.graph, stored.literal()
         blocks = form_plans(stored, subject.form, subject.blocks, subject.runtime, subject.excluded)
     else:
-        assignment = subject.assignment(float_blocks)
-        tensors = assignment.tensors
-        qdq = insert(subject.graph, tensors, assignment.codes) if tensors else subject.graph
+        found = subject.quantization(float_blocks)
+        assignment, tensors = found.assignment, found.assignment.tensors
+        if found.graph is not graph:
+            graph, graph_sha256 = found.graph, digest(found.graph)
+        qdq = insert(graph, tensors, assignment.codes) if tensors else graph
         literal, blocks = qdq, _block_plans(subject, assignment, float_blocks, sqnr or {}, reasons or {})
     plan = Plan(
-        graph_sha256=subject.graph_sha256,
+        graph_sha256=graph_sha256,
         target=subject.target,
         runtime=subject.runtime.name,
         tensors=dict(tensors),
@@ -175,7 +199,7 @@ def build_candidate(
             f"the {subject.runtime.name} artifact does not carry the plan: {listed}",
             hint="this is a defect of the backend: report it with the model",
         )
-    return Candidate(plan, literal, artifact)
+    return Candidate(plan, graph, literal, artifact)
 
 
 def _block_plans(

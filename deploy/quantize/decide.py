@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from deploy.data.dataset import Dataset
@@ -15,11 +13,13 @@ from deploy.predict.latency import CostSource
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject, build_candidate
 from deploy.quantize.choose import Decision, hold_budget
+from deploy.quantize.ladder import Ladder, climb_again, climb_until
 from deploy.quantize.mix import harm_of, mixture
 from deploy.quantize.pays import problem_of
 from deploy.quantize.sensitivity import block_sqnr
+from deploy.quantize.trial import Judge, Search, Trial, trial_of
+from deploy.spec.ladder import RungName, RungRecord
 from deploy.spec.manifest import Choice
-from deploy.spec.plan import Plan
 from deploy.spec.project import WITHOUT_RANGES, PrecisionRequest
 
 _SQNR_SAMPLES = 64
@@ -28,26 +28,16 @@ BY_COSTS = "the fastest by the costs of kernels, of those within the budget"
 """The reason for a mixture, by which a replay knows one."""
 _NOT_MEASURED: Mapping[str, float] = {}
 
-Judge = Callable[[Candidate], Drop]
-"""Scores an artifact against the float baseline."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One candidate that was scored: its plan and the bytes of its model files."""
-
-    plan: Plan
-    bytes: int
-    drop: Drop | None
-
 
 @dataclass(frozen=True)
 class Decided:
     """The chosen candidate, its measured drop (None where nothing could be scored) and how it came about.
 
-    ``trials`` are the candidates on the way, in order, the chosen one last.
+    ``subject`` is what it was built from, as the rungs left it that were climbed. ``trials`` are the
+    candidates on the way, in order, the chosen one last.
     """
 
+    subject: Subject
     candidate: Candidate
     float_blocks: frozenset[str]
     drop: Drop | None
@@ -55,6 +45,7 @@ class Decided:
     choices: tuple[Choice, ...]
     sqnr: Mapping[str, float] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
+    rungs: tuple[RungRecord, ...] = ()
 
 
 def decide(
@@ -66,6 +57,8 @@ def decide(
     judge: Judge | None,
     accept: Judge | None,
     locked: frozenset[str] | None,
+    locked_rungs: Sequence[RungName] = (),
+    ladder: Ladder | None = None,
     start: int = 0,
     why_float: str = "",
     workdir: Path,
@@ -74,58 +67,48 @@ def decide(
 ) -> Decided:
     """The artifact with as much INT8 as the budget allows.
 
-    ``judge`` scores on validation data while searching; ``accept`` on eval data, once if all goes well. If
-    eval data refuse what validation data allowed, twice as many blocks go back to float and they are looked
-    at again; at least ``start`` blocks are float. ``precision`` "int8" and "w8a16" keep every block so
-    whatever it costs; the forms that need no ranges ("float", "fp16", "w8" ...) are a single candidate.
-    ``locked`` names the float blocks of an earlier build, which are then taken as they are; the plan is the
-    same as that build's, given ``why_float`` where they ended so for another reason than accuracy.
+    ``judge`` scores on validation data while searching; ``accept`` on eval data, once if all goes well. Where
+    the budget is missed with every block INT8, the ``ladder`` is climbed first. If eval data refuse what validation data allowed, twice as many blocks go back to
+    float and they are looked at again; at least ``start`` blocks are float. ``precision`` "int8" and "w8a16"
+    keep every block so whatever it costs; the forms that need no ranges ("float", "fp16", "w8" ...) are a
+    single candidate. ``locked`` names the float blocks of an earlier build, and ``locked_rungs`` what it
+    climbed, which are then taken as they are; the plan is the same as that build's, given ``why_float`` where
+    they ended so for another reason than accuracy.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in WITHOUT_RANGES:
         return _decide_fixed(subject, frozenset(), judge, accept, max_drop, workdir)
     if precision in WITHOUT_RANGES or not able or calibration is None:
         return decide_float(subject, judge, accept, max_drop, workdir)
-    sqnr = block_sqnr(
-        subject.graph,
-        subject.blocks,
-        subject.assignment(()),
-        calibration,
-        samples=_SQNR_SAMPLES,
-        threads=threads,
-    )
     if locked is not None:
+        if ladder is not None:
+            subject = climb_again(ladder, subject, locked_rungs)
         _require_known(locked, subject)
+        sqnr = _sqnr(subject, calibration, threads)
         return _decide_fixed(subject, locked, judge, accept, max_drop, workdir, sqnr, why_float)
+
+    search = Search(judge, workdir / "candidate")
+    rungs: tuple[RungRecord, ...] = ()
+    if ladder is not None and judge is not None and start == 0:
+        subject, rungs = climb_until(ladder, subject, lambda s: search.score(s, frozenset()), max_drop)
+    sqnr = _sqnr(subject, calibration, threads)
+    able = subject.int8_blocks()
     worst_first = sorted(able, key=lambda block: sqnr.get(block, float("inf")))
 
-    # The last candidate only: each holds its own copy of the weights. The search asks for one again at most.
-    @lru_cache(maxsize=1)
-    def candidate(float_blocks: frozenset[str]) -> Candidate:
-        folder = workdir / "candidate"
-        shutil.rmtree(folder, ignore_errors=True)
-        return build_candidate(subject, float_blocks, folder, sqnr=sqnr)
-
-    trials: dict[frozenset[str], Trial] = {}
-
     def scored(float_blocks: frozenset[str]) -> Drop:
-        assert judge is not None
-        built = candidate(float_blocks)
-        drop = judge(built)
-        trials[float_blocks] = Trial(built.plan, built.artifact.size_bytes(), drop)
-        return drop
+        return search.score(subject, float_blocks, sqnr)
 
     guarded = precision in ("auto", "mixed")
     allowed = max_drop if guarded else float("inf")
     start = min(start, len(worst_first))
-    choices: list[Choice] = []
+    choices = list(_climbed(subject))
     while True:
         if judge is None:
             decision = Decision(frozenset(worst_first[:start]), None, True, ())
         else:
             decision = hold_budget(worst_first, scored, allowed, progress, start=start)
         choices += decision.choices
-        chosen = candidate(decision.float_blocks)
+        chosen = search.candidate(subject, decision.float_blocks, sqnr)
         final = decision.drop
         if accept is not None:
             final = accept(chosen)
@@ -144,8 +127,8 @@ def decide(
         )
         progress.note(f"eval data: drop {final.drop:+.4f}, over budget; trying {start} float blocks")
     within = final is None or final.within(max_drop)
-    trials[decision.float_blocks] = trials.pop(decision.float_blocks, _trial(chosen, final))
-    return Decided(chosen, decision.float_blocks, final, within, tuple(choices), sqnr, tuple(trials.values()))
+    trials = search.ending_with(chosen, subject, decision.float_blocks, final)
+    return Decided(subject, chosen, decision.float_blocks, final, within, tuple(choices), sqnr, trials, rungs)
 
 
 def decide_mixed(
@@ -167,36 +150,38 @@ def decide_mixed(
     harm = harm_of(given.sqnr)
     problem = problem_of(subject, costs, harm)
 
-    @lru_cache(maxsize=1)
-    def candidate(float_blocks: frozenset[str]) -> Candidate:
-        folder = workdir / "mixed"
-        shutil.rmtree(folder, ignore_errors=True)
-        reasons = dict.fromkeys(float_blocks, SLOWER_SO)
-        return build_candidate(subject, float_blocks, folder, sqnr=given.sqnr, reasons=reasons)
-
-    trials: dict[frozenset[str], Trial] = {}
+    search = Search(judge, workdir / "mixed", SLOWER_SO)
 
     def scored(float_blocks: frozenset[str]) -> Drop:
-        assert judge is not None
-        built = candidate(float_blocks)
-        drop = judge(built)
-        trials[float_blocks] = Trial(built.plan, built.artifact.size_bytes(), drop)
-        return drop
+        return search.score(subject, float_blocks, given.sqnr)
 
     found = mixture(problem, able, scored if judge is not None else None, max_drop, progress)
     if found is None or found.float_blocks == given.float_blocks:
         return None
-    chosen = candidate(found.float_blocks)
+    chosen = search.candidate(subject, found.float_blocks, given.sqnr)
     count = len(able) - len(found.float_blocks)
     choice = Choice(what="INT8 blocks", chosen=f"{count} of {len(able)}", reason=BY_COSTS)
-    trials[found.float_blocks] = trials.pop(found.float_blocks, _trial(chosen, found.drop))
-    return Decided(
-        chosen, found.float_blocks, found.drop, True, (choice,), given.sqnr, tuple(trials.values())
+    trials = search.ending_with(chosen, subject, found.float_blocks, found.drop)
+    choices = (*_climbed(subject), choice)
+    return Decided(subject, chosen, found.float_blocks, found.drop, True, choices, given.sqnr, trials)
+
+
+def _sqnr(subject: Subject, calibration: Dataset, threads: int) -> Mapping[str, float]:
+    return block_sqnr(
+        subject.graph,
+        subject.blocks,
+        subject.assignment(()),
+        calibration,
+        samples=_SQNR_SAMPLES,
+        threads=threads,
     )
 
 
-def _trial(candidate: Candidate, drop: Drop | None) -> Trial:
-    return Trial(candidate.plan, candidate.artifact.size_bytes(), drop)
+def _climbed(subject: Subject) -> tuple[Choice, ...]:
+    rungs = subject.refinement.rungs
+    if not rungs:
+        return ()
+    return (Choice(what="accuracy", chosen=", ".join(rungs), reason="it holds more blocks INT8"),)
 
 
 def _require_known(locked: frozenset[str], subject: Subject) -> None:
@@ -226,7 +211,16 @@ def _decide_fixed(
     scorer = accept or judge
     drop = scorer(chosen) if scorer is not None else None
     within = drop is None or drop.within(max_drop)
-    return Decided(chosen, float_blocks, drop, within, (), sqnr, (_trial(chosen, drop),))
+    return Decided(
+        subject,
+        chosen,
+        float_blocks,
+        drop,
+        within,
+        (),
+        sqnr,
+        (trial_of(chosen, subject, float_blocks, drop),),
+    )
 
 
 def decide_float(
@@ -247,4 +241,4 @@ def decide_float(
     scorer = accept or judge
     drop = scorer(plain) if scorer is not None else None
     within = drop is None or drop.within(max_drop)
-    return Decided(plain, able, drop, within, (), sqnr, (_trial(plain, drop),))
+    return Decided(subject, plain, able, drop, within, (), sqnr, (trial_of(plain, subject, able, drop),))

@@ -1,8 +1,8 @@
 """Why each block of an artifact is computed as it is, in words with numbers.
 
 What a block takes in either form is what the cost model says of its kernels; what it would bring to change it
-alone is reckoned with the borders (`pays.problem_of`), so it is what the choice went by. What a block costs in
-accuracy cannot be measured for all of them: it is its share, by relative noise power, of a drop that was.
+alone is reckoned with the borders (`pays.problem_of`), so it is what the choice went by. What a block costs
+in accuracy cannot be measured for all of them: it is its share, by relative noise power, of a drop that was.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from deploy.predict.kernels import UnknownSizeError
 from deploy.predict.latency import CostSource, Prediction, predict
 from deploy.quantize.candidate import Subject
-from deploy.quantize.decide import SLOWER_SO, Decided, Trial
+from deploy.quantize.decide import SLOWER_SO, Decided
 from deploy.quantize.knapsack import Problem
 from deploy.quantize.mix import harm_of
 from deploy.quantize.pays import problem_of
+from deploy.quantize.trial import Trial
 from deploy.spec.explanation import Explained, Explanation
 from deploy.spec.overlay import KernelClass
 from deploy.spec.plan import BlockPlan, Plan

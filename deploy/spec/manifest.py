@@ -9,6 +9,7 @@ from pydantic import Field, JsonValue
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import SCHEMA, Frozen
 from deploy.spec.explanation import Explained
+from deploy.spec.ladder import RungName
 from deploy.spec.measurement import Attempt, BlockTime, Comparison, Point
 from deploy.spec.project import PrecisionRequest
 from deploy.spec.recipe import Recipe
@@ -147,6 +148,7 @@ class Choice(Frozen):
 class Lock(Frozen):
     """``deploy.lock``: every choice that came from a measurement, and what it was made for.
 
+    ``rungs`` of the accuracy ladder come first, and ``float_blocks`` are those of the graph that they left.
     ``precision`` is the one that was asked for; ``looks`` how often the data that accept were looked at to
     come to these choices.
     """
@@ -159,6 +161,7 @@ class Lock(Frozen):
     seed: int
     choices: tuple[Choice, ...]
     float_blocks: tuple[str, ...]
+    rungs: tuple[RungName, ...] = ()
     precision: PrecisionRequest = "auto"
     looks: int = 0
 

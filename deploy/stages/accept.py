@@ -1,7 +1,8 @@
 """Eval data accept or refuse the winner, and see nothing but winners.
 
 A race is held among what validation data allowed. Its winner is shown to the eval data. If they refuse it,
-the next one is, or where accuracy alone had chosen it the same runtime with twice as many float blocks. The
+the next one is, or where accuracy alone had chosen it the same runtime higher up the accuracy ladder, or with
+twice as many float blocks. The
 manifest counts the looks.
 """
 
@@ -9,10 +10,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from deploy.quantize.ladder import climb
 from deploy.stages.contest import decided_for, hold_race
 from deploy.stages.entrants import Entrant, Race
 from deploy.stages.job import Job
+from deploy.stages.ladder import ladder_for
 from deploy.stages.pick import pick
+from deploy.stages.weigh import weigh
 
 
 def settle(job: Job, held: Race) -> tuple[Entrant, Race]:
@@ -21,6 +25,7 @@ def settle(job: Job, held: Race) -> tuple[Entrant, Race]:
     A precision that was asked for is not overruled: it is judged all the same.
     """
     while True:
+        held = weigh(job, held)
         winner = pick(job, held)
         if job.accept is None or winner.accepted:
             return winner, held
@@ -30,14 +35,27 @@ def settle(job: Job, held: Race) -> tuple[Entrant, Race]:
         assert winner.decided.drop is not None
         said = f"eval data: {winner.name} drops {winner.decided.drop.drop:+.4f}, over the budget"
         job.progress.note(f"{said} of {job.request.budget.max_drop:.4f}")
-        if winner.mixed:
+        if winner.mixed or winner.runner_up:
             others = tuple(e for e in held.entrants if e.name != winner.name)
             held = replace(held, entrants=others, refused=(*held.refused, winner))
             continue
-        again = decided_for(job, winner.subject, ask=True, start=_more(winner))
+        again = _higher(job, winner) or decided_for(job, winner.subject, ask=True, start=_more(winner))
         places = {e.name: e for e in held.entrants} | {winner.name: again}
         entrants = tuple(e for e in places.values() if e is again or e.name != again.name)
         held = replace(hold_race(job, entrants), refused=held.refused)
+
+
+def _higher(job: Job, winner: Entrant) -> Entrant | None:
+    """What the rest of the accuracy ladder makes of it, judged by eval data; None where that wins nothing."""
+    tried, subject = [record.name for record in winner.decided.rungs], winner.subject
+    ladder = ladder_for(job, subject)
+    stands = () if ladder is None else tuple(climb(ladder.above(tried), subject))
+    if not any(stand.record.kept for stand in stands):
+        return None
+    count = len(winner.decided.float_blocks)
+    again = decided_for(job, stands[-1].subject, ask=True, start=count, climbs=False)
+    records = (*winner.decided.rungs, *(stand.record for stand in stands))
+    return replace(again, decided=replace(again.decided, rungs=records))
 
 
 def _judged(job: Job, winner: Entrant) -> Entrant:

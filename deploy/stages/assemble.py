@@ -7,6 +7,8 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+import onnx_ir as ir
+
 from deploy.bundle.read import (
     ARTIFACT,
     GRAPH,
@@ -31,24 +33,29 @@ from deploy.spec.tensors import TensorSpec
 from deploy.stages.compile import Compiled
 from deploy.stages.compress import TRAINING
 from deploy.stages.foresee import Foreseen
+from deploy.stages.front import carried
 from deploy.stages.interface import fed_specs
 from deploy.stages.job import Ingredients
 from deploy.stages.record import Record
+from deploy.stages.replay import front_of
 
 
 def assemble(
     made_of: Ingredients, foreseen: Foreseen, compiled: Compiled, plan: Plan, folder: Path, record: Record
 ) -> None:
     """Everything a bundle holds, into ``folder``."""
-    prepared = made_of.prepared
+    prepared, pick = made_of.prepared, made_of.request.pick
     with record.stage("bundle") as stage:
         artifact = compiled.artifact
         copy_artifact(artifact, folder / ARTIFACT)
         shutil.copyfile(artifact.folder.parent / SELFTEST, folder / SELFTEST)
+        refined = artifact.folder.parent / GRAPH
         graph = next(
             prepared.graph_for(r.runtime) for r in made_of.target.routes if r.runtime.name == plan.runtime
         )
-        if graph.path.with_name(f"{graph.path.name}.data").exists():
+        if refined.exists():
+            write_graph(ir.load(refined), folder / GRAPH)
+        elif graph.path.with_name(f"{graph.path.name}.data").exists():
             write_graph(graph.model, folder / GRAPH)  # weights beside it bear the name of the file
         else:
             shutil.copyfile(graph.path, folder / GRAPH)
@@ -66,7 +73,9 @@ def assemble(
     measurements = Measurements(
         comparison=compiled.comparison,
         why_not=compiled.why_not_measured,
+        missed=compiled.missed,
         attempts=(*compiled.attempts[:1], *prepared.facts.steps, *compiled.attempts[1:]),
+        front=compiled.front if pick is None else carried(front_of(made_of.request), pick),
         blocks=compiled.blocks,
         explained=compiled.explained,
         stages=tuple(record.times),
@@ -158,6 +167,7 @@ def _lock(made_of: Ingredients, compiled: Compiled) -> Lock:
         seed=made_of.request.seed,
         choices=compiled.choices,
         float_blocks=compiled.float_blocks,
+        rungs=compiled.rungs,
         precision=made_of.request.precision,
         looks=0 if compiled.evaluation is None else compiled.evaluation.looks,
     )

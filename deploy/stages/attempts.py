@@ -7,12 +7,14 @@ from dataclasses import replace
 
 from deploy.measure.blocks import block_times
 from deploy.measure.latency import speedup
-from deploy.quantize.decide import Trial
+from deploy.quantize.trial import Trial, trial_of
 from deploy.spec.measurement import Attempt, BlockTime
 from deploy.spec.plan import Plan
+from deploy.spec.project import Objective
 from deploy.spec.tensors import Precision
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
+from deploy.stages.limits import misses
 
 _SMALLEST_FIRST: tuple[Precision, ...] = ("w4", "int8", "fp8", "w8a16", "dynamic", "w8", "fp16", "bf16")
 _AROUND: tuple[Precision, ...] = ("float", "fp16", "bf16")
@@ -38,13 +40,25 @@ def attempts(job: Job, held: Race, winner: Entrant) -> tuple[Attempt, ...]:
         if entrant not in held.entrants:
             candidate = entrant.decided.candidate
             won = entrant.name == winner.name
-            drop = winner.decided.drop if won else None
-            trial = Trial(candidate.plan, candidate.artifact.size_bytes(), drop)
+            drop = winner.decided.drop if won else entrant.decided.drop
+            trial = trial_of(candidate, entrant.subject, entrant.decided.float_blocks, drop)
             listed.append(_timed(_attempt(job, entrant, trial, "chosen" if won else ""), held, entrant.name))
+    again = {_key(e, e.decided.trials[-1]): e for e in held.entrants if e.runner_up}
     for entrant in held.entrants:
+        if entrant.runner_up:  # told in its place among the trials
+            continue
         *before, last = entrant.decided.trials
-        listed += [_attempt(job, entrant, trial, _missed(job, trial)) for trial in before]
-        listed.append(_timed(_attempt(job, entrant, last, _outcome(entrant, winner)), held, entrant.name))
+        for trial in before:
+            one = again.pop(_key(entrant, trial), None)
+            if one is None:
+                listed.append(_attempt(job, entrant, trial, _missed(job, trial)))
+            else:
+                listed.append(
+                    _timed(_attempt(job, one, trial, _outcome(job, held, one, winner)), held, one.name)
+                )
+        listed.append(
+            _timed(_attempt(job, entrant, last, _outcome(job, held, entrant, winner)), held, entrant.name)
+        )
     for entrant in held.refused:
         last = replace(entrant.decided.trials[-1], drop=entrant.decided.drop)
         listed.append(_timed(_attempt(job, entrant, last, "refused by eval data"), held, entrant.name))
@@ -72,10 +86,15 @@ def times_by_block(job: Job, held: Race, winner: Entrant) -> tuple[BlockTime, ..
     )
 
 
+def _key(entrant: Entrant, trial: Trial) -> object:
+    """What tells candidates apart."""
+    return entrant.runtime, trial.float_blocks, trial.rungs
+
+
 def _attempt(job: Job, entrant: Entrant, trial: Trial, outcome: str) -> Attempt:
     drop = None if trial.drop is None else trial.drop.drop
     return Attempt(
-        name=_name(trial.plan),
+        name=form_name(trial.plan),
         runtime=entrant.runtime,
         precision=_counts(trial.plan),
         bytes=trial.bytes,
@@ -85,7 +104,8 @@ def _attempt(job: Job, entrant: Entrant, trial: Trial, outcome: str) -> Attempt:
     )
 
 
-def _name(plan: Plan) -> str:
+def form_name(plan: Plan) -> str:
+    """``int8``, ``int8 in 17 of 22 blocks``."""
     counts = _counts(plan)
     chosen = main_precision(plan)
     whole = len(counts) <= 1 or chosen not in counts or chosen in _AROUND
@@ -102,12 +122,23 @@ def _counts(plan: Plan) -> dict[Precision, int]:
     return dict(Counter(block.precision for block in plan.blocks))
 
 
-def _outcome(entrant: Entrant, winner: Entrant) -> str:
+_LESS: dict[Objective, str] = {
+    "latency": "slower",
+    "size": "larger or slower",
+    "memory": "takes more memory or time",
+    "accuracy": "less accurate or slower",
+}
+
+
+def _outcome(job: Job, held: Race, entrant: Entrant, winner: Entrant) -> str:
     if entrant.name == winner.name:
         return "chosen"
     if not entrant.decided.within_budget:
         return "over the budget"
-    return f"slower than {winner.name}"
+    missed = misses(job, entrant, held)
+    if missed:
+        return "over the limits"
+    return f"{_LESS[job.request.objective]} than {winner.name}"
 
 
 def _missed(job: Job, trial: Trial) -> str:
@@ -119,4 +150,9 @@ def _timed(attempt: Attempt, held: Race, name: str) -> Attempt:
     if held.times is None or name not in held.times:
         return attempt
     ratio, _ = speedup(held.times[GIVEN], held.times[name])
-    return attempt.model_copy(update={"latency_ms": held.times[name].summary(), "speed": round(ratio, 4)})
+    found = {
+        "latency_ms": held.times[name].summary(),
+        "speed": round(ratio, 4),
+        "peak_memory_bytes": held.memory.get(name),
+    }
+    return attempt.model_copy(update=found)

@@ -7,18 +7,19 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from deploy.adapter.protocol import Warns
-from deploy.bundle.read import ARTIFACT, PLAN, SELFTEST
+from deploy.bundle.read import ARTIFACT, GRAPH, PLAN, SELFTEST
 from deploy.bundle.verify import verify, write_selftest
 from deploy.bundle.write import copy_artifact
 from deploy.data.interval import Drop
 from deploy.errors import VerificationError
+from deploy.frontend.onnx_file import write as write_graph
 from deploy.measure.latency import speedup
-from deploy.quantize.decide import Decided
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import Frozen, parse, render
 from deploy.spec.explanation import Explained
+from deploy.spec.ladder import RungName, RungRecord
 from deploy.spec.manifest import Choice, Evaluation, KnownHazard, Outcome, Verification
-from deploy.spec.measurement import Attempt, BlockTime, Comparison
+from deploy.spec.measurement import Attempt, BlockTime, Comparison, Point
 from deploy.spec.plan import Plan
 from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import INTEGER, Precision
@@ -27,9 +28,11 @@ from deploy.stages.attempts import attempts, times_by_block
 from deploy.stages.contest import enter, figures, hold_race
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.explain import explained
+from deploy.stages.front import front, runners_up
 from deploy.stages.job import Job
-from deploy.stages.memory import shortages
+from deploy.stages.limits import misses, unchecked
 from deploy.stages.record import Record
+from deploy.stages.weigh import score_fastest_float
 
 _RESULT = "compiled.json"
 STAGES = ("choose", "measure", "verify")
@@ -52,9 +55,13 @@ class Compiled(Frozen):
     verdict: Outcome
     choices: tuple[Choice, ...]
     float_blocks: tuple[str, ...]
+    rungs: tuple[RungName, ...] = ()
+    ladder: tuple[RungRecord, ...] = ()
     comparison: Comparison | None
     why_not_measured: str = ""
+    missed: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    front: tuple[Point, ...] = ()
     blocks: tuple[BlockTime, ...] = ()
     explained: Explained = Explained()
     hazards: tuple[KnownHazard, ...] = ()
@@ -73,7 +80,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
     why_not = job.why_not_measured
     if not why_not:
         with record.stage("measure") as stage:
-            held = hold_race(job, held.entrants)
+            held = hold_race(job, (*held.entrants, *runners_up(job, held.entrants)))
             winner, held = settle(job, held)
             comparison = figures(job, winner, held)
             stage.outcome = _speed_outcome(winner, held)
@@ -99,23 +106,31 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         if verification.operations:
             stage.outcome += f", {verification.operations} operations one by one"
     decided = winner.decided
+    if job.request.tune != "off":
+        held = score_fastest_float(job, held)
     compiled = Compiled(
         artifact=decided.candidate.artifact,
         options=winner.subject.options.model_dump(mode="json"),
         evaluation=_evaluation(job, decided.drop),
         verification=verification,
-        verdict=_verdict(job, decided),
+        verdict=_verdict(job, winner, held),
         choices=decided.choices,
         float_blocks=tuple(sorted(decided.float_blocks)),
+        rungs=winner.subject.refinement.rungs,
+        ladder=tuple(record for entrant in held.entrants for record in entrant.decided.rungs),
         comparison=comparison,
         why_not_measured=why_not,
+        missed=tuple(miss.told for miss in misses(job, winner, held) if miss.told),
         attempts=attempts(job, held, winner),
+        front=front(job, held, winner),
         blocks=() if held.times is None else times_by_block(job, held, winner),
         explained=explained(job, held, winner),
         hazards=_hazards(winner),
         outcomes={name: record.outcomes[name] for name in STAGES if name in record.outcomes},
     )
     copy_artifact(decided.candidate.artifact, folder / ARTIFACT)
+    if decided.subject.refinement.rungs:  # else the bundle's graph is the prepared one
+        write_graph(decided.candidate.graph, folder / GRAPH)
     (folder / PLAN).write_text(render(decided.candidate.plan))
     write_selftest(folder / SELFTEST, feeds, outputs)
     (folder / _RESULT).write_text(render(compiled))
@@ -155,7 +170,8 @@ def _speed_outcome(winner: Entrant, held: Race) -> str:
         return speedup(held.times[GIVEN], held.times[name])[0]
 
     said = f"{winner.name} {against(winner.name):.2f} times the speed of the file"
-    others = [f"{e.name} {against(e.name):.2f}" for e in held.entrants if e.name != winner.name]
+    decided = [e for e in held.entrants if not e.runner_up]
+    others = [f"{e.name} {against(e.name):.2f}" for e in decided if e.name != winner.name]
     return said + (f" ({', '.join(others)})" if others else "")
 
 
@@ -171,12 +187,14 @@ def _precision_outcome(entrant: Entrant, held: Race) -> str:
     return f"{chosen}{scored}{interval}"
 
 
-def _verdict(job: Job, decided: Decided) -> Outcome:
-    roles, request = job.roles, job.request
+def _verdict(job: Job, winner: Entrant, held: Race) -> Outcome:
+    roles, request, decided = job.roles, job.request, winner.decided
     reasons = [f"{c.what}: {c.chosen} ({c.reason})" for c in decided.choices]
     if roles.random:
         reasons.append("calibrated on random noise: the ranges do not fit real data")
-    missed = shortages(job.target.profile.memory, decided.candidate.artifact)
+    doubt = unchecked(job, winner, held)
+    reasons += [doubt] if doubt else []
+    missed = [miss.words for miss in misses(job, winner, held)]
     if decided.drop is not None and not decided.within_budget:
         blocks = decided.candidate.plan.blocks
         worst = [b for b in blocks if b.precision in INTEGER and b.sqnr_db is not None]

@@ -157,7 +157,7 @@ def _finetune(task: Task, curves: Path) -> Stepped:
         train=task.train,
         validation=task.validation,
         teachers=task.teachers,
-        metric=_validated_by(request),
+        metric=validated_by(request),
         root=request.root,
         workdir=task.work,
         seed=request.seed,
@@ -176,7 +176,7 @@ def _finetune(task: Task, curves: Path) -> Stepped:
     return Stepped(trained.model, attempt)
 
 
-def _validated_by(request: Request) -> Callable[[], Metric] | None:
+def validated_by(request: Request) -> Callable[[], Metric] | None:
     """What the project judges by, where that can be said without another model to compare with."""
     section = request.metric
     if section.name in ("auto", "agreement"):

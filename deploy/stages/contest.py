@@ -12,13 +12,13 @@ from deploy.adapter.discover import find_backend
 from deploy.errors import BackendError, UnsupportedError, VerificationError
 from deploy.predict.kernels import UnknownSizeError
 from deploy.quantize.candidate import Subject, build_candidate
-from deploy.quantize.decide import BY_COSTS, SLOWER_SO, Decided, decide, decide_mixed
-from deploy.spec.manifest import Lock
+from deploy.quantize.decide import Decided, decide, decide_mixed
 from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import Contender, compare, race
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
-from deploy.stages.pick import SLOWER, loses
+from deploy.stages.ladder import ladder_for
+from deploy.stages.pick import loses, why_float
 
 
 def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
@@ -66,11 +66,12 @@ def _mixed(job: Job, entrant: Entrant) -> tuple[Entrant, ...]:
     except (LookupError, UnknownSizeError, BackendError, VerificationError) as e:
         job.progress.note(f"{entrant.runtime}: no mixture by cost: {e}")
         return ()
-    return () if decided is None else (Entrant(subject, decided, mixed=True),)
+    return () if decided is None else (Entrant(decided, mixed=True),)
 
 
-def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0) -> Entrant:
-    """What accuracy decides for a runtime, at least ``start`` blocks float; ``ask`` eval data, too."""
+def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0, climbs: bool = True) -> Entrant:
+    """What accuracy decides for a runtime, at least ``start`` blocks float; ``ask`` eval data, too. It
+    ``climbs`` the accuracy ladder where that is needed."""
     decided = decide(
         subject,
         precision=job.request.precision,
@@ -78,22 +79,18 @@ def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0) -> Ent
         calibration=job.roles.calibration,
         judge=job.scores(subject, job.judge),
         accept=job.scores(subject, job.accept) if ask else None,
+        ladder=ladder_for(job, subject) if climbs else None,
         start=start,
         locked=None if job.lock is None else frozenset(job.lock.float_blocks),
-        why_float=_why_float(job.lock),
+        locked_rungs=() if job.lock is None else job.lock.rungs,
+        why_float=why_float(job.lock),
         workdir=job.work / subject.runtime.name,
         threads=job.request.threads,
         progress=job.progress,
     )
     if job.lock is not None:
         decided = replace(decided, choices=job.lock.choices)
-    return Entrant(subject, decided, accepted=ask)
-
-
-def _why_float(lock: Lock | None) -> str:
-    """Why blocks of a locked build are float, where the clock or the costs of kernels said so."""
-    said = set() if lock is None else {choice.reason for choice in lock.choices}
-    return SLOWER if SLOWER in said else SLOWER_SO if BY_COSTS in said else ""
+    return Entrant(decided, accepted=ask)
 
 
 def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
@@ -103,7 +100,7 @@ def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
     """
     free = job.request.precision == "auto" and job.lock is None
     must_pay = free and any(e.integer and not e.subject.imported for e in entrants)
-    floats = tuple(_float_build(job, e) for e in entrants if not e.mixed) if must_pay else ()
+    floats = tuple(_float_build(job, e) for e in entrants if not (e.mixed or e.runner_up)) if must_pay else ()
     ort = find_backend(job.baseline.backend)
     contenders = {
         GIVEN: Contender(ort, job.baseline, ort.options_type(threads=job.request.threads)),
@@ -111,7 +108,7 @@ def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
     }
     feeds = job.one_inference(entrants[0].decided.candidate.artifact)
     held = Race(tuple(entrants), floats, race(contenders, feeds))
-    if loses(held):  # one session in a few is unlucky with its memory: who loses once may run again
+    if loses(job, held):  # one session in a few is unlucky with its memory: who loses once may run again
         held = replace(held, times=race(contenders, feeds))
     return held
 
@@ -120,11 +117,11 @@ def _float_build(job: Job, entrant: Entrant) -> Entrant:
     """The same runtime without INT8. It is not scored: whether it may ship is asked when it wins."""
     if not entrant.integer:
         return entrant
-    subject = entrant.subject
+    subject = next(s for s in job.subjects if s.runtime.name == entrant.runtime)
     everything = frozenset(block.id for block in subject.blocks)
     plain = build_candidate(subject, everything, job.work / subject.runtime.name / "plain")
-    decided = Decided(plain, frozenset(subject.int8_blocks()), None, True, (), entrant.decided.sqnr)
-    return Entrant(subject, decided)
+    decided = Decided(subject, plain, frozenset(subject.int8_blocks()), None, True, (), entrant.decided.sqnr)
+    return Entrant(decided)
 
 
 def figures(job: Job, winner: Entrant, held: Race) -> Comparison:

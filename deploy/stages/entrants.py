@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from deploy.measure.latency import Timing
 from deploy.quantize.candidate import Subject
@@ -20,12 +20,17 @@ class Entrant:
     """A form of the model that may ship: what was decided for one runtime.
 
     ``mixed``: by the costs of its blocks, else by accuracy alone. ``accepted``: eval data were asked.
+    ``runner_up``: tried on the way to what was decided, and timed with it.
     """
 
-    subject: Subject
     decided: Decided
     mixed: bool = False
     accepted: bool = False
+    runner_up: bool = False
+
+    @property
+    def subject(self) -> Subject:
+        return self.decided.subject
 
     @property
     def runtime(self) -> str:
@@ -43,6 +48,11 @@ class Entrant:
 
     @property
     def name(self) -> str:
+        if self.runner_up:
+            blocks = self.decided.candidate.plan.blocks
+            count = sum(block.precision == self.subject.integer_precision for block in blocks)
+            word = "mixed, " if self.mixed else ""
+            return f"{self.runtime} {word}{self.precision} in {count} of {len(blocks)} blocks"
         return f"{self.runtime} {'mixed' if self.mixed else self.precision}"
 
     def contender(self) -> Contender:
@@ -53,14 +63,15 @@ class Entrant:
 class Race:
     """Who may win, preferred runtimes first; the float builds that INT8 has to beat; times where there are.
 
-    ``times`` holds the baseline under `GIVEN` and everybody else by name. ``refused`` are mixtures that eval
-    data did not allow, with what they said of them.
+    ``times`` holds the baseline under `GIVEN` and everybody else by name, ``memory`` the peak bytes of those
+    who were weighed. ``refused`` are forms that eval data did not allow, with what they said of them.
     """
 
     entrants: tuple[Entrant, ...]
     floats: tuple[Entrant, ...] = ()
     times: Mapping[str, Timing] | None = None
     refused: tuple[Entrant, ...] = ()
+    memory: Mapping[str, int] = field(default_factory=dict)
 
     def without(self, runtime: str) -> Race:
         """The race as if that runtime had not been there."""

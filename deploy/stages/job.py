@@ -23,10 +23,10 @@ from deploy.graph.summary import tensor_specs
 from deploy.measure.host import host
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject
-from deploy.quantize.decide import Judge
-from deploy.quantize.forms import WeightForm
+from deploy.quantize.forms import WeightForm, with_form
 from deploy.quantize.place import find_chains
 from deploy.quantize.ranges import Histogram
+from deploy.quantize.trial import Judge
 from deploy.spec.artifact import Artifact, Description
 from deploy.spec.manifest import Lock
 from deploy.spec.profile import Runtime
@@ -171,6 +171,8 @@ def subject_for(
     blocks = partition(graph.model)
     if request.precision == "float":
         runtime = runtime.model_copy(update={"around": "float32"})
+    form = _weight_form(request, runtime)
+    runtime = with_form(runtime, form)
     return Subject(
         graph=graph.model,
         graph_sha256=graph.sha256,
@@ -184,7 +186,7 @@ def subject_for(
         observer=request.observer,
         excluded=written_out(graph.model, request.exclude),
         imported=prepared.facts.imported,
-        form=_weight_form(request, runtime),
+        form=form,
         description=_description(target, prepared, request, classes),
     )
 

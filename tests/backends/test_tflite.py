@@ -225,7 +225,7 @@ def test_a_damaged_file_is_an_error_of_ours(content: bytes, tmp_path: Path) -> N
 
 
 def deviations_of(model: ir.Model, artifact: Artifact) -> list[Deviation]:
-    candidate = Candidate(PLAN, model, artifact)
+    candidate = Candidate(PLAN, model, model, artifact)
     subject = Subject(
         graph=model, graph_sha256="", target="android", runtime=RUNTIME, backend=TFLite(),
         options=TFLite().options(RUNTIME, 1), blocks=(), chains=[], histograms={}, observer="mse",

@@ -59,7 +59,7 @@ def require_right(
     assert differences(plan, backend.read_plan(artifact), ulps=1) == []
     options = backend.options(RUNTIME, 1)
     subject = Subject(model, "", "", RUNTIME, backend, options, (), [], {}, "minmax", frozenset())
-    found = deviations(Candidate(plan, qdq, artifact), subject, feeds)
+    found = deviations(Candidate(plan, qdq, qdq, artifact), subject, feeds)
     assert found and not [str(deviation) for deviation in found if deviation.wrong]
     with open_graph(qdq, optimised=False) as literal, backend.open(artifact, options) as runner:
         want, got = literal.run(feeds), runner.run(feeds)

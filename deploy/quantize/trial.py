@@ -1,0 +1,89 @@
+"""Candidates on the way to a decision: built, scored, and remembered by what they were."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.data.interval import Drop
+from deploy.quantize.candidate import Candidate, Subject, build_candidate
+from deploy.spec.ladder import RungName
+from deploy.spec.plan import Plan
+
+Judge = Callable[[Candidate], Drop]
+"""Scores an artifact against the float baseline."""
+
+_NOT_MEASURED: Mapping[str, float] = {}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate that was scored: what it was, its plan, and the bytes of its model files."""
+
+    plan: Plan
+    bytes: int
+    drop: Drop | None
+    float_blocks: frozenset[str] = frozenset()
+    rungs: tuple[RungName, ...] = ()
+
+
+def trial_of(
+    candidate: Candidate, subject: Subject, float_blocks: frozenset[str], drop: Drop | None
+) -> Trial:
+    """A candidate without its weights."""
+    size, rungs = candidate.artifact.size_bytes(), subject.refinement.rungs
+    return Trial(candidate.plan, size, drop, float_blocks, rungs)
+
+
+class Search:
+    """Builds candidates in ``folder``, has each judged once, and keeps the trials in their order.
+
+    Of the candidates themselves only the last is kept: each holds its own copy of the weights. ``why_float``
+    is the reason that plans give for blocks which are float though they need not be; accuracy if empty.
+    """
+
+    def __init__(self, judge: Judge | None, folder: Path, why_float: str = "") -> None:
+        self._judge, self._folder, self._why_float = judge, folder, why_float
+        self._drops: dict[object, Drop] = {}
+        self._trials: dict[object, Trial] = {}
+        self._last: tuple[object, Candidate] | None = None
+
+    def score(
+        self, subject: Subject, float_blocks: frozenset[str], sqnr: Mapping[str, float] = _NOT_MEASURED
+    ) -> Drop:
+        """What ``judge`` says of the candidate with these blocks float."""
+        assert self._judge is not None
+        key = _key(subject, float_blocks)
+        if key not in self._drops:
+            built = self.candidate(subject, float_blocks, sqnr)
+            self._drops[key] = self._judge(built)
+            self._trials[key] = trial_of(built, subject, float_blocks, self._drops[key])
+        return self._drops[key]
+
+    def candidate(
+        self, subject: Subject, float_blocks: frozenset[str], sqnr: Mapping[str, float]
+    ) -> Candidate:
+        """The candidate, with what is known of its blocks' noise written into the plan."""
+        key = (_key(subject, float_blocks), bool(sqnr))
+        if self._last is None or self._last[0] != key:
+            self._last = None
+            shutil.rmtree(self._folder, ignore_errors=True)
+            reasons = dict.fromkeys(float_blocks, self._why_float)
+            built = build_candidate(subject, float_blocks, self._folder, sqnr=sqnr, reasons=reasons)
+            self._last = (key, built)
+        return self._last[1]
+
+    def ending_with(
+        self, chosen: Candidate, subject: Subject, float_blocks: frozenset[str], drop: Drop | None
+    ) -> tuple[Trial, ...]:
+        """All trials, that of the chosen candidate last; with ``drop`` if it was never scored here."""
+        key = _key(subject, float_blocks)
+        known = self._drops.get(key, drop)
+        others = (trial for k, trial in self._trials.items() if k != key)
+        return (*others, trial_of(chosen, subject, float_blocks, known))
+
+
+def _key(subject: Subject, float_blocks: frozenset[str]) -> object:
+    return subject.graph_sha256, subject.refinement.rungs, float_blocks
