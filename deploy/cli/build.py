@@ -230,6 +230,14 @@ def build(
         bool,
         typer.Option("--dry-run", rich_help_panel=_OUTPUT, help="Say what would be done; write nothing."),
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            rich_help_panel=_OUTPUT,
+            help="Say of each block why it is INT8 or float, in numbers.",
+        ),
+    ] = False,
     json: Json = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -281,17 +289,19 @@ def build(
         return
     for request in wanted:
         load_profile(request.target)  # a misspelt second target is told before the first is built
-    bundles = [_build(request, json=json, quiet=quiet) for request in wanted]
+    bundles = [_build(request, json=json, quiet=quiet, explain=explain) for request in wanted]
     if json:
+        from deploy.cli.explained import with_explanations
         from deploy.cli.result import as_json
 
-        _write([as_json(bundle) for bundle in bundles])
+        _write([with_explanations(as_json(bundle), bundle, explain) for bundle in bundles])
     if any(bundle.manifest.verdict.status == "missed" for bundle in bundles):
         raise typer.Exit(BudgetError.exit_code)
 
 
-def _build(request: Request, *, json: bool, quiet: bool) -> Bundle:
+def _build(request: Request, *, json: bool, quiet: bool, explain: bool) -> Bundle:
     """Build for one target and show the result at once, so that it is seen if the next target fails."""
+    from deploy.cli.explained import show_explained
     from deploy.cli.result import show_result
     from deploy.cli.terminal import show_error, stages, write_line
     from deploy.pipeline import run
@@ -303,6 +313,9 @@ def _build(request: Request, *, json: bool, quiet: bool) -> Bundle:
         write_line()
         show_result(bundle)
         write_line()
+        if explain:
+            show_explained(bundle)
+            write_line()
     elif verdict.status == "missed":
         show_error(BudgetError(f"{bundle.folder}: budget missed: {'; '.join(verdict.reasons)}"))
     return bundle

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from deploy.bundle.report.content import IN_SIGHT, Report
 from deploy.bundle.report.figures import plural
 from deploy.bundle.report.markdown import bar
+from deploy.cli.explained import show_whys
 from deploy.cli.result import show_result, write_all, write_files
 from deploy.cli.terminal import Cell, write_facts, write_line, write_table, write_text
 
@@ -24,6 +25,9 @@ def show_report(bundle: Bundle, content: Report) -> None:
         _attempts(content)
     _title("blocks")
     _blocks(content.blocks)
+    if content.whys.known:
+        _title("why")
+        show_whys(content.whys)
     if content.classes:
         _title("classes")
         shown = content.classes[:IN_SIGHT]

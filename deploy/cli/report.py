@@ -24,6 +24,12 @@ def report(
             "--output", "-o", metavar="FILE", help="Write .md or .html there instead of showing it."
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Show only why each block is INT8 or float, in milliseconds and points."
+        ),
+    ] = False,
 ) -> None:
     """Show a bundle's report: verdict, figures, blocks, classes, hazards, hardware, how to run it, origin."""
     from deploy.bundle.read import load_bundle
@@ -33,7 +39,16 @@ def report(
     form = form or _by_ending(output)
     if output is not None and form == "terminal":
         raise UsageError(f"{output}: a file is written as markdown or html", hint="add --format markdown")
+    if explain and form != "terminal":
+        raise UsageError(
+            f"--explain is shown in the terminal, and {form} has it in any case", hint="leave it out"
+        )
     loaded = load_bundle(bundle)
+    if explain:
+        from deploy.cli.explained import show_explained
+
+        show_explained(loaded)
+        return
     found = content(loaded)
     if form == "terminal":
         from deploy.cli.full_report import show_report

@@ -50,6 +50,8 @@ class Table:
     changes: Mapping[str, float]
     instead: Mapping[str, float]
     words: Mapping[str, str]
+    form: str
+    """What the integers are called."""
     carried: frozenset[str]
     """Blocks that only move data, and move integers here."""
     predicted_ms: float
@@ -119,6 +121,7 @@ def table_of(subject: Subject, plan: Plan, costs: CostSource) -> Table:
         changes={b: sum(border.ms for border in problem.changes(chosen, b)) for b in problem.options},
         instead=instead,
         words=_words(subject, as_float),
+        form="INT8 by INT16" if subject.integer_precision == "w8a16" else "INT8",
         carried=frozenset(b for b in problem.follows if chosen[b] in INTEGER),
         predicted_ms=predict(subject.graph, plan.tensors, subject.runtime, costs).ms,
     )
@@ -209,27 +212,32 @@ def _reason(block: BlockPlan, table: Table | None, share: float | None, able: bo
             "integers, as its neighbours are" if block.id in table.carried else "floats, as its readers want"
         )
         return f"only moves data: {moved}"
-    word = table.words[block.id]
-    as_float, as_integers, instead = (
-        known[block.id] for known in (table.float_ms, table.integer_ms, table.instead)
-    )
-    speed = as_float / as_integers if as_integers > 0 else 1.0
-    if block.precision in INTEGER:
-        said = f"INT8 {word} is {_times(speed)} float here; as float the whole would take {_more(instead)}"
+    speed, now = _speed(block.id, table), block.precision in INTEGER
+    faster = table.integer_ms[block.id] < table.float_ms[block.id]
+    instead = table.instead[block.id]
+    here = f"{table.form} {table.words[block.id]} is {_times(speed)} float here"
+    kernel = abs(table.integer_ms[block.id] - table.float_ms[block.id])
+    # What changes of form would cost more, were the block in its other form.
+    around = instead - (kernel if faster == now else -kernel)
+    if now:
+        said = f"{here}; as float the whole would take {_more(instead)}"
+        if not faster and around > _NOTHING_MS:
+            said = f"{here}, but as float it would cost {_ms(around)} in changes of form"
         return f"{block.reason}; {said}" if block.reason else said
-    around = instead - (as_integers - as_float)
-    if as_integers >= as_float:
-        said = f"INT8 {word} is {_times(speed)} float here"
-        said += f", and changes of form would cost {_ms(around)}" if around > _NOTHING_MS else ""
-    elif instead >= -_NOTHING_MS:
-        said = (
-            f"INT8 would save {_ms(as_float - as_integers)}, the changes of form around it cost {_ms(around)}"
-        )
-    else:
-        said = f"INT8 would save {_ms(-instead)}, its borders counted"
+    if instead < -_NOTHING_MS:
+        said = f"{table.form} would save {_ms(-instead)}, its borders counted"
         if block.reason == SLOWER_SO and noisy:
             return f"kept float to hold the budget: {noisy}; {said}"
+    elif faster:
+        said = f"{table.form} would save {_ms(kernel)}, the changes of form around it cost {_ms(around)}"
+    else:
+        said = here + (f", and changes of form would cost {_ms(around)}" if around > _NOTHING_MS else "")
     return said if block.reason == SLOWER_SO else f"{_with_noise(block, noisy)}; {said}"
+
+
+def _speed(block: str, table: Table) -> float:
+    """How many times as fast as float its integers are."""
+    return table.float_ms[block] / table.integer_ms[block] if table.integer_ms[block] > 0 else 1.0
 
 
 def _with_noise(block: BlockPlan, noisy: str) -> str:

@@ -1,4 +1,4 @@
-"""Why each block is computed as it is: what it takes in either form, what it costs, and what spoke against it.
+"""Why each block is computed as it is: what it takes in either form, and what spoke against the other.
 
 Milliseconds are those of the cost model (`deploy/predict`), so that forms which were never built can be told
 apart; what the runtime's profiler took of the artifact stands beside them, in `BlockTime`.

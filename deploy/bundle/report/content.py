@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from deploy.bundle.read import Bundle, load_lock, load_plan
 from deploy.bundle.report import figures
 from deploy.bundle.report.blocks import Blocks, blocks
+from deploy.bundle.report.explained import Whys, whys
 from deploy.bundle.report.hardware import Hardware, hardware
 from deploy.bundle.report.origin import Origin, origin
 from deploy.bundle.report.running import Running, running
@@ -87,6 +88,7 @@ class Report:
     attempts: tuple[AttemptRow, ...]
     stages: tuple[StageRow, ...]
     blocks: Blocks
+    whys: Whys
     classes: tuple[ClassRow, ...]
     notes: tuple[str, ...]
     hazards: tuple[HazardRow, ...]
@@ -110,6 +112,7 @@ def report(bundle: Bundle) -> Report:
             attempts=_attempts(measured.attempts, manifest.evaluation),
             stages=tuple(_stage(stage) for stage in measured.stages),
             blocks=blocks(load_plan(bundle).blocks, measured.blocks),
+            whys=explained_by(bundle),
             classes=_classes(manifest.evaluation, manifest.classes),
             notes=manifest.notes,
             hazards=tuple(_hazard(hazard) for hazard in manifest.hazards),
@@ -118,6 +121,12 @@ def report(bundle: Bundle) -> Report:
             origin=origin(bundle),
         )
     )
+
+
+def explained_by(bundle: Bundle) -> Whys:
+    """Why each block is computed as it is. Its texts are as the bundle has them: see `cleaned`."""
+    measured, scores = bundle.measurements, bundle.manifest.evaluation
+    return whys(measured.explained, measured.blocks, "" if scores is None else scores.unit)
 
 
 def _attempts(attempts: tuple[Attempt, ...], scores: Evaluation | None) -> tuple[AttemptRow, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from deploy.bundle.report import figures
 from deploy.bundle.report.blocks import BlockRow, Blocks
 from deploy.bundle.report.content import IN_SIGHT, ClassRow, Report
+from deploy.bundle.report.explained import HEADER, RIGHT, Whys
 from deploy.bundle.report.summary import Fact
 
 _SPECIAL = re.compile(
@@ -52,6 +53,7 @@ def _lines(content: Report) -> Iterator[str]:
             right=(2, 3, 4, 5, 6),
         )
     yield from _blocks(content.blocks)
+    yield from _whys(content.whys)
     if content.classes:
         yield from ("", "## Classes", "", *_classes(content.classes[:IN_SIGHT]))
         yield from _folded(content.classes, "classes", _classes(content.classes[IN_SIGHT:]))
@@ -82,6 +84,23 @@ def _block_table(blocks: Blocks, rows: Sequence[BlockRow]) -> Iterator[str]:
     kept = [i for i in range(len(header)) if not hidden.get(i)]
     right = [kept.index(i) for i in (2, 3, 4) if i in kept]
     yield from _table([header[i] for i in kept], [[line[i] for i in kept] for line in cells], right=right)
+
+
+def _whys(found: Whys) -> Iterator[str]:
+    if not found.known:
+        return
+    yield from (
+        "",
+        "## Why",
+        "",
+        "<details>",
+        f"<summary>{figures.plural(len(found.rows), 'block')}</summary>",
+        "",
+    )
+    right = [found.kept.index(i) for i in RIGHT if i in found.kept]
+    rows = [[row.cells[i] for i in found.kept] for row in found.rows]
+    yield from _table([HEADER[i] for i in found.kept], rows, right=right)
+    yield from ("", *(f"- {escaped(note)}" for note in found.notes), "", "</details>")
 
 
 def bar(row: BlockRow, longest: float) -> str:

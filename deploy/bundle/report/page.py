@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from deploy.bundle.read import Bundle
 from deploy.bundle.report.blocks import BlockRow
 from deploy.bundle.report.content import IN_SIGHT, Report, report
+from deploy.bundle.report.explained import HEADER, RIGHT
 from deploy.errors import BackendError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def html(content: Report) -> str:
             report=content,
             in_sight=IN_SIGHT,
             strips=strips(content),
+            why_header=HEADER,
+            why_right=RIGHT,
             precisions=[total.precision for total in content.blocks.totals],
         )
     except jinja2.TemplateError as e:

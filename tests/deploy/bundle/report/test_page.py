@@ -12,6 +12,7 @@ import pytest
 
 from deploy.bundle.read import Bundle, load_bundle
 from deploy.bundle.report.content import Report, report
+from deploy.bundle.report.explained import Whys
 from deploy.bundle.report.markdown import markdown
 from deploy.bundle.report.page import PAGE, html, strips, write_page
 from deploy.errors import UsageError
@@ -109,7 +110,9 @@ def test_what_is_long_is_folded(page: Page):
 
 
 def test_nothing_is_shown_of_what_is_not_there(built: Bundle):
-    found = Page(html(replace(report(built), attempts=(), classes=(), hazards=(), notes=())))
+    found = Page(
+        html(replace(report(built), attempts=(), classes=(), hazards=(), notes=(), whys=Whys((), ())))
+    )
     assert "None was seen" in found.text
     assert "What was tried" not in found.text and "Classes" not in found.text
     assert found.tags["details"] == 0
