@@ -79,14 +79,16 @@ class OpenVino(_Opened):
         model = core.read_model(path)
         model.reshape({name: list(array.shape) for name, array in sample.items()})
         known = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **settings}
-        self.tool = openvino
         self.request = core.compile_model(model, "CPU", known).create_infer_request()
+        self.ports = {name: self.request.get_tensor(name).data for name in sample}
+        self.result = self.request.get_output_tensor(0).data
 
     def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
         del want
         for name, array in feeds.items():
-            self.request.set_tensor(name, self.tool.Tensor(array, shared_memory=True))
-        return {"": np.array(self.request.infer(share_outputs=True)[0])}
+            self.ports[name][...] = array  # some 15 microseconds quicker than handing arrays over
+        self.request.infer(share_outputs=True)
+        return {"": self.result.copy()}
 
 
 class LiteRt(_Opened):
