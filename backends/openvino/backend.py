@@ -13,7 +13,7 @@ from backends.openvino.readback import read_tensors
 from backends.openvino.runner import DTYPES, OpenVinoOptions, OpenVinoRunner, read_file
 from backends.openvino.sdk import version
 from backends.openvino.support import verdicts
-from deploy.adapter.protocol import Arrays, Availability
+from deploy.adapter.protocol import Arrays, Availability, Variant
 from deploy.adapter.refusal import refusal
 from deploy.errors import ToolchainError, UnsupportedError
 from deploy.frontend.opset import retarget
@@ -48,6 +48,19 @@ class OpenVino:
         precision = "bf16" if runtime.around == "bfloat16" else "f32"
         given = {"threads": threads, "inference_precision": precision, **runtime.options}
         return OpenVinoOptions.model_validate(given)
+
+    def variants(self, runtime: Runtime, options: Options) -> list[Variant]:
+        """Floats in float32 where the profile has them in bfloat16, which around integers and in depthwise
+        networks costs changes of form; threads bound to cores."""
+        if not isinstance(options, OpenVinoOptions) or options.device != "CPU":
+            return []
+        found: list[Variant] = []
+        if runtime.around == "bfloat16" and options.inference_precision == "bf16":
+            wide = options.model_copy(update={"inference_precision": "f32"})
+            found.append(Variant("floats in float32", wide, "float32"))
+        if options.threads > 1:
+            found.append(Variant("threads bound to cores", options.model_copy(update={"pinned": True})))
+        return found
 
     def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
         """OpenVINO's own word for each node, and ours where it is known to be wrong.

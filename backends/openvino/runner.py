@@ -40,7 +40,8 @@ class OpenVinoOptions(Options):
     """``inference_precision`` is what floats are computed in: by itself the CPU takes bf16 where it can.
 
     ``hint`` prefers the time of one inference or the number of them; ``streams`` run side by side.
-    ``dynamic_group``: by so many numbers of a row products by integer weights round what they read; 0 none.
+    ``pinned``: threads are bound to cores. ``dynamic_group``: by so many numbers of a row products by integer
+    weights round what they read; 0 none.
     """
 
     device: Literal["CPU", "NPU"] = "CPU"
@@ -48,6 +49,7 @@ class OpenVinoOptions(Options):
     inference_precision: Literal["f32", "bf16"] = "f32"
     streams: int = 1
     dynamic_group: int = 0
+    pinned: bool = False
 
 
 def settings(options: OpenVinoOptions, device: str) -> dict[str, str | int]:
@@ -59,7 +61,7 @@ def settings(options: OpenVinoOptions, device: str) -> dict[str, str | int]:
         "INFERENCE_PRECISION_HINT": options.inference_precision,
         "INFERENCE_NUM_THREADS": options.threads,
         "NUM_STREAMS": options.streams,
-        "ENABLE_CPU_PINNING": "NO",
+        "ENABLE_CPU_PINNING": "YES" if options.pinned else "NO",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.dynamic_group,
     }
 

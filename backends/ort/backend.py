@@ -15,7 +15,7 @@ from pydantic import Field
 from backends.ort.integer import integer_products, read_products
 from backends.ort.nbits import grouped_products, read_grouped
 from backends.ort.profile import operation_times
-from deploy.adapter.protocol import Arrays, Availability, Runner
+from deploy.adapter.protocol import Arrays, Availability, Runner, Variant
 from deploy.adapter.refusal import refusal
 from deploy.errors import BackendError
 from deploy.execute.reference import Session, open_graph
@@ -33,6 +33,10 @@ from deploy.spec.profile import Runtime
 Support = Literal["supported", "unsupported", "unknown"]
 
 _FILE = "model.onnx"
+_THREADED = (
+    ("waiting threads sleep", "session.intra_op.allow_spinning", "0"),
+    ("work in smaller parts", "session.dynamic_block_base", "4"),
+)
 
 
 class OrtOptions(Options):
@@ -58,6 +62,17 @@ class OnnxRuntime:
         """Threads, and the session settings that the profile lists (ONNX Runtime's configuration keys)."""
         settings = {k: str(int(v) if isinstance(v, bool) else v) for k, v in runtime.options.items()}
         return OrtOptions(threads=threads, session=settings)
+
+    def variants(self, runtime: Runtime, options: Options) -> list[Variant]:
+        """How threads wait for each other, and share work. With one thread nothing is faster than what is
+        taken anyway: 30 other settings were tried on seven networks, float and INT8."""
+        del runtime
+        if options.threads == 1 or not isinstance(options, OrtOptions):
+            return []
+        return [
+            Variant(name, options.model_copy(update={"session": {**options.session, key: value}}))
+            for name, key, value in _THREADED
+        ]
 
     def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
         """ONNX Runtime says itself what it cannot run: the whole graph is tried first, then node by node."""

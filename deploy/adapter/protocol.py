@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
@@ -139,6 +139,27 @@ class Warns(Protocol):
     """A backend that can say what its runtime makes of an artifact that costs speed."""
 
     def hazards(self, artifact: Artifact, options: Options) -> list[KnownHazard]: ...
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Other settings that an artifact may be opened with; ``name`` says in a few words how they differ.
+
+    ``around`` is what floats are then computed in, where that is not what the profile says: results differ,
+    the artifact's file does not. None: results are the same.
+    """
+
+    name: str
+    options: Options
+    around: Literal["float32", "bfloat16"] | None = None
+
+
+@runtime_checkable
+class Tunes(Protocol):
+    """A backend whose settings, beside threads, change what an artifact takes on one machine or another."""
+
+    def variants(self, runtime: Runtime, options: Options) -> list[Variant]:
+        """Settings worth trying instead of ``options``, with as many threads, the most promising first."""
 
 
 @runtime_checkable

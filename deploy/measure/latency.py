@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil, log2
 
 import numpy as np
 
@@ -52,12 +53,7 @@ def measure(
     rounds = 0
     while rounds < plan.rounds or (rounds < plan.most and time.perf_counter() - start < plan.seconds):
         for name in order:
-            runner = runners[name]
-            times = []
-            for _ in range(repeats[name]):
-                begin = time.perf_counter()
-                runner.run(feeds)
-                times.append((time.perf_counter() - begin) * 1e3)
+            times = _runs(runners[name], feeds, repeats[name])
             runs[name] += times
             medians[name].append(float(np.median(times)))
         order.reverse()
@@ -65,6 +61,46 @@ def measure(
         if rounds >= 3 and time.perf_counter() - start > 10 * plan.seconds:
             break  # a model so slow that a dozen rounds would take minutes
     return {name: Timing(np.asarray(runs[name]), np.asarray(medians[name])) for name in runners}
+
+
+def knock_out(
+    runners: Mapping[str, Runner], feeds: Arrays, seconds: float, slice_s: float = 0.01
+) -> dict[str, Timing]:
+    """Time many runners for little: in each of a few equally long parts the slower half leaves.
+
+    Successive halving (Karnin, Koren and Somekh 2013). The first runner is what the others are compared with:
+    it stays to the end, and rounds of those that left are its first ones. Takes about ``seconds``, though two
+    rounds of everybody at least.
+    """
+    standard, *rivals = runners
+    repeats = {name: _warm_up(runner, feeds, slice_s) for name, runner in runners.items()}
+    runs: dict[str, list[float]] = {name: [] for name in runners}
+    medians: dict[str, list[float]] = {name: [] for name in runners}
+    parts = max(1, ceil(log2(len(rivals) + 1)))
+    for part in range(parts):
+        end = time.perf_counter() + seconds / parts
+        order, rounds = [standard, *rivals], 0
+        while rounds < 2 or time.perf_counter() < end:
+            for name in order:
+                times = _runs(runners[name], feeds, repeats[name])
+                runs[name] += times
+                medians[name].append(float(np.median(times)))
+            order.reverse()
+            rounds += 1
+        rivals.sort(key=lambda name: float(np.median(medians[name])))
+        if part < parts - 1:
+            rivals = rivals[: max(1, len(rivals) // 2)]
+    return {name: Timing(np.asarray(runs[name]), np.asarray(medians[name])) for name in runners}
+
+
+def _runs(runner: Runner, feeds: Arrays, count: int) -> list[float]:
+    """Milliseconds of single runs."""
+    times = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        runner.run(feeds)
+        times.append((time.perf_counter() - begin) * 1e3)
+    return times
 
 
 def _warm_up(runner: Runner, feeds: Arrays, slice_s: float) -> int:
@@ -82,14 +118,15 @@ def _warm_up(runner: Runner, feeds: Arrays, slice_s: float) -> int:
 
 
 def speedup(baseline: Timing, other: Timing, *, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """Median ratio baseline / other over the rounds, with its 95 % bootstrap interval.
+    """Median ratio baseline / other over the rounds that both ran, with its 95 % bootstrap interval.
 
     >>> slow, fast = np.array([4.0, 4.4, 4.2]), np.array([2.0, 2.0, 2.0])
     >>> ratio, (low, high) = speedup(Timing(slow, slow), Timing(fast, fast))
     >>> ratio, low, high
     (2.1, 2.0, 2.2)
     """
-    ratios = baseline.rounds / other.rounds
+    both = min(len(baseline.rounds), len(other.rounds))
+    ratios = baseline.rounds[:both] / other.rounds[:both]
     generator = np.random.default_rng(seed)
     resampled = np.median(generator.choice(ratios, (1000, len(ratios))), axis=1)
     low, high = np.percentile(resampled, [2.5, 97.5])

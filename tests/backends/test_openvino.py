@@ -418,3 +418,40 @@ def test_a_package_that_cannot_be_loaded_is_a_missing_toolchain(tmp_path, conten
     assert done.returncode == 6, done.stderr
     assert [line.partition(": ")[0] for line in done.stderr.splitlines()][1:] == ["error", "hint"]
     assert said in done.stderr and "deploy-compiler[openvino]" in done.stderr
+
+
+def test_settings_worth_trying():
+    backend = OpenVino()
+    assert backend.variants(RUNTIME, backend.options(RUNTIME, 1)) == []
+    (bound,) = backend.variants(RUNTIME, backend.options(RUNTIME, 2))
+    assert bound.around is None and bound.options == OpenVinoOptions(threads=2, pinned=True)
+    narrow = RUNTIME.model_copy(update={"around": "bfloat16"})
+    (wide,) = backend.variants(narrow, backend.options(narrow, 1))
+    assert wide.around == "float32" and wide.options == OpenVinoOptions(inference_precision="f32")
+    npu = OpenVinoOptions(device="NPU", threads=2)
+    assert backend.variants(RUNTIME, npu) == []
+
+
+def test_results_are_the_same_with_threads_bound_to_cores(lowered):
+    backend, x = OpenVino(), {"x": weight(1, 3, 8, 8)}
+    with backend.open(lowered[2], OPTIONS) as runner:
+        expected = runner.run(x)
+    for variant in backend.variants(RUNTIME, OpenVinoOptions(threads=2)):
+        with backend.open(lowered[2], variant.options) as runner:
+            for name, array in runner.run(x).items():
+                np.testing.assert_array_equal(array, expected[name])
+
+
+def test_what_was_given_is_not_written_over(lowered):
+    """Outputs lie where OpenVINO makes them: each run's are a copy, whatever is run next."""
+    with OpenVino().open(lowered[2], OPTIONS) as runner:
+        first = runner.run({"x": weight(2, 3, 8, 8)})
+        kept = {name: array.copy() for name, array in first.items()}
+        for scale in (0.5, 2.0):
+            other = runner.run({"x": weight(2, 3, 8, 8) * np.float32(scale)})
+            assert any(not np.array_equal(other[name], kept[name]) for name in kept)
+        runner.run({"x": weight(2, 3, 8, 8)}, want=("c",))
+        again = runner.run({"x": weight(2, 3, 8, 8)})
+    for name, array in kept.items():
+        np.testing.assert_array_equal(first[name], array)
+        np.testing.assert_array_equal(again[name], array)

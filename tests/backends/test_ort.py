@@ -200,3 +200,24 @@ def test_a_float_convolution_between_integer_ones_keeps_its_float_weights(tmp_pa
     x[:, 1] = 1000.0  # 1000 times 1e-4 is 0.1
     with OnnxRuntime().open(artifact, OnnxRuntime().options(RUNTIME, 1)) as runner:
         assert np.abs(runner.run({"x": x})["y"] - 0.1).max() < 2.0**-8
+
+
+def test_settings_worth_trying_concern_threads_alone():
+    backend = OnnxRuntime()
+    alone = backend.options(RUNTIME, 1)
+    assert backend.variants(RUNTIME, alone) == []
+    variants = backend.variants(RUNTIME, backend.options(RUNTIME, 2))
+    assert variants and all(v.options.threads == 2 and v.around is None for v in variants)
+    kept = backend.options(RUNTIME, 2).session.items()
+    assert all(kept < v.options.session.items() for v in variants)
+
+
+def test_a_file_opens_with_every_variant(tmp_path):
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[1,8] x) => (float[1,8] y) { [a] y = Tanh(x) }'
+    )
+    backend, x = OnnxRuntime(), np.linspace(-2, 2, 8, dtype=np.float32)[None]
+    artifact = backend.lower(model, PLAIN, RUNTIME, tmp_path, SILENT)
+    for variant in backend.variants(RUNTIME, backend.options(RUNTIME, 2)):
+        with backend.open(artifact, variant.options) as runner:
+            np.testing.assert_allclose(runner.run({"x": x})["y"], np.tanh(x), rtol=1e-6)

@@ -160,3 +160,41 @@ def test_the_interval_covers_the_true_ratio_as_often_as_it_says() -> None:
         low, high = speedup(Timing(one, one), Timing(np.ones(40), np.ones(40)))[1]
         covered += low <= 3.0 <= high
     assert covered >= 50
+
+
+def knocked_out(clock: Clock, seconds: float, *takes: float) -> dict[str, Timing]:
+    runners = {str(place): Runner(str(place), clock, lambda _, t=t: t) for place, t in enumerate(takes)}
+    return latency.knock_out(runners, FEEDS, seconds)
+
+
+def test_the_slow_half_leaves_and_the_first_stays(clock: Clock) -> None:
+    timings = knocked_out(clock, 6.0, 0.004, 0.009, 0.003, 0.008, 0.005, 0.002, 0.007)
+    stays = {name: len(timing.rounds) for name, timing in timings.items()}
+    assert stays["0"] == stays["5"] == max(stays.values())
+    assert sorted(stays, key=lambda name: -stays[name])[2:4] == ["2", "4"]
+    assert stays["1"] == stays["3"] == stays["6"] == min(stays.values())
+    for name, takes in (("1", 0.009), ("5", 0.002), ("2", 0.003)):
+        assert speedup(timings["0"], timings[name])[0] == pytest.approx(0.004 / takes)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_it_takes_about_as_long_as_was_said(clock: Clock, count: int) -> None:
+    knocked_out(clock, 3.0, *(0.001 + 0.0001 * i for i in range(count)))
+    warm_up, round_ = count * 22 * 0.002, count * 0.02
+    assert 3.0 <= clock.now < 3.0 + warm_up + 4 * round_
+
+
+def test_of_what_is_slow_two_rounds_are_run(clock: Clock) -> None:
+    timings = knocked_out(clock, 1.0, 2.0, 3.0)
+    assert [len(timing.rounds) for timing in timings.values()] == [2, 2]
+
+
+def test_a_load_that_comes_and_goes_decides_nothing(clock: Clock) -> None:
+    """While a neighbour works everybody takes three times as long."""
+    runners = {
+        name: Runner(name, clock, lambda now, t=t: t * (3 if int(now * 7) % 2 else 1))
+        for name, t in (("standard", 0.0010), ("slower", 0.0011), ("faster", 0.0009))
+    }
+    timings = latency.knock_out(runners, FEEDS, 3.0)
+    assert speedup(timings["standard"], timings["faster"])[1][0] > 1.05
+    assert speedup(timings["standard"], timings["slower"])[1][1] < 0.95
