@@ -165,14 +165,31 @@ def test_a_refused_mixture_leaves_the_race(
     assert [(a.runtime, a.drop) for a in refused] == [("ort", OVER)]
 
 
-def test_a_refused_choice_of_accuracy_comes_back_with_twice_as_many_float_blocks(
+def test_a_refused_choice_of_accuracy_comes_back_higher_up_the_ladder(
+    make: Build, clock: dict[str, float], verdicts: list[float], tmp_path: Path
+) -> None:
+    """And then with more float blocks; a lock of it leads to the same plan."""
+    clock["ort mixed"] = 1.5
+    first = float_count(make())
+    verdicts[:] = [OVER, 0.0]
+    bundle = make(cache=tmp_path / "higher")
+    assert float_count(bundle) == first and looks(bundle) == 2
+    accuracy = next(reason for reason in bundle.manifest.verdict.reasons if reason.startswith("accuracy"))
+    plan = (bundle.folder / "plan.json").read_text()
+    again = make(lock=bundle.folder / "deploy.lock", out=tmp_path / "again")
+    assert (again.folder / "plan.json").read_text() == plan
+    assert (again.folder / "graph.onnx").read_bytes() == (bundle.folder / "graph.onnx").read_bytes()
+    assert accuracy in again.manifest.verdict.reasons
+
+
+def test_a_refused_choice_of_accuracy_comes_back_with_more_float_blocks(
     make: Build, clock: dict[str, float], verdicts: list[float], tmp_path: Path
 ) -> None:
     clock["ort mixed"] = 1.5
     first = float_count(make())
     verdicts[:] = [OVER, OVER, 0.0]
     bundle = make(cache=tmp_path / "other")
-    assert float_count(bundle) == first + 2, "none, one, two"
+    assert float_count(bundle) == first + 1, "none, none higher up, one"
     assert looks(bundle) == 3
     assert bundle.manifest.verdict.status == "met"
 
