@@ -111,6 +111,7 @@ def build(
     random_calibration: bool = False,
     cache: str | Path | None = None,
     lock: str | Path | None = None,
+    pick: int | None = None,
     progress: Progress = SILENT,
 ) -> Bundle:
     """Compile ``source`` for ``target`` and write the bundle ``<out>/<target>``.
@@ -122,7 +123,8 @@ def build(
     the metric's unit, milliseconds and bytes; within it ``objective`` is made best, with as much trying as
     ``tune`` says. ``shapes`` pins free dimensions. ``io`` lets the artifact take raw pixels. ``classes`` are
     the names of the classes, or a file of them. Without ``data`` nothing is quantized. Where a device has
-    several runtimes the best within the budget is taken, unless ``runtime`` names one.
+    several runtimes the best within the budget is taken, unless ``runtime`` names one. ``pick`` builds that
+    point of the front which the bundle at ``<out>/<target>`` holds.
 
         bundle = deploy.build("model.onnx", target="x86-cpu", data="calib.npz")
         bundle.manifest.verdict.status      # "met", "missed" or "float"
@@ -161,6 +163,7 @@ def build(
             random_calibration=random_calibration,
             cache=None if cache is None else Path(cache),
             lock=None if lock is None else Path(lock),
+            pick=pick,
         ),
         progress,
     )

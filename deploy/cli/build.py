@@ -220,6 +220,15 @@ def build(
             help="A deploy.lock: take its choices instead of searching again.",
         ),
     ] = None,
+    pick: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=_EFFORT,
+            help="Build point N of those that the bundle at DIR/TARGET lists, instead of searching again.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -277,6 +286,7 @@ def build(
         measure=not no_measure,
         random_calibration=random_calibration,
         lock=lock,
+        pick=pick,
         cache=cache,
     )
     wanted = requests(flags, Path.cwd())
@@ -301,6 +311,7 @@ def build(
 
 def _build(request: Request, *, json: bool, quiet: bool, explain: bool) -> Bundle:
     """Build for one target and show the result at once, so that it is seen if the next target fails."""
+    from deploy.bundle.report.summary import reasons
     from deploy.cli.explained import show_explained
     from deploy.cli.result import show_result
     from deploy.cli.terminal import show_error, stages, write_line
@@ -317,7 +328,7 @@ def _build(request: Request, *, json: bool, quiet: bool, explain: bool) -> Bundl
             show_explained(bundle)
             write_line()
     elif verdict.status == "missed":
-        show_error(BudgetError(f"{bundle.folder}: budget missed: {'; '.join(verdict.reasons)}"))
+        show_error(BudgetError(f"{bundle.folder}: budget missed: {'; '.join(reasons(bundle))}"))
     return bundle
 
 

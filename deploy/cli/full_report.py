@@ -69,6 +69,7 @@ def _more(rows: Sequence[object], what: str) -> None:
 
 
 def _attempts(content: Report) -> None:
+    weighed = any(row.memory for row in content.attempts)
     lines: list[list[Cell]] = [
         [
             (row.name, "strong" if row.chosen else ""),
@@ -78,12 +79,13 @@ def _attempts(content: Report) -> None:
             row.size,
             row.latency,
             row.speed,
+            *([row.memory] if weighed else []),
             (row.outcome, "good" if row.chosen else "quiet"),
         ]
         for row in content.attempts
     ]
-    header = ("form", "runtime", "score", "change", "file", "p50", "speed", "")
-    write_table(header, lines, right=(2, 3, 4, 5, 6))
+    header = ("form", "runtime", "score", "change", "file", "p50", "speed")
+    write_table((*header, *(["memory"] if weighed else []), ""), lines, right=range(2, 8 if weighed else 7))
 
 
 def _blocks(blocks: Blocks) -> None:

@@ -50,6 +50,7 @@ class Flags:
     measure: bool = True
     random_calibration: bool = False
     lock: Path | None = None
+    pick: int | None = None
     cache: Path | None = None
 
 
@@ -108,6 +109,11 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
         )
     if flags.max_drop is not None and not math.isfinite(flags.max_drop):
         raise UsageError("--max-drop must be a number", hint="0.01 allows one point of accuracy")
+    if flags.max_latency is not None and not 0 < flags.max_latency < math.inf:
+        raise UsageError(
+            f"--max-latency must be a number of milliseconds above 0, not {flags.max_latency:g}",
+            hint="2.5 allows two and a half milliseconds for one inference; leave it out for no limit",
+        )
     limits = {
         "max_drop": flags.max_drop,
         "max_latency_ms": flags.max_latency,
@@ -150,6 +156,7 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
             random_calibration=flags.random_calibration,
             cache=flags.cache,
             lock=flags.lock,
+            pick=flags.pick,
             root=root,
         )
         for target in dict.fromkeys(targets)

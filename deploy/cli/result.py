@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deploy.bundle.report.content import cleaned
+from deploy.bundle.report.front import rows as points
 from deploy.bundle.report.origin import File, origin
-from deploy.bundle.report.summary import Fact, Row, context, rows
+from deploy.bundle.report.summary import Fact, Row, context, reasons, rows
 from deploy.cli.terminal import Cell, write_facts, write_line, write_table
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def as_json(bundle: Bundle) -> dict[str, object]:
         "target": manifest.target,
         "backend": manifest.artifact.backend,
         "bundle": str(bundle.folder),
-        "verdict": {"status": manifest.verdict.status, "reasons": list(manifest.verdict.reasons)},
+        "verdict": {"status": manifest.verdict.status, "reasons": list(reasons(bundle))},
         "metric": None
         if scores is None
         else {
@@ -63,6 +64,8 @@ def as_json(bundle: Bundle) -> dict[str, object]:
             "baseline": baseline.peak_memory_bytes,
             "artifact": artifact.peak_memory_bytes,
         }
+    rebuilt = {"precision", "float_blocks", "rungs", "mixed"}
+    found["front"] = [point.model_dump(mode="json", exclude=rebuilt) for point in measured.front]
     found["stages"] = [{"name": s.name, "seconds": s.seconds, "cached": s.cached} for s in measured.stages]
     return found
 
@@ -76,12 +79,30 @@ def show_result(bundle: Bundle, more: Sequence[Fact] = ()) -> None:
         (cleaned(manifest.target), "strong"),
         (f"  {bundle.folder}", "quiet"),
     )
-    for reason in cleaned(manifest.verdict.reasons):
+    for reason in cleaned(reasons(bundle)):
         write_line(f"  {reason}")
     write_line()
     write_rows(cleaned(rows(bundle)))
     write_line()
     write_all([*cleaned(context(bundle)), *more])
+    if len(bundle.measurements.front) > 1:
+        write_line()
+        _write_points(bundle)
+
+
+def _write_points(bundle: Bundle) -> None:
+    """What could be had instead."""
+    scores = bundle.manifest.evaluation
+    lines: list[list[Cell]] = [
+        [
+            *(point.number, (point.name, "strong" if point.chosen else ""), point.runtime),
+            *(point.score, point.drop, point.size, point.latency),
+            ("chosen", "good") if point.chosen else (f"--pick {point.number}", "quiet"),
+        ]
+        for point in cleaned(points(bundle.measurements.front, "" if scores is None else scores.unit))
+    ]
+    header = ("point", "form", "runtime", "score", "change", "file", "p50", "")
+    write_table(header, lines, right=(3, 4, 5, 6))
 
 
 def write_rows(found: Sequence[Row]) -> None:

@@ -177,14 +177,14 @@ class StageTime(Frozen):
 class Measurements(Frozen):
     """``measurements.json``: one run on one machine. It lies outside the bundle's digest.
 
-    ``missed`` says by how much limits were missed that are a matter of measuring; ``front`` are the forms
-    among which one may choose.
+    ``missed`` says by how much limits were missed, by the manifest's reason, where that is a matter of
+    measuring; ``front`` are the forms among which one may choose.
     """
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     comparison: Comparison | None
     why_not: str = ""
-    missed: tuple[str, ...] = ()
+    missed: dict[str, str] = {}
     attempts: tuple[Attempt, ...] = ()
     front: tuple[Point, ...] = ()
     blocks: tuple[BlockTime, ...] = ()

@@ -59,7 +59,7 @@ class Compiled(Frozen):
     ladder: tuple[RungRecord, ...] = ()
     comparison: Comparison | None
     why_not_measured: str = ""
-    missed: tuple[str, ...] = ()
+    missed: dict[str, str] = {}
     attempts: tuple[Attempt, ...] = ()
     front: tuple[Point, ...] = ()
     blocks: tuple[BlockTime, ...] = ()
@@ -120,7 +120,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         ladder=tuple(record for entrant in held.entrants for record in entrant.decided.rungs),
         comparison=comparison,
         why_not_measured=why_not,
-        missed=tuple(miss.told for miss in misses(job, winner, held) if miss.told),
+        missed={miss.words: miss.told for miss in misses(job, winner, held) if miss.told},
         attempts=attempts(job, held, winner),
         front=front(job, held, winner),
         blocks=() if held.times is None else times_by_block(job, held, winner),

@@ -41,7 +41,8 @@ _RANDOM_SAMPLES = 64
 class Request:
     """Everything that one build for one target depends on. ``root`` is where relative data paths start.
 
-    ``classes`` are the names of the classes, or a file with one in each line.
+    ``classes`` are the names of the classes, or a file with one in each line. ``pick`` is the number of a
+    point of the bundle that lies where this one goes.
     """
 
     source: str | Path
@@ -73,6 +74,7 @@ class Request:
     random_calibration: bool = False
     cache: Path | None = None
     lock: Path | None = None
+    pick: int | None = None
     root: Path | None = None
 
     def __post_init__(self) -> None:
@@ -89,12 +91,17 @@ class Request:
             ("threads", self.threads, 1, 1024),
             ("samples", self.samples, 1, 2**31),
             ("seed", self.seed, 0, 2**31),
+            ("pick", 1 if self.pick is None else self.pick, 1, 2**31),
         ):
             if not least <= number <= most:
                 raise UsageError(
                     f"{name} must be a whole number from {least} to {most}, not {number}",
                     hint=f"leave {name} out for the default",
                 )
+        if self.pick is not None and self.lock is not None:
+            raise UsageError(
+                "both a lock and a point to pick were given", hint="a point is built as a lock is: drop one"
+            )
 
     @property
     def normalisation(self) -> dict[str, Normalisation]:

@@ -20,6 +20,7 @@ from deploy.quantize.place import find_chains, observed_values
 from deploy.quantize.ranges import Histogram, load_histograms, save_histograms
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import digest
+from deploy.spec.manifest import Lock
 from deploy.spec.plan import Plan
 from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import TensorSpec
@@ -223,7 +224,7 @@ def compile(
     target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
     lock = read_lock(request, prepared)
     warn_of_changes(lock, made_of, record.progress)
-    foresight = _foreseen(target, request, record) if lock is None else NOTHING_KNOWN
+    foresight = _foreseen(target, request, lock, record)
     key = cache.key(
         "compile",
         costs=foresight.key,
@@ -269,12 +270,13 @@ def compile(
     return compiled, plan
 
 
-def _foreseen(target: Target, request: Request, record: Record) -> Foresight:
-    """What is known of costs, where blocks are chosen by them: in builds that are timed."""
-    if request.precision not in ("auto", "mixed") or not request.measure or not target.stands_here():
+def _foreseen(target: Target, request: Request, lock: Lock | None, record: Record) -> Foresight:
+    """What is known of costs: where blocks are chosen by them, and where they stand in for a clock."""
+    timed, limited = request.measure and target.stands_here(), request.budget.max_latency_ms is not None
+    if not limited and (lock is not None or request.precision not in ("auto", "mixed")):
         return NOTHING_KNOWN
     found = costs_of(target, request.threads)
-    for note in found.notes:
+    for note in found.notes if timed or limited else ():
         record.progress.note(note)
     return found
 

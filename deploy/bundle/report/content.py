@@ -15,10 +15,11 @@ from deploy.bundle.read import Bundle, load_lock, load_plan
 from deploy.bundle.report import figures
 from deploy.bundle.report.blocks import Blocks, blocks
 from deploy.bundle.report.explained import Whys, whys
+from deploy.bundle.report.front import Front, front
 from deploy.bundle.report.hardware import Hardware, hardware
 from deploy.bundle.report.origin import Origin, origin
 from deploy.bundle.report.running import Running, running
-from deploy.bundle.report.summary import Fact, Kind, Row, context, rows, sentence
+from deploy.bundle.report.summary import Fact, Kind, Row, context, reasons, rows, sentence
 from deploy.errors import printable
 from deploy.spec.manifest import Evaluation, KnownHazard, StageTime
 from deploy.spec.measurement import Attempt
@@ -40,6 +41,7 @@ class AttemptRow:
     size: str
     latency: str
     speed: str
+    memory: str
     outcome: str
     chosen: bool
 
@@ -86,6 +88,7 @@ class Report:
     rows: tuple[Row, ...]
     context: tuple[Fact, ...]
     attempts: tuple[AttemptRow, ...]
+    front: Front
     stages: tuple[StageRow, ...]
     blocks: Blocks
     whys: Whys
@@ -106,10 +109,11 @@ def report(bundle: Bundle) -> Report:
             target=manifest.target,
             status=manifest.verdict.status,
             sentence=sentence(bundle),
-            reasons=manifest.verdict.reasons,
+            reasons=reasons(bundle),
             rows=rows(bundle),
             context=context(bundle),
             attempts=_attempts(measured.attempts, manifest.evaluation),
+            front=front(measured, manifest.evaluation),
             stages=tuple(_stage(stage) for stage in measured.stages),
             blocks=blocks(load_plan(bundle).blocks, measured.blocks),
             whys=explained_by(bundle),
@@ -140,6 +144,7 @@ def _attempts(attempts: tuple[Attempt, ...], scores: Evaluation | None) -> tuple
             size=figures.size(attempt.bytes),
             latency="" if attempt.latency_ms is None else figures.milliseconds(attempt.latency_ms.p50),
             speed="" if attempt.speed is None else figures.times(attempt.speed),
+            memory="" if attempt.peak_memory_bytes is None else figures.size(attempt.peak_memory_bytes),
             outcome=attempt.outcome,
             chosen=attempt.outcome == "chosen",
         )

@@ -43,15 +43,21 @@ def _lines(content: Report) -> Iterator[str]:
     yield from ("", *_facts(content.context))
     if content.attempts:
         yield from ("", "## What was tried", "")
-        header = ("form", "runtime", "score", "change", "file", "p50", "speed", "outcome")
+        weighed = any(a.memory for a in content.attempts)
+        header = ("form", "runtime", "score", "change", "file", "p50", "speed")
         yield from _table(
-            header,
+            (*header, *(["memory"] if weighed else []), "outcome"),
             [
-                (a.name, a.runtime, a.score, a.drop, a.size, a.latency, a.speed, a.outcome)
+                (
+                    *(a.name, a.runtime, a.score, a.drop, a.size, a.latency, a.speed),
+                    *([a.memory] if weighed else []),
+                    a.outcome,
+                )
                 for a in content.attempts
             ],
-            right=(2, 3, 4, 5, 6),
+            right=(2, 3, 4, 5, 6, 7) if weighed else (2, 3, 4, 5, 6),
         )
+    yield from _front(content)
     yield from _blocks(content.blocks)
     yield from _whys(content.whys)
     if content.classes:
@@ -61,6 +67,28 @@ def _lines(content: Report) -> Iterator[str]:
     yield from _hardware(content)
     yield from _running(content)
     yield from _origin(content)
+
+
+def _front(content: Report) -> Iterator[str]:
+    if content.front.points:
+        yield from ("", "## What could be had", "")
+        yield from _table(
+            ("point", "form", "runtime", "score", "change", "file", "p50", ""),
+            [
+                (
+                    p.number,
+                    p.name,
+                    p.runtime,
+                    p.score,
+                    p.drop,
+                    p.size,
+                    p.latency,
+                    "chosen" if p.chosen else "",
+                )
+                for p in content.front.points
+            ],
+            right=(3, 4, 5, 6),
+        )
 
 
 def _blocks(blocks: Blocks) -> Iterator[str]:

@@ -60,6 +60,12 @@ def _score(scores: Evaluation | None) -> str:
     return f"{scores.metric} {value}, {distance} {'worse' if scores.drop > 0 else 'better'} than float"
 
 
+def reasons(bundle: Bundle) -> tuple[str, ...]:
+    """The verdict's reasons, with the figures that a manifest leaves to the measurements."""
+    known = bundle.measurements.missed
+    return tuple(known.get(reason, reason) for reason in bundle.manifest.verdict.reasons)
+
+
 def rows(bundle: Bundle) -> tuple[Row, ...]:
     """Float against artifact: metric, latency, file, weights and peak memory, as far as they are known."""
     manifest, comparison = bundle.manifest, bundle.measurements.comparison
