@@ -25,6 +25,7 @@ from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import INTEGER, Precision
 from deploy.stages.accept import settle
 from deploy.stages.attempts import attempts, times_by_block
+from deploy.stages.by_table import timed_alone
 from deploy.stages.contest import enter, figures, hold_race
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.explain import explained
@@ -82,10 +83,12 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         with record.stage("measure") as stage:
             held = hold_race(job, (*held.entrants, *runners_up(job, held.entrants)))
             winner, held = settle(job, held)
-            comparison = figures(job, winner, held)
-            stage.outcome = _speed_outcome(winner, held)
+            clocked = timed_alone(job, winner, held)
+            comparison = figures(job, winner, clocked)
+            stage.outcome = _speed_outcome(winner, clocked)
     else:
         (winner, held), comparison = settle(job, held), None
+        clocked = held
     with record.stage("verify") as stage:
         feeds = job.selftest()
         verification, outputs = verify(winner.decided.candidate, winner.subject, feeds)
@@ -93,13 +96,14 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         while not verification.passed:
             refused.add(winner.runtime)
             held = held.without(winner.runtime)
-            if not held.entrants and len(refused) < len(job.subjects) and why_not:
+            if not held.entrants and len(refused) < len(job.subjects) and not job.races:
                 held = Race(enter(job, refused))
             if not held.entrants:
                 raise _mismatch(winner, verification)
             job.progress.warn(f"{winner.runtime} is left out: {_mismatch(winner, verification)}")
             winner, held = settle(job, held)
-            comparison = None if held.times is None else figures(job, winner, held)
+            clocked = timed_alone(job, winner, held)
+            comparison = None if clocked.times is None else figures(job, winner, clocked)
             verification, outputs = verify(winner.decided.candidate, winner.subject, feeds)
         floor, by = verification.noise_floor, verification.executed_by
         stage.outcome = f"error {verification.error:.1e}, noise floor {floor:.1e}, by {by}"
@@ -113,17 +117,17 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         options=winner.subject.options.model_dump(mode="json"),
         evaluation=_evaluation(job, decided.drop),
         verification=verification,
-        verdict=_verdict(job, winner, held),
+        verdict=_verdict(job, winner, clocked),
         choices=decided.choices,
         float_blocks=tuple(sorted(decided.float_blocks)),
         rungs=winner.subject.refinement.rungs,
         ladder=tuple(record for entrant in held.entrants for record in entrant.decided.rungs),
         comparison=comparison,
         why_not_measured=why_not,
-        missed={miss.words: miss.told for miss in misses(job, winner, held) if miss.told},
-        attempts=attempts(job, held, winner),
+        missed={miss.words: miss.told for miss in misses(job, winner, clocked) if miss.told},
+        attempts=attempts(job, clocked, winner),
         front=front(job, held, winner),
-        blocks=() if held.times is None else times_by_block(job, held, winner),
+        blocks=() if clocked.times is None else times_by_block(job, clocked, winner),
         explained=explained(job, held, winner),
         hazards=_hazards(winner),
         outcomes={name: record.outcomes[name] for name in STAGES if name in record.outcomes},
@@ -170,7 +174,7 @@ def _speed_outcome(winner: Entrant, held: Race) -> str:
         return speedup(held.times[GIVEN], held.times[name])[0]
 
     said = f"{winner.name} {against(winner.name):.2f} times the speed of the file"
-    decided = [e for e in held.entrants if not e.runner_up]
+    decided = [e for e in held.entrants if e.name in held.times and not e.runner_up]
     others = [f"{e.name} {against(e.name):.2f}" for e in decided if e.name != winner.name]
     return said + (f" ({', '.join(others)})" if others else "")
 

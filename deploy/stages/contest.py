@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 from deploy.adapter.discover import find_backend
 from deploy.errors import BackendError, UnsupportedError, VerificationError
@@ -15,6 +16,7 @@ from deploy.quantize.candidate import Subject, build_candidate
 from deploy.quantize.decide import Decided, decide, decide_mixed
 from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import Contender, compare, race
+from deploy.stages.by_table import chosen_freely, entered
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
 from deploy.stages.ladder import ladder_for
@@ -26,37 +28,45 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     which is fastest by what is known of its kernels' costs.
 
     A runtime whose toolchain fails, or writes another plan, is left out with a warning, unless it is the last
-    one. Where nothing is measured there is nothing to tell runtimes apart by: the preferred one that can be
-    built enters alone.
+    one. Where the clock does not choose, the runtime enters alone that is fastest by what is known.
     """
-    entrants: list[Entrant] = []
     subjects = [subject for subject in job.subjects if subject.runtime.name not in left_out]
+    if not job.races:
+        return entered(job, subjects, partial(_forms, job))
+    entrants: list[Entrant] = []
     for subject in subjects:
-        try:
-            entrants.append(decided_for(job, subject, ask=job.waits_for_no_race))
-        except (BackendError, UnsupportedError, VerificationError) as e:
-            if not entrants and subject is subjects[-1]:
-                raise
-            job.progress.warn(f"{subject.runtime.name} is left out: {e.message}")
-        if entrants and job.why_not_measured:
-            break
-    return tuple(one for entrant in entrants for one in (entrant, *_mixed(job, entrant)))
+        entrants += _forms(job, subject, not entrants and subject is subjects[-1])
+    return tuple(entrants)
+
+
+def _forms(job: Job, subject: Subject, last: bool) -> tuple[Entrant, ...]:
+    """What is decided for one runtime; nothing where it fails, unless it is the ``last`` one."""
+    try:
+        decided = decided_for(job, subject, ask=job.waits_for_no_race and not _mixes(job, subject))
+    except (BackendError, UnsupportedError, VerificationError) as e:
+        if last:
+            raise
+        job.progress.warn(f"{subject.runtime.name} is left out: {e.message}")
+        return ()
+    return (decided, *_mixed(job, decided))
+
+
+def _mixes(job: Job, subject: Subject) -> bool:
+    """Whether costs may choose a mixture: not where a precision or a lock was asked for. Without a race they
+    must be those of such a device."""
+    known = job.foresight.runtimes.get(subject.runtime.name)
+    return known is not None and (job.races or known.alike) and chosen_freely(job, subject)
 
 
 def _mixed(job: Job, entrant: Entrant) -> tuple[Entrant, ...]:
-    """The mixture to race with what accuracy alone decided.
-
-    None where nothing is timed, a precision or a lock was asked for, or costs are not known.
-    """
+    """The mixture to race with what accuracy alone decided, if there is one."""
     subject = entrant.subject
-    known = job.foresight.runtimes.get(entrant.runtime)
-    free = job.request.precision in ("auto", "mixed") and job.lock is None and not subject.imported
-    if known is None or not free or job.why_not_measured or not subject.histograms:
+    if not _mixes(job, subject):
         return ()
     try:
         decided = decide_mixed(
             subject,
-            known.costs,
+            job.foresight.runtimes[entrant.runtime].costs,
             entrant.decided,
             judge=job.scores(subject, job.judge),
             max_drop=job.request.budget.max_drop,
@@ -96,8 +106,11 @@ def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0, climbs
 def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
     """Time them all, the baseline and where INT8 has to pay our float builds too; again where INT8 loses.
 
-    A precision or a lock that was asked for is not overruled, nor is a model that came quantized.
+    A precision or a lock that was asked for is not overruled, nor is a model that came quantized. No times
+    are taken where the clock does not choose.
     """
+    if not job.races:
+        return Race(tuple(entrants))
     free = job.request.precision == "auto" and job.lock is None
     must_pay = free and any(e.integer and not e.subject.imported for e in entrants)
     floats = tuple(_float_build(job, e) for e in entrants if not (e.mixed or e.runner_up)) if must_pay else ()

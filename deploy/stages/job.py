@@ -83,12 +83,17 @@ class Job:
         return ""
 
     @property
+    def races(self) -> bool:
+        """Whether the clock chooses: where it means anything, and ``tune`` lets it."""
+        return self.request.tune != "off" and not self.why_not_measured
+
+    @property
     def waits_for_no_race(self) -> bool:
         """Whether eval data are asked while choosing.
 
         So it is where no race picks one to ask them about, or where they are all that can choose.
         """
-        return bool(self.why_not_measured) or self.judge is None or self.lock is not None
+        return not self.races or self.judge is None or self.lock is not None
 
     def scores(self, subject: Subject, examiner: Examiner | None) -> Judge | None:
         """A function by which ``examiner`` scores a candidate for the runtime of ``subject``."""

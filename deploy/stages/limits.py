@@ -63,7 +63,7 @@ def excess(job: Job, entrant: Entrant, held: Race) -> tuple[float, float]:
 
 def latency(job: Job, entrant: Entrant, held: Race) -> float | None:
     """Milliseconds of one inference: as timed, else as expected by what was measured of such a device."""
-    if held.times is not None:
+    if held.times is not None and entrant.name in held.times:
         return held.times[entrant.name].summary().p50
     found = expected(job, entrant.subject, entrant.decided.float_blocks)
     return None if found is None else found.ms

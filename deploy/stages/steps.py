@@ -26,7 +26,7 @@ from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import TensorSpec
 from deploy.stages.capture import open_source
 from deploy.stages.compile import Compiled, compile_for, load_compiled
-from deploy.stages.costs import NOTHING_KNOWN, Foresight, costs_of
+from deploy.stages.costs import Foresight, costs_of
 from deploy.stages.job import Ingredients, check_request, open_job
 from deploy.stages.prepare import FloatGraph, Prepared, load, prepare
 from deploy.stages.record import Record
@@ -271,12 +271,12 @@ def compile(
 
 
 def _foreseen(target: Target, request: Request, lock: Lock | None, record: Record) -> Foresight:
-    """What is known of costs: where blocks are chosen by them, and where they stand in for a clock."""
-    timed, limited = request.measure and target.stands_here(), request.budget.max_latency_ms is not None
-    if not limited and (lock is not None or request.precision not in ("auto", "mixed")):
-        return NOTHING_KNOWN
+    """What is known of costs: blocks and runtimes are chosen by them, limits checked where no clock can, and
+    every choice explained. What of it does not fit is told where something is chosen by it."""
     found = costs_of(target, request.threads)
-    for note in found.notes if timed or limited else ():
+    timed, limited = request.measure and target.stands_here(), request.budget.max_latency_ms is not None
+    chooses = timed and lock is None and request.precision in ("auto", "mixed")
+    for note in found.notes if chooses or limited else ():
         record.progress.note(note)
     return found
 
