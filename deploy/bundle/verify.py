@@ -49,8 +49,8 @@ _ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Relative error of any value rounded to these types, and so of an output."""
 _LAST_BITS = 2.0**-22
 _FLIPPING = 2.0**-17
-"""By how much inputs are shaken where products round them while running, so that a code in a thousand flips, as
-one may in another kernel. Not rounding at all is still ten times as far off."""
+"""By how much inputs are shaken where products round them while running: a code in a thousand flips, as one
+may in another kernel. Not rounding at all is still ten times as far off."""
 _FLOAT_PRODUCTS = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """ONNX Runtime would round activations where weights alone are integers, and so make noise of its own."""
 _SECOND_IS_EXACT = ("QuantizeLinear", "DequantizeLinear", "Resize")
