@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from deploy.bundle.read import Bundle, load_bundle
 from deploy.bundle.write import staged
@@ -105,7 +106,7 @@ def build(
     exclude: Sequence[str] = (),
     out: str | Path = "dist",
     seed: int = 0,
-    threads: int = 1,
+    threads: int | Literal["auto"] = 1,
     runtime: str | None = None,
     measure: bool = True,
     random_calibration: bool = False,
@@ -121,7 +122,8 @@ def build(
     or image folders, ``python:`` references, or arrays by name with samples along the first axis, labels
     under ``labels`` and the numbers of groups (one patient, one recording) under ``groups``. ``budget`` is in
     the metric's unit, milliseconds and bytes; within it ``objective`` is made best, with as much trying as
-    ``tune`` says. ``shapes`` pins free dimensions. ``io`` lets the artifact take raw pixels. ``classes`` are
+    ``tune`` says; with "auto" ``threads`` are as many as are fastest here. ``shapes`` pins free dimensions.
+    ``io`` lets the artifact take raw pixels. ``classes`` are
     the names of the classes, or a file of them. Without ``data`` nothing is quantized. Where a device has
     several runtimes the best within the budget is taken, unless ``runtime`` names one. ``pick`` builds that
     point of the front which the bundle at ``<out>/<target>`` holds.
@@ -157,7 +159,8 @@ def build(
             exclude=tuple(exclude),
             out=out,
             seed=seed,
-            threads=threads,
+            threads=1 if threads == "auto" else threads,
+            any_threads=threads == "auto",
             runtime=runtime,
             measure=measure,
             random_calibration=random_calibration,

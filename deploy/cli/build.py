@@ -15,6 +15,7 @@ from deploy.cli.options import (
     complete_target,
     parse_shapes,
     parse_size,
+    parse_threads,
     settle,
 )
 from deploy.cli.project import FILE, Flags, requests
@@ -193,8 +194,12 @@ def build(
         typer.Option(min=1, metavar="N", rich_help_panel=_EFFORT, help="Calibration samples used, at most."),
     ] = None,
     threads: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", rich_help_panel=_EFFORT, help="Threads to run and measure with."),
+        str | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_EFFORT,
+            help="Threads to run and measure with: a number, or auto for as many as are fastest here.",
+        ),
     ] = None,
     seed: Annotated[
         int | None,
@@ -280,7 +285,7 @@ def build(
         exclude=tuple(exclude or ()),
         observer=observer,
         samples=samples,
-        threads=threads,
+        threads=None if threads is None else parse_threads(threads),
         seed=seed,
         runtime=runtime,
         measure=not no_measure,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -94,6 +94,22 @@ def parse_size(word: str) -> int:
     if not 1 <= size < 2**63:
         raise UsageError(f"--max-size '{word}' is no size", hint="write it as 426kB, 1.5MB or in bytes")
     return int(size)
+
+
+def parse_threads(word: str) -> int | Literal["auto"]:
+    """How many threads. Raises UsageError.
+
+    >>> parse_threads("4"), parse_threads("auto")
+    (4, 'auto')
+    """
+    if word == "auto":
+        return "auto"
+    if not word.isdecimal() or not 1 <= int(word) <= 1024:
+        raise UsageError(
+            f"--threads '{word}' is no number of threads",
+            hint="a whole number from 1 to 1024, or auto for as many as are fastest here",
+        )
+    return int(word)
 
 
 def target_names() -> Iterator[str]:

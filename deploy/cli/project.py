@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from deploy.errors import UsageError
 
@@ -44,7 +44,7 @@ class Flags:
     exclude: tuple[str, ...] = ()
     observer: Observer | None = None
     samples: int | None = None
-    threads: int | None = None
+    threads: int | Literal["auto"] | None = None
     seed: int | None = None
     runtime: str | None = None
     measure: bool = True
@@ -125,6 +125,7 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
         metric = metric.model_copy(update={"name": flags.metric})
     said = {"dtype": flags.io_dtype, "layout": flags.io_layout}
     io = project.io.model_copy(update={name: value for name, value in said.items() if value is not None})
+    threads = build.threads if flags.threads is None else flags.threads
     return [
         Request(
             source=project.model.path,
@@ -151,7 +152,8 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
             out=flags.out or (root or Path()) / build.out,
             seed=build.seed if flags.seed is None else flags.seed,
             runtime=flags.runtime or build.runtime,
-            threads=build.threads if flags.threads is None else flags.threads,
+            threads=1 if threads == "auto" else threads,
+            any_threads=threads == "auto",
             measure=flags.measure,
             random_calibration=flags.random_calibration,
             cache=flags.cache,

@@ -75,6 +75,11 @@ def host() -> Host:
     )
 
 
+def physical_cores() -> int:
+    """How many cores we may use, two that share one counted as one."""
+    return max(1, min(host().cores, psutil.cpu_count(logical=False) or host().cores))
+
+
 def read_cpuinfo(text: str) -> tuple[str, frozenset[str]]:
     """Name and flags out of /proc/cpuinfo; only flags that all cores share, as a thread may run on any.
 

@@ -149,7 +149,8 @@ class Lock(Frozen):
     """``deploy.lock``: every choice that came from a measurement, and what it was made for.
 
     ``rungs`` of the accuracy ladder come first, and ``float_blocks`` are those of the graph that they left.
-    ``precision`` is the one that was asked for; ``looks`` how often the data that accept were looked at to
+    ``precision`` is the one that was asked for; ``options`` are the settings that were chosen,
+    ``threads`` how many everything else ran with; ``looks`` how often the data that accept were looked at to
     come to these choices.
     """
 
@@ -163,6 +164,8 @@ class Lock(Frozen):
     float_blocks: tuple[str, ...]
     rungs: tuple[RungName, ...] = ()
     precision: PrecisionRequest = "auto"
+    threads: int = 1
+    options: dict[str, JsonValue] = {}
     looks: int = 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -106,14 +106,15 @@ class QuantizeSection(Frozen):
 
 
 class BuildSection(Frozen):
-    """For which targets, and where to. ``threads`` run and measure; equal seeds give equal bundles."""
+    """For which targets, and where to. ``threads`` run and measure: ``auto`` lets the artifact run with as
+    many as are fastest here. Equal seeds give equal bundles."""
 
     targets: tuple[str, ...] = ()
     objective: Objective = "latency"
     tune: Tune = "quick"
     out: str = "dist"
     seed: int = Field(default=0, ge=0)
-    threads: int = Field(default=1, ge=1)
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     runtime: str | None = None
 
 

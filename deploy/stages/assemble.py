@@ -169,5 +169,7 @@ def _lock(made_of: Ingredients, compiled: Compiled) -> Lock:
         float_blocks=compiled.float_blocks,
         rungs=compiled.rungs,
         precision=made_of.request.precision,
+        threads=made_of.request.threads,
+        options=compiled.options,
         looks=0 if compiled.evaluation is None else compiled.evaluation.looks,
     )

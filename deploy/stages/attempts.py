@@ -62,7 +62,15 @@ def attempts(job: Job, held: Race, winner: Entrant) -> tuple[Attempt, ...]:
     for entrant in held.refused:
         last = replace(entrant.decided.trials[-1], drop=entrant.decided.drop)
         listed.append(_timed(_attempt(job, entrant, last, "refused by eval data"), held, entrant.name))
-    return tuple(listed)
+    return (*listed, *held.tuned)
+
+
+def attempt_of(job: Job, entrant: Entrant, outcome: str) -> Attempt:
+    """An entrant as it is, without times."""
+    decided = entrant.decided
+    plan, size = decided.candidate.plan, decided.candidate.artifact.size_bytes()
+    drop = decided.trials[-1].drop if decided.trials else decided.drop
+    return _attempt(job, entrant, Trial(plan, size, drop), outcome)
 
 
 def times_by_block(job: Job, held: Race, winner: Entrant) -> tuple[BlockTime, ...]:

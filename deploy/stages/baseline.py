@@ -127,7 +127,6 @@ def compare(
     artifact: tuple[Contender, Timing],
     feeds: Arrays,
     *,
-    threads: int,
     scratch: Path,
 ) -> Comparison:
     """The figures of a race, with the peak memory of each contender in a child process of its own."""
@@ -144,7 +143,7 @@ def compare(
             conditions=Conditions(
                 device=f"{host().cpu} ({platform.system()})",
                 runtime=f"{here.runtime} {here.version}",
-                threads=threads,
+                threads=who.options.threads,
                 batch=len(next(iter(feeds.values()))),
                 date=datetime.date.today().isoformat(),
             ),

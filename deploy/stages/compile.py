@@ -33,6 +33,7 @@ from deploy.stages.front import front, runners_up
 from deploy.stages.job import Job
 from deploy.stages.limits import misses, unchecked
 from deploy.stages.record import Record
+from deploy.stages.tune import tuned, with_threads
 from deploy.stages.weigh import score_fastest_float
 
 _RESULT = "compiled.json"
@@ -75,6 +76,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
     Raises UnsupportedError listing every node that the runtime cannot express, VerificationError where the
     artifact does not compute what was decided.
     """
+    job = with_threads(job)
     with record.stage("choose") as stage:
         held = Race(enter(job))
         stage.outcome = "; ".join(_precision_outcome(entrant, held) for entrant in held.entrants)
@@ -82,7 +84,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
     if not why_not:
         with record.stage("measure") as stage:
             held = hold_race(job, (*held.entrants, *runners_up(job, held.entrants)))
-            winner, held = settle(job, held)
+            winner, held = tuned(job, *settle(job, held))
             clocked = timed_alone(job, winner, held)
             comparison = figures(job, winner, clocked)
             stage.outcome = _speed_outcome(winner, clocked)
@@ -101,7 +103,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
             if not held.entrants:
                 raise _mismatch(winner, verification)
             job.progress.warn(f"{winner.runtime} is left out: {_mismatch(winner, verification)}")
-            winner, held = settle(job, held)
+            winner, held = tuned(job, *settle(job, held))
             clocked = timed_alone(job, winner, held)
             comparison = None if clocked.times is None else figures(job, winner, clocked)
             verification, outputs = verify(winner.decided.candidate, winner.subject, feeds)

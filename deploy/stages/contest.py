@@ -9,13 +9,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
-from deploy.adapter.discover import find_backend
 from deploy.errors import BackendError, UnsupportedError, VerificationError
 from deploy.predict.kernels import UnknownSizeError
 from deploy.quantize.candidate import Subject, build_candidate
 from deploy.quantize.decide import Decided, decide, decide_mixed
 from deploy.spec.measurement import Comparison
-from deploy.stages.baseline import Contender, compare, race
+from deploy.stages.baseline import compare, race
 from deploy.stages.by_table import chosen_freely, entered
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
@@ -114,9 +113,8 @@ def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
     free = job.request.precision == "auto" and job.lock is None
     must_pay = free and any(e.integer and not e.subject.imported for e in entrants)
     floats = tuple(_float_build(job, e) for e in entrants if not (e.mixed or e.runner_up)) if must_pay else ()
-    ort = find_backend(job.baseline.backend)
     contenders = {
-        GIVEN: Contender(ort, job.baseline, ort.options_type(threads=job.request.threads)),
+        GIVEN: job.given(),
         **{e.name: e.contender() for e in (*entrants, *floats)},
     }
     feeds = job.one_inference(entrants[0].decided.candidate.artifact)
@@ -140,12 +138,9 @@ def _float_build(job: Job, entrant: Entrant) -> Entrant:
 def figures(job: Job, winner: Entrant, held: Race) -> Comparison:
     """The winner against the file as given: times of the race, and peak memory in a child process each."""
     assert held.times is not None
-    ort = find_backend(job.baseline.backend)
-    given = Contender(ort, job.baseline, ort.options_type(threads=job.request.threads))
     return compare(
-        (given, held.times[GIVEN]),
+        (job.given(), held.times[GIVEN]),
         (winner.contender(), held.times[winner.name]),
         job.one_inference(winner.decided.candidate.artifact),
-        threads=job.request.threads,
         scratch=job.work / "memory",
     )

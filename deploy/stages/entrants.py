@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from deploy.measure.latency import Timing
 from deploy.quantize.candidate import Subject
 from deploy.quantize.decide import Decided
+from deploy.spec.measurement import Attempt
 from deploy.spec.tensors import Precision
 from deploy.stages.baseline import Contender
 
@@ -64,7 +65,8 @@ class Race:
     """Who may win, preferred runtimes first; the float builds that INT8 has to beat; times where there are.
 
     ``times`` holds the baseline under `GIVEN` and everybody else by name, ``memory`` the peak bytes of those
-    who were weighed. ``refused`` are forms that eval data did not allow, with what they said of them.
+    who were weighed. ``refused`` are forms that eval data did not allow, with what they said of them;
+    ``tuned`` are the settings that were tried of the winner.
     """
 
     entrants: tuple[Entrant, ...]
@@ -72,6 +74,7 @@ class Race:
     times: Mapping[str, Timing] | None = None
     refused: tuple[Entrant, ...] = ()
     memory: Mapping[str, int] = field(default_factory=dict)
+    tuned: tuple[Attempt, ...] = ()
 
     def without(self, runtime: str) -> Race:
         """The race as if that runtime had not been there."""

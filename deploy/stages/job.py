@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.adapter.batching import fixed_batch
+from deploy.adapter.discover import find_backend
 from deploy.adapter.protocol import Runner
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop
@@ -30,11 +31,12 @@ from deploy.quantize.trial import Judge
 from deploy.spec.artifact import Artifact, Description
 from deploy.spec.manifest import Lock
 from deploy.spec.profile import Runtime
-from deploy.stages.baseline import Examiner
+from deploy.stages.baseline import Contender, Examiner
 from deploy.stages.costs import NOTHING_KNOWN, Foresight
 from deploy.stages.interface import fed_specs
 from deploy.stages.prepare import Prepared
 from deploy.stages.request import Request, Roles
+from deploy.stages.settings import as_locked
 from deploy.stages.target import Route, Target
 
 _SELFTEST_SAMPLES = 8
@@ -72,6 +74,14 @@ class Job:
     progress: Progress
     foresight: Foresight = NOTHING_KNOWN
     """What is known of the costs of kernels, by runtime."""
+    threads: int | None = None
+    """With how many the file as given is timed; None: with as many as were asked for."""
+
+    def given(self) -> Contender:
+        """The file as given, as it is timed."""
+        ort = find_backend(self.baseline.backend)
+        threads = self.threads or self.request.threads
+        return Contender(ort, self.baseline, ort.options_type(threads=threads))
 
     @property
     def why_not_measured(self) -> str:
@@ -147,7 +157,7 @@ def open_job(
     return Job(
         target=target,
         subjects=tuple(
-            subject_for(target, route, made_of.prepared, histograms, request, roles.classes)
+            as_locked(subject_for(target, route, made_of.prepared, histograms, request, roles.classes), lock)
             for route in target.routes
         ),
         request=request,

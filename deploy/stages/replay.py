@@ -122,7 +122,20 @@ def follow_lock(request: Request, target: Target, prepared: Prepared) -> tuple[R
             f"{origin}: it was made with calibration data, and there are none now",
             hint=f"give --data (or --random-calibration where it was made so), or build without {flag}",
         )
-    return replace(request, precision=lock.precision), _of_the_lock(request, target, lock)
+    return _with_its_threads(request, lock), _of_the_lock(request, target, lock)
+
+
+def _with_its_threads(request: Request, lock: Lock) -> Request:
+    """What was asked for then. Raises UsageError where another number of threads is asked for now."""
+    if not lock.options:  # written before locks held settings
+        return replace(request, precision=lock.precision)
+    known = {lock.threads, lock.options.get("threads"), 1}
+    if request.threads not in known:
+        raise UsageError(
+            f"the lock was made for {lock.options.get('threads')} threads, {request.threads} are asked for",
+            hint="leave --threads out for what was chosen then, or build without a lock to choose anew",
+        )
+    return replace(request, precision=lock.precision, threads=lock.threads)
 
 
 def _of_the_lock(request: Request, target: Target, lock: Lock) -> Target:

@@ -41,6 +41,9 @@ _RANDOM_SAMPLES = 64
 class Request:
     """Everything that one build for one target depends on. ``root`` is where relative data paths start.
 
+    ``threads`` is how many everything runs with; with ``any_threads`` the artifact runs with as many as are
+    fastest.
+
     ``classes`` are the names of the classes, or a file with one in each line. ``pick`` is the number of a
     point of the bundle that lies where this one goes.
     """
@@ -69,6 +72,7 @@ class Request:
     out: str | Path = "dist"
     seed: int = 0
     threads: int = 1
+    any_threads: bool = False
     runtime: str | None = None
     measure: bool = True
     random_calibration: bool = False

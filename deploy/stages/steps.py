@@ -14,7 +14,7 @@ from deploy.data.python_ref import code_digest
 from deploy.frontend.onnx_file import Source, release
 from deploy.graph.blocks import partition
 from deploy.graph.summary import tensor_specs
-from deploy.measure.host import host
+from deploy.measure.host import host, physical_cores
 from deploy.quantize.calibrate import calibrate as observe
 from deploy.quantize.place import find_chains, observed_values
 from deploy.quantize.ranges import Histogram, load_histograms, save_histograms
@@ -250,6 +250,7 @@ def compile(
         samples=request.samples,
         exclude=sorted(request.exclude),
         threads=request.threads,
+        any_threads=physical_cores() if request.any_threads else 0,
         seed=request.seed,
         measure=request.measure,
         lock=None if lock is None else digest(lock),

@@ -1,0 +1,265 @@
+"""Threads and settings of a runtime as part of the choice, tried for a few seconds when it is known who wins.
+
+Other settings must be faster by more than noise and in two races, the second with everything opened anew,
+since one session in a few is lucky with its memory. Ties keep what the profile says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from deploy.adapter.protocol import Arrays, Runner, Variant
+from deploy.bundle.report.figures import plural
+from deploy.errors import BackendError
+from deploy.measure.host import physical_cores
+from deploy.measure.latency import Timing, knock_out, speedup
+from deploy.quantize.candidate import Subject
+from deploy.spec.manifest import Choice
+from deploy.spec.measurement import Attempt
+from deploy.spec.project import Tune
+from deploy.spec.tensors import Precision
+from deploy.stages.attempts import attempt_of
+from deploy.stages.baseline import Contender, race
+from deploy.stages.entrants import GIVEN, Entrant, Race
+from deploy.stages.job import Job
+from deploy.stages.pick import contenders
+from deploy.stages.settings import under, variants_of
+
+_SECONDS: Mapping[Tune, float] = {"off": 0.0, "quick": 3.0, "full": 20.0}
+"""For opening and timing the winner's variants; who then seems faster is timed once more with everybody."""
+_GIVEN_SHARE = 0.2
+"""Of these seconds, for the number of threads that the file as given likes best."""
+_WORTH = 1.02
+"""Times as fast as before: less is not worth a setting that others have to know of."""
+_BEFORE = "as before"
+FASTEST = "the fastest of those tried"
+_FLOATS: Mapping[str, Precision] = {"float32": "float", "bfloat16": "bf16"}
+
+
+def thread_counts(tune: Tune) -> tuple[int, ...]:
+    """The numbers of threads that are tried where none was asked for."""
+    most = physical_cores()
+    if tune == "off":
+        return (1,)
+    if tune == "quick":
+        return tuple(sorted({1, most}))
+    return tuple(sorted({most, *(1 << i for i in range(most.bit_length()))}))
+
+
+def with_threads(job: Job) -> Job:
+    """Where the number of threads is left to us: as many for all as the file as given likes best.
+
+    So nobody is compared with a baseline that would be faster otherwise. Elsewhere the job as it is.
+    """
+    counts = thread_counts(job.request.tune)
+    if not job.request.any_threads or job.why_not_measured or len(counts) == 1:
+        return job
+    runs = {plural(count, "thread"): replace(job, threads=count).given() for count in counts}
+    seconds = _SECONDS[job.request.tune] * _GIVEN_SHARE
+    times = _timed(runs, job.one_inference(job.baseline), seconds)
+    best = _fastest(times) or plural(1, "thread")
+    job.progress.note(f"the file as given is fastest with {best}")
+    count = runs[best].options.threads
+    subjects = job.subjects if job.lock is not None and job.lock.options else _threaded(job.subjects, count)
+    return replace(job, subjects=subjects, threads=count)
+
+
+def _threaded(subjects: Sequence[Subject], count: int) -> tuple[Subject, ...]:
+    return tuple(replace(s, options=s.options.model_copy(update={"threads": count})) for s in subjects)
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """What was tried of the winner, and how long each took."""
+
+    winner: Entrant
+    variants: Mapping[str, Variant]
+    times: Mapping[str, Timing]
+
+    def changed(self, name: str) -> Entrant:
+        """The winner under other settings."""
+        return _under(self.winner, self.variants[name])
+
+
+def tuned(job: Job, winner: Entrant, held: Race) -> tuple[Entrant, Race]:
+    """The winner with the threads and settings that are fastest, and the race with its times under these.
+
+    As they were where nothing was timed, nothing is to be tried, or a lock says what to take.
+    """
+    seconds = _SECONDS[job.request.tune]
+    if held.times is None or not seconds or job.lock is not None or job.request.objective == "memory":
+        return winner, held
+    tuning = _tried(job, winner, seconds)
+    better = _fastest(tuning.times)
+    changed = None if better is None else _allowed(job, tuning, better)
+    confirmed = None if changed is None else _raced_again(job, winner, changed, held)
+    rows = [
+        _row(job, tuning, held, name, _outcome(name, better, changed, confirmed)) for name in tuning.variants
+    ]
+    held = replace(held, tuned=(*held.tuned, *rows))
+    if better is not None and changed is not None and confirmed is not None:
+        held = replace(_exchanged(held, winner, changed), times=confirmed)
+        if better_settings := _settings(better):
+            changed = _choosing(changed, "settings", better_settings)
+        winner = changed
+    if job.request.any_threads:
+        winner = _choosing(winner, "threads", str(winner.subject.options.threads))
+    return winner, held
+
+
+def _tried(job: Job, winner: Entrant, seconds: float) -> _Tuning:
+    """The winner's variants in a race in which the slow half leaves."""
+    counts = thread_counts(job.request.tune) if job.request.any_threads else ()
+    subject = winner.subject
+    now = subject.options.threads
+    guarded = job.request.precision in ("auto", "mixed", "int8")
+    variants = {
+        v.name: v
+        for count in dict.fromkeys((now, *counts))
+        for v in _named(variants_of(subject, count), count, now, subject)
+        if v.around is None or (guarded and winner.decided.within_budget)
+    }
+    artifact = winner.decided.candidate.artifact
+    runs = {name: Contender(subject.backend, artifact, v.options) for name, v in variants.items()}
+    feeds = job.one_inference(artifact)
+    times = _timed({_BEFORE: winner.contender(), **runs}, feeds, seconds) if runs else {}
+    return _Tuning(winner, {name: v for name, v in variants.items() if name in times}, times)
+
+
+def _named(found: Sequence[Variant], count: int, now: int, subject: Subject) -> list[Variant]:
+    """Variants with ``count`` threads; where that is not the number ``now``, first of all with nothing else
+    changed."""
+    if count == now:
+        return list(found)
+    threads = plural(count, "thread")
+    plain = Variant(threads, subject.options.model_copy(update={"threads": count}))
+    return [plain, *(replace(v, name=f"{threads}, {v.name}") for v in found)]
+
+
+def _timed(runs: Mapping[str, Contender], feeds: Arrays, seconds: float) -> dict[str, Timing]:
+    """Times of all that can be opened within half of the time; the first is opened whatever it takes."""
+    end = time.perf_counter() + seconds
+    with ExitStack() as stack:
+        opened: dict[str, Runner] = {}
+        for name, who in runs.items():
+            if opened and time.perf_counter() > end - seconds / 2:
+                break
+            try:
+                runner = stack.enter_context(who.open())
+                runner.run(feeds)
+            except BackendError:
+                if not opened:
+                    raise
+                continue  # settings that this machine or version does not take
+            opened[name] = runner
+        left = max(end - time.perf_counter(), 0.0)
+        return knock_out(opened, feeds, left) if len(opened) > 1 else {}
+
+
+def _fastest(times: Mapping[str, Timing]) -> str | None:
+    """Who is faster than the first by more than noise, the fastest of them; None if nobody is."""
+    if not times:
+        return None
+    first, *others = times
+    best, most = None, _WORTH
+    for name in others:
+        ratio, (least, _) = speedup(times[first], times[name])
+        if ratio > most and least > 1.0:
+            best, most = name, ratio
+    return best
+
+
+def _allowed(job: Job, tuning: _Tuning, name: str) -> Entrant | None:
+    """The winner under other settings; where they change results, only if it holds the budget so."""
+    changed = tuning.changed(name)
+    if tuning.variants[name].around is None:
+        return changed
+    decided, budget = changed.decided, job.request.budget.max_drop
+    drops = {
+        examiner: score(decided.candidate)
+        for examiner, asked in (("judge", job.judge), ("accept", job.accept if changed.accepted else None))
+        if (score := job.scores(changed.subject, asked)) is not None
+    }
+    if not all(drop.within(budget) for drop in drops.values()):
+        return None
+    drop = drops.get("accept", drops.get("judge", decided.drop))
+    *before, last = decided.trials
+    trials = (*before, replace(last, plan=decided.candidate.plan, drop=drops.get("judge", last.drop)))
+    return replace(changed, decided=replace(decided, drop=drop, trials=trials))
+
+
+def _raced_again(job: Job, winner: Entrant, changed: Entrant, held: Race) -> dict[str, Timing] | None:
+    """The race with everything opened anew and the winner under other settings; None if it is not faster."""
+    others = (*(e for e in contenders(held) if e.name != winner.name), *held.refused)
+    runs = {
+        GIVEN: job.given(),
+        **{e.name: e.contender() for e in others},
+        _BEFORE: winner.contender(),
+        winner.name: changed.contender(),
+    }
+    times = race(runs, job.one_inference(winner.decided.candidate.artifact))
+    before = times.pop(_BEFORE)
+    ratio, (least, _) = speedup(before, times[winner.name])
+    return times if ratio > _WORTH and least > 1.0 else None
+
+
+def _under(entrant: Entrant, variant: Variant) -> Entrant:
+    """The entrant opened with other settings. Its file stays, its plan says what floats are computed in."""
+    decided, subject = entrant.decided, entrant.subject
+    candidate = decided.candidate
+    if variant.around is not None:
+        was, becomes = subject.float_precision, _FLOATS[variant.around]
+        blocks = tuple(
+            b.model_copy(update={"precision": becomes}) if b.precision == was else b
+            for b in candidate.plan.blocks
+        )
+        candidate = replace(candidate, plan=candidate.plan.model_copy(update={"blocks": blocks}))
+    return replace(entrant, decided=replace(decided, subject=under(subject, variant), candidate=candidate))
+
+
+def _exchanged(held: Race, winner: Entrant, changed: Entrant) -> Race:
+    def each(entrants: tuple[Entrant, ...]) -> tuple[Entrant, ...]:
+        return tuple(changed if e.name == winner.name else e for e in entrants)
+
+    return replace(held, entrants=each(held.entrants), floats=each(held.floats))
+
+
+def _choosing(winner: Entrant, what: str, chosen: str) -> Entrant:
+    decided = winner.decided
+    choice = Choice(what=what, chosen=chosen, reason=FASTEST)
+    return replace(winner, decided=replace(decided, choices=(*decided.choices, choice)))
+
+
+def _settings(name: str) -> str:
+    """What of a variant's name is not its threads."""
+    threads, _, others = name.partition(", ")
+    return others if threads.endswith(("thread", "threads")) else name
+
+
+def _outcome(
+    name: str, better: str | None, changed: Entrant | None, confirmed: Mapping[str, Timing] | None
+) -> str:
+    if name != better:
+        return "not faster" if better is None else f"slower than {better}"
+    if changed is None:
+        return "over the budget"
+    return "not faster when timed again" if confirmed is None else "chosen"
+
+
+def _row(job: Job, tuning: _Tuning, held: Race, name: str, outcome: str) -> Attempt:
+    """A variant among what was tried, its speed by way of the winner's as before."""
+    assert held.times is not None
+    times, winner = tuning.times, tuning.winner
+    ratio, _ = speedup(times[_BEFORE], times[name])
+    of_winner, _ = speedup(held.times[GIVEN], held.times[winner.name])
+    row = attempt_of(job, tuning.changed(name), outcome)
+    return row.model_copy(
+        update={
+            "name": f"{row.name}, {name}",
+            "latency_ms": times[name].summary(),
+            "speed": round(of_winner * ratio, 4),
+        }
+    )
