@@ -52,7 +52,7 @@ def node_costs(model: ir.Model, batch: int = 1) -> list[NodeCost]:
                     continue
                 counted.add(value)
                 weight_bytes += tensor.nbytes
-                parameters += tensor.size if _is_parameter(part, index, tensor) else 0
+                parameters += tensor.size if is_parameter(part, index, tensor) else 0
         moved = [_bytes(v, batch) for v in dict.fromkeys((*reads(node), *node.outputs)) if not is_constant(v)]
         costs.append(
             NodeCost(
@@ -264,7 +264,8 @@ _SINGLE = {
 """Elementwise operators: a single number there is arithmetic, not a parameter."""
 
 
-def _is_parameter(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> bool:
+def is_parameter(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> bool:
+    """Whether `parameters` counts a constant that ``node`` reads as its input ``index``."""
     if not tensor.dtype.is_floating_point():
         return (node.op_type, index) in _QUANTIZED_WEIGHTS
     return (node.op_type, index) not in _SETTINGS and (tensor.size != 1 or node.op_type not in _SINGLE)

@@ -199,6 +199,28 @@ def insert_before(
     return node
 
 
+def insert_behind(
+    model: ir.Model,
+    node: ir.Node,
+    op_type: str,
+    operand: ir.Value,
+    attributes: Mapping[str, Attribute] | None = None,
+) -> ir.Node:
+    """Put an operation of the output of ``node`` and ``operand`` behind it: it takes its name and readers."""
+    old, taken = node.outputs[0], names(model)
+    follower = ir.node(
+        op_type, [None, operand], attributes, name=fresh_name(model, f"{node.name}/{op_type}", taken)
+    )
+    name, new = old.name, follower.outputs[0]
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    follower.replace_input_with(0, old)
+    assert node.graph is not None
+    node.graph.insert_after(node, follower)
+    old.name = fresh_name(model, f"{name}/{node.op_type}", taken)
+    new.name, new.type, new.shape = name, old.type, old.shape
+    return follower
+
+
 def replace_node(
     old: ir.Node,
     op_type: str,

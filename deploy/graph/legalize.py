@@ -135,7 +135,7 @@ def _held_back(model: ir.Model, keep: Collection[str]) -> dict[str, str]:
         if reason:
             found[node.name or ""] = reason
     for square in nodes:
-        for node in _normalisation(square):
+        for node in normalisation(square):
             found.setdefault(node.name or "", "it belongs to a normalisation written out: squares overflow")
     _spread(nodes, found)
     _carry(nodes, found)
@@ -197,7 +197,7 @@ def _from_shape(nodes: Collection[ir.Node]) -> set[ir.Value]:
     return found
 
 
-def _normalisation(square: ir.Node) -> Iterator[ir.Node]:
+def normalisation(square: ir.Node) -> Iterator[ir.Node]:
     """The nodes of (x - mean) / sqrt(mean(square) + epsilon) around a square, none for any other node."""
     if not (
         (square.op_type == "Mul" and square.inputs[0] is square.inputs[1])
