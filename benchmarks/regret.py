@@ -1,0 +1,150 @@
+"""What choosing from the table alone costs: `--tune off` against `--tune quick`, timed in turn in one run.
+
+    python benchmarks/regret.py --cases DIR [--only NAME] [--out DIR] [--keep] [--threads N] [--markdown FILE]
+
+Each folder of DIR holds model.onnx, calib.npz and eval.npz. `off` chooses runtime and mixture by the costs of
+kernels that were measured here before (`deploy profile`), `quick` by timing what may win. Both bundles' own
+artifacts are then timed interleaved, batch 1. Regret is 1 - speed of the one over speed of the other: below
+zero the table chose better. ``--keep`` takes the bundles that lie in --out from an earlier run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import deploy
+from deploy.bundle.read import Bundle, load_bundle, open_artifact
+from deploy.measure.latency import Timing, TimingPlan, measure, speedup
+from deploy.spec.project import Budget, Tune
+
+SHAPES = {"ppocr_direction_cls": {"x": (1, 3, 48, 192)}}
+"""Of models with free sizes."""
+GOAL = 0.1
+HEADER = """\
+| case | by the table | predicted, ms | measured, ms | by the clock | predicted, ms | measured, ms \
+| regret, % [95 %] |
+|---|---|---|---|---|---|---|---|"""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A case built both ways; ``ratio`` is the speed of what the table chose in that of the other."""
+
+    case: str
+    off: Bundle
+    quick: Bundle
+    times: tuple[Timing, Timing]
+    ratio: float
+    interval: tuple[float, float]
+
+    @property
+    def regret(self) -> float:
+        return 1 - self.ratio
+
+
+def built(case: Path, tune: Tune, out: Path, *, threads: int, target: str, keep: bool) -> Bundle:
+    """The bundle of one way to choose, with a cache of its own: nothing is known from the other."""
+    folder = out / case.name / tune
+    if keep and (folder / target / "manifest.json").is_file():
+        return load_bundle(folder / target)
+    return deploy.build(
+        case / "model.onnx",
+        target=target,
+        data=case / "calib.npz",
+        eval=case / "eval.npz",
+        shapes=SHAPES.get(case.name),
+        budget=Budget(max_drop=0.01),
+        tune=tune,
+        threads=threads,
+        out=folder,
+        cache=out / "cache",
+    )
+
+
+def compared(case: Path, off: Bundle, quick: Bundle, plan: TimingPlan) -> Compared:
+    """Both artifacts timed in turn on one sample."""
+    with np.load(case / "calib.npz") as arrays:
+        feeds = {spec.name: arrays[spec.name][:1] for spec in off.manifest.artifact.inputs}
+    with ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(open_artifact(bundle))
+            for name, bundle in (("off", off), ("quick", quick))
+        }
+        times = measure(runners, feeds, plan)
+    ratio, interval = speedup(times["quick"], times["off"])
+    return Compared(case.name, off, quick, (times["off"], times["quick"]), ratio, interval)
+
+
+def row(found: Compared) -> str:
+    """One line of the table."""
+    low, high = (100 * (1 - ratio) for ratio in reversed(found.interval))
+    cells = [found.case]
+    for bundle, timing in zip((found.off, found.quick), found.times, strict=True):
+        expected = bundle.measurements.explained.predicted_ms
+        cells += [
+            chosen(bundle),
+            "unknown" if expected is None else f"{expected:.3f}",
+            f"{timing.summary().p50:.3f}",
+        ]
+    return f"| {' | '.join(cells)} | {100 * found.regret:+.1f} [{low:+.1f}, {high:+.1f}] |"
+
+
+def chosen(bundle: Bundle) -> str:
+    """``ort: 7 of 11 blocks int8``"""
+    counts = bundle.manifest.precision
+    integers = counts.get("int8", 0)
+    whole = sum(counts.values())
+    form = f"{integers} of {whole} blocks int8" if integers else ", ".join(counts)
+    return f"{bundle.manifest.runtime}: {form}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", type=Path, required=True, help="folder of case folders")
+    parser.add_argument("--only", action="append", help="only this case; may be repeated")
+    parser.add_argument("--target", default="x86-cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of timing a case")
+    parser.add_argument("--out", type=Path, help="keep the bundles there")
+    parser.add_argument("--keep", action="store_true", help="take bundles that lie in --out")
+    parser.add_argument("--markdown", type=Path, help="write the table there, too")
+    arguments = parser.parse_args()
+    found = sorted(p.parent for p in arguments.cases.glob("*/model.onnx"))
+    cases = [case for case in found if not arguments.only or case.name in arguments.only]
+    if not cases:
+        raise SystemExit(f"no case with a model.onnx under {arguments.cases}")
+    plan = TimingPlan(seconds=arguments.seconds, rounds=30)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = arguments.out or Path(scratch)
+        print(HEADER)
+        lines = [HEADER]
+        results = []
+        for case in cases:
+            bundles = [
+                built(
+                    case, tune, out, threads=arguments.threads, target=arguments.target, keep=arguments.keep
+                )
+                for tune in ("off", "quick")
+            ]
+            results.append(compared(case, bundles[0], bundles[1], plan))
+            lines.append(row(results[-1]))
+            print(lines[-1], flush=True)
+    worst = max(results, key=lambda r: r.regret)
+    lines.append(
+        f"\nWorst: {worst.case}, {100 * worst.regret:.1f} % of speed lost (goal: at most {100 * GOAL:.0f} %)."
+    )
+    print(lines[-1])
+    if arguments.markdown:
+        arguments.markdown.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
