@@ -10,6 +10,7 @@ groups that its kernels take, and what these kernels round while running is writ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,11 +19,13 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.graph.blocks import Block
+from deploy.graph.cost import macs_of
 from deploy.graph.dynamic import rounded_inputs, rounding_inputs
 from deploy.graph.edit import constant
 from deploy.graph.grouped import rounding_groups, rounding_tensors
 from deploy.graph.products import SHORTEST, columns_last, product_weights
 from deploy.graph.qdq import data_digest, insert, quantize_array
+from deploy.graph.shapes import static_shape
 from deploy.graph.weights import SMALLEST, fits_half, large_weights, stored_as_half
 from deploy.quantize.groups import quantize_groups
 from deploy.quantize.weights import assign_weights, weight_scales
@@ -32,6 +35,9 @@ from deploy.spec.tensors import Precision
 
 WeightForm = Literal["fp16", "dynamic", "w8", "w4"]
 
+_FEW_ROWS, _FEW_COST = 4, 3
+"""A product of so few rows takes three times as long for each multiplication: each weight is read for it."""
+_WORTH_TRYING = 1.1
 _FILLED = 1.125
 """By how much groups may make a row longer before smaller ones are taken."""
 
@@ -146,6 +152,50 @@ def _quantized(array: np.ndarray, group: int | None, bits: int) -> tuple[QuantPa
         axis=1,
     )
     return params, quantize_array(array, params, low=-limit, high=limit)
+
+
+def pays_weight_only(model: ir.Model, runtime: Runtime, *, batch: int = 1) -> dict[WeightForm, float]:
+    """Which forms of weights alone may be faster than float here: how many times, at least 1.1, best first.
+
+    The profile says how much faster products were measured to be (`WeightRules.pays`); what else is
+    multiplied takes as long as before, what is not multiplied counts nothing. So it is a reason to build and
+    time a form, no prediction. Empty where sizes are unknown.
+    """
+    costs: dict[str, float] = {}
+    for node in model.graph:
+        macs, rows = macs_of(node, batch), _rows(node, batch)
+        if macs is None or rows is None:
+            return {}
+        costs[node.name or ""] = macs * (_FEW_COST if rows <= _FEW_ROWS else 1)
+    found: dict[WeightForm, float] = {}
+    for form, rules in runtime.weights.items():
+        after = dict(costs)
+        for name, nodes in product_weights(model, rules.operations).items() if form in runtime.forms else ():
+            array = model.graph.initializers[name].shape
+            for node in nodes:
+                after[node.name or ""] /= _gain(node, array, rules, _rows(node, batch) or 1)
+        total = sum(after.values())
+        if total and (times := sum(costs.values()) / total) >= _WORTH_TRYING:
+            found[form] = round(times, 2)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _rows(node: ir.Node, batch: int) -> int | None:
+    """How many rows a product of matrices has; of other nodes how many numbers come of them, by channels."""
+    shape = static_shape(node.outputs[0], batch)
+    return None if shape is None else math.prod(shape[:-1])
+
+
+def _gain(node: ir.Node, shape: ir.Shape | None, rules: WeightRules, rows: int) -> float:
+    """How many times the speed of float one product has in a form; 1 where nothing says that it is faster."""
+    first, second = shape.numpy() if shape is not None and shape.is_static() else (0, 0)
+    size = second if node.attributes.get_int("transB", 0) else first
+    if rules.rounds == "group" and _rounding(size, group_for(size, rules), rules) is None:
+        return 1.0  # it is multiplied as floats
+    enough = [gain for gain in rules.pays if rows <= gain.rows]
+    fewest = min((gain.rows for gain in enough), default=0)
+    fitting = [gain for gain in enough if gain.rows == fewest and first * second >= gain.numbers]
+    return max(fitting, key=lambda gain: gain.numbers).gain if fitting else 1.0
 
 
 def _fits(model: ir.Model, name: str) -> bool:

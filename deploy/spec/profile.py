@@ -75,7 +75,11 @@ class QuantRules(Frozen):
 
 class WeightGain(Frozen):
     """How many times the speed of float a product was in a form: of ``rows`` rows at most by a matrix of at
-    least ``numbers`` weights. Of several that fit a product the last one is meant."""
+    least ``numbers`` weights.
+
+    Of several the one of fewest rows that are enough is meant, of these that of most weights. Where none of
+    the fewest rows fits, it was not faster.
+    """
 
     rows: int = Field(ge=1)
     numbers: int = Field(ge=1)
