@@ -150,7 +150,8 @@ class Lock(Frozen):
 
     ``rungs`` of the accuracy ladder come first, and ``float_blocks`` are those of the graph that they left.
     ``precision`` is the one that was asked for; ``options`` are the settings that were chosen,
-    ``threads`` how many everything else ran with; ``looks`` how often the data that accept were looked at to
+    ``threads`` how many everything else ran with, ``any_threads`` whether the artifact's number was chosen;
+    ``looks`` how often the data that accept were looked at to
     come to these choices.
     """
 
@@ -165,6 +166,7 @@ class Lock(Frozen):
     rungs: tuple[RungName, ...] = ()
     precision: PrecisionRequest = "auto"
     threads: int = 1
+    any_threads: bool = False
     options: dict[str, JsonValue] = {}
     looks: int = 0
 

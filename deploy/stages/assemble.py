@@ -170,6 +170,7 @@ def _lock(made_of: Ingredients, compiled: Compiled) -> Lock:
         rungs=compiled.rungs,
         precision=made_of.request.precision,
         threads=made_of.request.threads,
+        any_threads=made_of.request.any_threads,
         options=compiled.options,
         looks=0 if compiled.evaluation is None else compiled.evaluation.looks,
     )

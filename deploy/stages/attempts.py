@@ -80,7 +80,7 @@ def times_by_block(job: Job, held: Race, winner: Entrant) -> tuple[BlockTime, ..
     def by_block(entrant: Entrant) -> dict[str, float]:
         candidate, subject = entrant.decided.candidate, entrant.subject
         return block_times(
-            candidate.qdq, subject.blocks, subject.backend, candidate.artifact, subject.options, feeds
+            candidate.qdq, subject.blocks, subject.backend, candidate.artifact, winner.subject.options, feeds
         )
 
     plain = next((e for e in held.floats if e.runtime == winner.runtime), None)

@@ -69,6 +69,7 @@ def _picked(request: Request, number: int) -> Lock:
     return lock.model_copy(
         update={
             "runtime": point.runtime,
+            "options": lock.options if point.runtime == lock.runtime else {},
             "precision": point.precision,
             "float_blocks": point.float_blocks,
             "rungs": point.rungs,
@@ -135,7 +136,7 @@ def _with_its_threads(request: Request, lock: Lock) -> Request:
             f"the lock was made for {lock.options.get('threads')} threads, {request.threads} are asked for",
             hint="leave --threads out for what was chosen then, or build without a lock to choose anew",
         )
-    return replace(request, precision=lock.precision, threads=lock.threads)
+    return replace(request, precision=lock.precision, threads=lock.threads, any_threads=lock.any_threads)
 
 
 def _of_the_lock(request: Request, target: Target, lock: Lock) -> Target:

@@ -32,6 +32,8 @@ _SECONDS: Mapping[Tune, float] = {"off": 0.0, "quick": 3.0, "full": 20.0}
 """For opening and timing the winner's variants; who then seems faster is timed once more with everybody."""
 _GIVEN_SHARE = 0.2
 """Of these seconds, for the number of threads that the file as given likes best."""
+_CROWD = 6
+"""Contenders that need all of the time."""
 _WORTH = 1.02
 """Times as fast as before: less is not worth a setting that others have to know of."""
 _BEFORE = "as before"
@@ -155,8 +157,9 @@ def _timed(runs: Mapping[str, Contender], feeds: Arrays, seconds: float) -> dict
                     raise
                 continue  # settings that this machine or version does not take
             opened[name] = runner
+        enough = len(opened) * seconds / _CROWD
         left = max(end - time.perf_counter(), 0.0)
-        return knock_out(opened, feeds, left) if len(opened) > 1 else {}
+        return knock_out(opened, feeds, min(left, enough)) if len(opened) > 1 else {}
 
 
 def _fastest(times: Mapping[str, Timing]) -> str | None:

@@ -157,8 +157,10 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
     if measured.comparison is not None:
         where = measured.comparison.artifact.conditions
         threads = figures.plural(where.threads, "thread")
+        float_ = measured.comparison.baseline.conditions.threads
+        other = "" if float_ == where.threads else f" with {figures.plural(float_, 'thread')}"
         facts.append(
-            Fact("measured on", f"{where.device}, {threads}, batch {where.batch}, in turn with float")
+            Fact("measured on", f"{where.device}, {threads}, batch {where.batch}, in turn with float{other}")
         )
     elif measured.why_not:
         facts.append(Fact("not measured", measured.why_not))
