@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 
 import deploy
-from deploy.bundle.read import Bundle, load_bundle, open_artifact
+from deploy.adapter.discover import find_backend
+from deploy.adapter.protocol import Runner
+from deploy.bundle.read import ARTIFACT, Bundle, load_bundle
 from deploy.measure.latency import Timing, TimingPlan, measure, speedup
 from deploy.spec.project import Budget, Tune
 
@@ -49,7 +51,7 @@ class Compared:
 
 
 def built(case: Path, tune: Tune, out: Path, *, threads: int, target: str, keep: bool) -> Bundle:
-    """The bundle of one way to choose, with a cache of its own: nothing is known from the other."""
+    """The bundle of one way to choose, or that of an earlier run where it is to be kept."""
     folder = out / case.name / tune
     if keep and (folder / target / "manifest.json").is_file():
         return load_bundle(folder / target)
@@ -67,14 +69,20 @@ def built(case: Path, tune: Tune, out: Path, *, threads: int, target: str, keep:
     )
 
 
+def opened(bundle: Bundle) -> Runner:
+    """The artifact in this process, as while building: it was just written by ourselves."""
+    artifact = bundle.manifest.artifact.model_copy(update={"folder": bundle.folder / ARTIFACT})
+    backend = find_backend(artifact.backend)
+    return backend.open(artifact, backend.options_type.model_validate(bundle.manifest.options))
+
+
 def compared(case: Path, off: Bundle, quick: Bundle, plan: TimingPlan) -> Compared:
     """Both artifacts timed in turn on one sample."""
     with np.load(case / "calib.npz") as arrays:
         feeds = {spec.name: arrays[spec.name][:1] for spec in off.manifest.artifact.inputs}
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(open_artifact(bundle))
-            for name, bundle in (("off", off), ("quick", quick))
+            name: stack.enter_context(opened(bundle)) for name, bundle in (("off", off), ("quick", quick))
         }
         times = measure(runners, feeds, plan)
     ratio, interval = speedup(times["quick"], times["off"])
