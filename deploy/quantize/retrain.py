@@ -30,6 +30,8 @@ _SPEED = 4e9
 _WORK = 5
 """Multiply-accumulates of a training step over those of one inference: there, back twice, the teacher, and as
 much again for rounding what lies between."""
+_NODE_SECONDS = 8e-3
+"""What a node takes of a step besides: many small ones, as of a recurrent layer written out, are slow."""
 _EPOCHS, _BATCH = 20, 32
 _SAMPLES = 256
 """Samples that roundings are chosen by, at most."""
@@ -138,10 +140,8 @@ def retrained(
 
 def planned_epochs(graph: ir.Model, samples: int, settings: Retraining) -> int:
     """How often so many samples can be learned from in the time given, 20 at most."""
-    work = macs(graph)
-    if not work:
-        return _EPOCHS
-    seconds = _WORK * work * samples / (_SPEED * settings.threads)
+    computing = _WORK * (macs(graph) or 0) * samples / (_SPEED * settings.threads)
+    seconds = computing + _NODE_SECONDS * len(graph.graph) * math.ceil(samples / _BATCH)
     return min(_EPOCHS, math.floor(settings.seconds / max(seconds, 1e-9)))
 
 
