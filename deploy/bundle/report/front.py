@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from deploy.bundle.report import figures
 from deploy.spec.manifest import Evaluation, Measurements
@@ -15,8 +15,8 @@ WIDTH, HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 500.0, 14.0, 250.0
 _LARGEST = 22.0
 """Radius of the largest form."""
-_ROOMY = 9.0
-"""Radius from which on a number stands inside."""
+_ROOMY, _NUMBER = 9.0, 7.0
+"""Radius from which on a number stands inside, and the room that it takes to all sides."""
 _ABSURD, _FINE = 1e9, 1e-9
 """Numbers beyond these are no measurements, but what somebody wrote into a bundle."""
 
@@ -45,13 +45,13 @@ class Tick:
 
 @dataclass(frozen=True)
 class Spot:
-    """A form in the picture. ``number`` is empty for what others beat; it stands at ``text_x``."""
+    """A form in the picture. ``number``, at ``at``, is empty for what others beat."""
 
     x: float
     y: float
     radius: float
     number: str
-    text_x: float
+    at: tuple[float, float]
     title: str
     chosen: bool
     predicted: bool
@@ -128,14 +128,14 @@ def _picture(measured: Measurements, unit: str) -> Picture | None:
 
     def spot(form: tuple[float, float, int, str], point: Point | None) -> Spot:
         ms, drop, size, name = form
-        x, radius = across.at(ms), _LARGEST * math.sqrt(size / largest)
+        x, y, radius = across.at(ms), up.at(factor * drop), _LARGEST * math.sqrt(size / largest)
         lost = figures.signed(-drop, unit)
         return Spot(
             x=x,
-            y=up.at(factor * drop),
+            y=y,
             radius=round(radius, 1),
             number="" if point is None else str(point.number),
-            text_x=x if radius >= _ROOMY else round(x + radius + 7, 1),
+            at=(x, y),
             title=f"{name}: {figures.milliseconds(ms)}, {lost}, {figures.size(size)}",
             chosen=point is not None and point.chosen,
             predicted=point is not None and point.predicted,
@@ -145,7 +145,26 @@ def _picture(measured: Measurements, unit: str) -> Picture | None:
     spots = [spot(form, None) for form in beaten if form[:3] not in known]
     spots += [spot(form, point) for form, point in zip(kept, drawn, strict=True)]
     spots.sort(key=lambda s: (s.number != "", -s.radius))  # the small in front of the large
-    return Picture(tuple(spots), across.ticks, up.ticks, word)
+    return Picture(tuple(_numbered(spots)), across.ticks, up.ticks, word)
+
+
+def _numbered(spots: Sequence[Spot]) -> Iterator[Spot]:
+    """With each number where no other form lies over it: inside, or beside at the first side that is free."""
+    named = [spot for spot in spots if spot.number]
+    taken: list[tuple[float, float]] = []
+    for spot in spots:
+        beside = spot.radius + _NUMBER
+        sides = [(-beside, 0.0), (0.0, -beside), (beside, 0.0), (0.0, beside)]
+        places = [(spot.x + right, spot.y + down) for right, down in sides]
+        if spot.radius >= _ROOMY:
+            places.insert(0, spot.at)
+        others = [(o.x, o.y, o.radius) for o in named if o is not spot]
+        circles = [*others, *((x, y, _NUMBER) for x, y in taken)]
+        free = [p for p in places if all(math.dist(p, (x, y)) >= r + _NUMBER for x, y, r in circles)]
+        x, y = (free or places)[0]
+        if spot.number:
+            taken.append((x, y))
+        yield replace(spot, at=(round(x, 1), round(y, 1)))
 
 
 @dataclass(frozen=True)
