@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from deploy.adapter.discover import find_backend
 from deploy.errors import BackendError
 from deploy.predict.kernels import UnknownSizeError
 from deploy.predict.latency import CostSource
@@ -22,7 +21,7 @@ from deploy.quantize.pays import problem_of
 from deploy.spec.manifest import Choice
 from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import INTEGER
-from deploy.stages.baseline import Contender, race
+from deploy.stages.baseline import race
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
 from deploy.stages.limits import expected
@@ -82,11 +81,7 @@ def timed_alone(job: Job, winner: Entrant, held: Race) -> Race:
     nothing is chosen by them."""
     if held.times is not None or job.why_not_measured:
         return held
-    ort = find_backend(job.baseline.backend)
-    contenders = {
-        GIVEN: Contender(ort, job.baseline, ort.options_type(threads=job.request.threads)),
-        winner.name: winner.contender(),
-    }
+    contenders = {GIVEN: job.given(), winner.name: winner.contender()}
     return replace(held, times=race(contenders, job.one_inference(winner.decided.candidate.artifact)))
 
 

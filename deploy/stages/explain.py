@@ -10,9 +10,8 @@ from deploy.stages.job import Job
 
 def explained(job: Job, held: Race, winner: Entrant) -> Explained:
     """What is known of each of the winner's blocks: with milliseconds where kernels of such a device were
-    measured, else without any."""
+    measured, else without any: what other devices lend is too rough for single blocks."""
     known = job.foresight.runtimes.get(winner.runtime)
-    told = known is not None and not known.least
     trials = [
         trial
         for entrant in (*held.entrants, *held.refused)
@@ -22,7 +21,7 @@ def explained(job: Job, held: Race, winner: Entrant) -> Explained:
     return explain(
         winner.subject,
         winner.decided,
-        known.costs if known is not None and told else None,
+        known.costs if known is not None and known.alike else None,
         basis="" if known is None else known.basis,
         why_not=f"what kernels take on {job.target.profile.title} was not measured",
         trials=trials,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from deploy.errors import UsageError
 from deploy.spec.artifact import Artifact, Verdict
 from deploy.spec.document import digest, line_in_json, parse, parse_toml, render
+from deploy.spec.explanation import Explained, Explanation
 from deploy.spec.finetune import Augment, Distill, FeaturePair, Finetune
 from deploy.spec.manifest import (
     CalibrationInfo,
@@ -140,6 +141,25 @@ MEASUREMENTS = Measurements(
         ),
     ),
     blocks=(BlockTime(id="conv1", float_ms=0.2, ms=0.1), BlockTime(id="tail")),
+    explained=Explained(
+        basis="measured here",
+        predicted_ms=0.4,
+        blocks=(
+            Explanation(
+                id="conv1",
+                precision="int8",
+                float_ms=0.2,
+                integer_ms=0.1,
+                changes_ms=0.01,
+                instead_ms=0.12,
+                sqnr_db=31.5,
+                noise=0.25,
+                points=0.001,
+                reason="r",
+            ),
+            Explanation(id="tail", precision="float"),
+        ),
+    ),
     stages=(StageTime(name="calibrate", seconds=0.5, cached=False),),
 )
 LOCK = Lock(
