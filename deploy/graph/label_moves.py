@@ -49,16 +49,23 @@ def segments(before: Sequence[Size], after: Sequence[Size]) -> list[tuple[slice,
     >>> segments([Size(2), Size(3), Size(4)], [Size(6), Size(4)])
     [(slice(0, 2, None), slice(0, 1, None)), (slice(2, 3, None), slice(1, 2, None))]
     """
+    whole = len(before), len(after)
+    cuts = [(0, 0), *_equal_products(before, after)]
+    if cuts[-1] != whole:  # something unknown is in between: the same from behind
+        rest = before[cuts[-1][0] :][::-1], after[cuts[-1][1] :][::-1]
+        cuts += [(whole[0] - a, whole[1] - b) for a, b in _equal_products(*rest)[::-1]] + [whole]
+    return [(slice(a, c), slice(b, d)) for (a, b), (c, d) in pairwise(cuts)]
+
+
+def _equal_products(before: Sequence[Size], after: Sequence[Size]) -> list[tuple[int, int]]:
+    """How many sizes of each, from the first on, have the same product."""
     ends: list[dict[Size, int]] = [{}, {}]
     for sizes, last in zip((before, after), ends, strict=True):
         total = Size(1)
         for position, size in enumerate(sizes, 1):
             total = total.times(size)
             last[total] = position
-    cuts = [(0, 0)] + [(at, ends[1][total]) for total, at in ends[0].items() if total in ends[1]]
-    if cuts[-1] != (len(before), len(after)):
-        cuts.append((len(before), len(after)))
-    return [(slice(a, c), slice(b, d)) for (a, b), (c, d) in pairwise(cuts)]
+    return [(at, ends[1][total]) for total, at in ends[0].items() if total in ends[1]]
 
 
 def _dimensions(value: ir.Value | None) -> list[Size] | None:

@@ -160,6 +160,8 @@ class Ties(Labels):
         self.at = node.name or ""
         known = node.domain in ("", "ai.onnx") and not bodies(node)
         rule = self.rules.get(node.op_type) if known else None
+        if any(v is not None and v.name and v.shape is None for v in (*node.inputs, *node.outputs)):
+            rule, self.because = None, "its sizes are not known"
         found = rule(self, node) if rule is not None else None
         if found is None:
             reason = self.because or f"channels cannot be followed through {node.op_type}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from deploy.graph.edit import constant, is_constant
-from deploy.quantize.channel_walk import FIXED, ZERO, Found, Slot, Walk, compact, own, rank_of, sizes_of
+from deploy.graph.label_moves import MOVES
+from deploy.graph.labels import ANY, FIXED, Found, rank_of, sizes_of
+from deploy.quantize.channel_walk import Slot, Walk, own
 
 
 def _layer(walk: Walk, node: ir.Node) -> Found:
@@ -119,7 +121,7 @@ def _sum(walk: Walk, node: ir.Node) -> Found:
     operands = [(i, v) for i, v in enumerate(node.inputs) if v is not None]
     if node.op_type == "Where":
         operands = operands[1:]
-    ids = np.full((1,) * rank, ZERO, np.int64)
+    ids = np.full((1,) * rank, ANY, np.int64)
     for _, value in operands:
         if not is_constant(value):
             found = walk.ids(value)
@@ -153,7 +155,7 @@ def _times(walk: Walk, node: ir.Node) -> Found:
             return None
         value, index = (left, 1) if is_constant(right) else (right, 0)
         ids, shape = full(walk.ids(value)), sizes_of(node.inputs[index])
-        fixed = all(walk.find(int(i)) == FIXED for i in np.unique(ids[ids >= 0]))
+        fixed = all(walk.root(int(i)) == FIXED for i in np.unique(ids[ids >= 0]))
         last = shape[-1:] == sizes_of(node.outputs[0])[-1:] and np.prod(shape) == shape[-1] > 1
         if fixed and node.op_type == "Mul" and own(node, index) and last:  # as of an RMS norm
             made = walk.fresh(shape[-1])
@@ -167,101 +169,8 @@ def _times(walk: Walk, node: ir.Node) -> Found:
     return [one]
 
 
-def _transpose(walk: Walk, node: ir.Node) -> Found:
-    ids = walk.ids(node.inputs[0])
-    return [np.transpose(ids, node.attributes.get_ints("perm", None))]
-
-
-def _reshape(walk: Walk, node: ir.Node) -> Found:
-    """Reshape, Flatten, Squeeze, Unsqueeze: the numbers move as the numbers of the value do."""
-    before, after = sizes_of(node.inputs[0]), sizes_of(node.outputs[0])
-    ids = walk.ids(node.inputs[0])
-    if np.prod(before) != np.prod(after) or ids.ndim != len(before):
-        return None
-    moved = compact(np.broadcast_to(ids, before).reshape(after))
-    ends = [max((i for i, size in enumerate(a.shape) if size > 1), default=-1) + 1 for a in (ids, moved)]
-    heads = [
-        list(v.shape or ())[:end] for v, end in zip((node.inputs[0], node.outputs[0]), ends, strict=True) if v
-    ]
-    # A free size behind the channels takes part in the move; nothing is known of it unless all before stays.
-    free = any(
-        not isinstance(d, int) for v in (node.inputs[0], node.outputs[0]) for d in _behind(v, ids, moved)
-    )
-    return None if free and heads[0] != heads[1] else [moved]
-
-
-def _behind(value: ir.Value | None, *ids: np.ndarray) -> Sequence[object]:
-    """The sizes from the first axis on along which channels lie, in any of these arrays."""
-    first = min((i for a in ids for i, size in enumerate(a.shape) if size > 1), default=rank_of(value))
-    return list(() if value is None or value.shape is None else value.shape)[first:]
-
-
-def _concat(walk: Walk, node: ir.Node) -> Found:
-    rank = rank_of(node.outputs[0])
-    axis = node.attributes.get_int("axis", 0) % rank
-    parts = [walk.ids(v) for v in node.inputs]
-    if all(p.shape[axis] == 1 for p in parts) and len({p.tobytes() for p in parts}) == 1:
-        return [parts[0]]
-    sizes = [sizes_of(v)[axis] for v in node.inputs]
-    if sizes_of(node.outputs[0])[axis] != sum(sizes):
-        return None
-    shape = np.broadcast_shapes(*((*p.shape[:axis], 1, *p.shape[axis + 1 :]) for p in parts))
-    wide = [
-        np.broadcast_to(p, (*shape[:axis], size, *shape[axis + 1 :]))
-        for p, size in zip(parts, sizes, strict=True)
-    ]
-    return [compact(np.concatenate(wide, axis))]
-
-
-def _pick(walk: Walk, node: ir.Node) -> Found:
-    """Slice, Gather with constant indices, Split: some of the numbers."""
-    ids, before = walk.ids(node.inputs[0]), sizes_of(node.inputs[0])
-    if node.op_type == "Split":
-        axis = node.attributes.get_int("axis", 0) % ids.ndim
-        if ids.shape[axis] == 1:
-            return [ids for _ in node.outputs]
-        ends = np.cumsum([sizes_of(v)[axis] for v in node.outputs])
-        return np.split(ids, ends[:-1], axis) if ends[-1] == before[axis] else None
-    places = [constant(v) for v in node.inputs[1:]]
-    if any(p is None for p in places):
-        return None
-    if node.op_type == "Gather":
-        axis = node.attributes.get_int("axis", 0) % ids.ndim
-        index = np.asarray(places[0])
-        return [np.take(ids, index if ids.shape[axis] > 1 else np.zeros_like(index), axis)]
-    starts, ends = (np.asarray(p) for p in places[:2])
-    axes = np.asarray(places[2]) if len(places) > 2 else np.arange(len(starts))
-    steps = np.asarray(places[3]) if len(places) > 3 else np.ones_like(starts)
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if ids.shape[axis] > 1:
-            stop = None if step < 0 and end < -before[axis] else int(end)
-            ids = ids[
-                tuple(
-                    slice(int(start), stop, int(step)) if i == axis % ids.ndim else slice(None)
-                    for i in range(ids.ndim)
-                )
-            ]
-    return [ids]
-
-
-def _pad(walk: Walk, node: ir.Node) -> Found:
-    """Zeros may stand beside any channels, other padding only along axes where the numbers stay the same."""
-    ids, pads = walk.ids(node.inputs[0]), constant(node.inputs[1])
-    number = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
-    mode = node.attributes.get_string("mode", "constant")
-    if pads is None or number is None or (mode == "constant" and number.any()) or len(node.inputs) > 3:
-        return None
-    for axis, (begin, end) in enumerate(pads.reshape(2, -1).T):
-        if not (begin or end) or ids.shape[axis] == 1:
-            continue
-        if mode != "constant" or begin < 0 or end < 0:
-            return None
-        widths = [(int(begin), int(end)) if i == axis else (0, 0) for i in range(ids.ndim)]
-        ids = np.pad(ids, widths, constant_values=ZERO)
-    return [ids]
-
-
 RULES: Mapping[str, Callable[[Walk, ir.Node], Found]] = {
+    **MOVES,
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _layer),
     "LayerNormalization": _norm,
     **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Identity", "Dropout", "Neg", "Abs"), _same),
@@ -271,9 +180,4 @@ RULES: Mapping[str, Callable[[Walk, ir.Node], Found]] = {
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _reduce),
     **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min", "Where"), _sum),
     **dict.fromkeys(("Mul", "Div"), _times),
-    "Transpose": _transpose,
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
-    "Concat": _concat,
-    **dict.fromkeys(("Slice", "Gather", "Split"), _pick),
-    "Pad": _pad,
 }

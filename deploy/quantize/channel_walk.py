@@ -1,8 +1,8 @@
-"""Numbers of channels in the making: joined by union-find while a graph is walked from its inputs on."""
+"""Numbers of channels in the making: labels (`graph/labels.py`) that say what may be scaled by one factor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,10 +11,7 @@ import onnx_ir as ir
 
 from deploy.graph.blocks import bodies, reads
 from deploy.graph.edit import is_constant
-
-FIXED = 0
-ZERO = -1
-"""Padding: it is zero under any factor."""
+from deploy.graph.labels import ANY, FIXED, Found, Labels, rank_of
 
 Role = Literal["layer", "norm", "shift"]
 
@@ -40,39 +37,13 @@ class Channels:
     slots: tuple[Slot, ...]
 
 
-Found = list[np.ndarray] | None
-"""The numbers of a node's outputs; None where nothing can be followed, and all is fixed."""
-
-
 @dataclass
-class Walk:
-    """Numbers in the making, joined by union-find."""
+class Walk(Labels):
+    """Numbers in the making. ``reached`` and what the rules do is said in `quantize/channels.py`."""
 
-    reached: Mapping[str, np.ndarray]
-    rules: Mapping[str, Callable[[Walk, ir.Node], Found]]
-    parent: list[int] = field(default_factory=lambda: [FIXED])
-    known: dict[ir.Value, np.ndarray] = field(default_factory=dict)
+    reached: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rules: Mapping[str, Callable[[Walk, ir.Node], Found]] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
-
-    def find(self, one: int) -> int:
-        while self.parent[one] != one:
-            self.parent[one] = self.parent[self.parent[one]]
-            one = self.parent[one]
-        return one
-
-    def join(self, one: int, other: int) -> None:
-        a, b = self.find(one), self.find(other)
-        self.parent[max(a, b)] = min(a, b)  # 0 stays the root of what is fixed
-
-    def fresh(self, count: int) -> np.ndarray:
-        start = len(self.parent)
-        self.parent.extend(range(start, start + count))
-        return np.arange(start, start + count)
-
-    def ids(self, value: ir.Value | None) -> np.ndarray:
-        if value is None or value not in self.known:
-            return np.zeros((1,) * rank_of(value), np.int64)
-        return self.known[value]
 
     def pin(self, ids: np.ndarray) -> None:
         for one in np.unique(ids[ids >= 0]):
@@ -80,23 +51,6 @@ class Walk:
 
     def fix(self, value: ir.Value) -> None:
         self.known[value] = np.zeros((1,) * rank_of(value), np.int64)
-
-    def tie(self, ids: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-        """The same numbers for all along ``axes``, of which one is kept."""
-        for axis in axes:
-            first = np.take(ids, [0], axis)
-            for i in range(1, ids.shape[axis]):
-                first = self.merge(first, np.take(ids, [i], axis))
-            ids = first
-        return ids
-
-    def merge(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Element by element the same number; zeros take the other's."""
-        a, b = np.broadcast_arrays(one, other)
-        both = (a >= 0) & (b >= 0) & (a != b)
-        for pair in set(zip(a[both].tolist(), b[both].tolist(), strict=True)):
-            self.join(*pair)
-        return np.asarray(np.where(a >= 0, a, b))
 
     def along(self, value: ir.Value | None, axis: int, size: int) -> np.ndarray | None:
         """The numbers as a vector along one axis of ``size``, tied along all others."""
@@ -122,24 +76,15 @@ class Walk:
             self.fix(value)
 
     def result(self) -> Channels:
-        roots = np.array([self.find(i) for i in range(len(self.parent))])
+        roots = np.array([self.root(i) for i in range(len(self.parent))])
         numbers = np.unique(roots, return_inverse=True)[1]  # 0 comes first
 
         def renumbered(ids: np.ndarray) -> np.ndarray:
-            return np.where(ids >= 0, numbers[np.maximum(ids, 0)], ZERO)
+            return np.where(ids != ANY, numbers[np.maximum(ids, 0)], ANY)
 
         values = {v.name: renumbered(ids) for v, ids in self.known.items() if v.name}
         slots = tuple(Slot(s.node, s.index, renumbered(s.ids), s.power, s.role) for s in self.slots)
         return Channels(int(numbers.max()) + 1, values, slots)
-
-
-def compact(ids: np.ndarray) -> np.ndarray:
-    """Size 1 along axes on which the numbers do not depend."""
-    for axis in range(ids.ndim):
-        first = np.take(ids, [0], axis)
-        if ids.shape[axis] > 1 and (ids == first).all():
-            ids = first
-    return ids
 
 
 def own(node: ir.Node, index: int) -> bool:
@@ -152,14 +97,3 @@ def own(node: ir.Node, index: int) -> bool:
         and len(value.uses()) == 1
         and not value.is_graph_output()
     )
-
-
-def rank_of(value: ir.Value | None) -> int:
-    """How many axes a value has; 0 where that is not known."""
-    return 0 if value is None or value.shape is None else value.shape.rank()
-
-
-def sizes_of(value: ir.Value | None) -> tuple[int, ...]:
-    """Sizes; 1 for those that are free, on which no number depends."""
-    shape = () if value is None or value.shape is None else tuple(value.shape)
-    return tuple(d if isinstance(d, int) else 1 for d in shape)

@@ -17,8 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.graph.edit import constant, replace_weight
+from deploy.graph.labels import FIXED
 from deploy.quantize.channel_rules import RULES
-from deploy.quantize.channel_walk import FIXED, Channels, Slot, Walk
+from deploy.quantize.channel_walk import Channels, Slot, Walk
 
 __all__ = ["FIXED", "Channels", "Slot", "as_rows", "follow", "scale"]
 
@@ -29,7 +30,7 @@ def follow(model: ir.Model, reached: Mapping[str, np.ndarray] | None = None) -> 
     ``reached`` says of Clip nodes by name which channels reach the bounds on data, as a boolean array that
     broadcasts to their value: those are fixed, all are where a node is not named.
     """
-    walk = Walk(reached or {}, RULES)
+    walk = Walk(reached=reached or {}, rules=RULES)
     for value in model.graph.inputs:
         walk.fix(value)
     for node in model.graph:
