@@ -1,0 +1,177 @@
+"""What can be pruned of which network, and whether the smaller graph computes what it should.
+
+    python benchmarks/pruning_sweep.py [--ratio 0.5] [--seed 0] [--markdown FILE] [MODEL.onnx ...]
+
+Without files: the small networks with random weights of tests/networks. That share of every family of
+channels is removed at random; the smaller graph runs in ONNX Runtime against the original with the same
+channels zeroed where they are read (statistics of normalisations taken over what is kept). The difference is
+relative to the largest output. Files are cleaned first, as a build does; inputs are random; MACs are those of
+the sizes that were run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.errors import DeployError
+from deploy.execute.reference import open_graph
+from deploy.frontend.onnx_file import read
+from deploy.graph import cost
+from deploy.graph.clean import clean
+from deploy.graph.groups import Groups, find_groups
+from deploy.graph.masked import masked
+from deploy.graph.shapes import infer, name_dimensions, pin
+from deploy.graph.shrink import shrink
+
+NETWORKS = Path(__file__).resolve().parent.parent / "tests" / "networks"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: sizes before and after, the largest difference, and how long labels and cutting took."""
+
+    name: str
+    families: int
+    atoms: int
+    restricted: int
+    parameters: tuple[int, int]
+    macs: tuple[int | None, int | None]
+    difference: float
+    changed: float
+    left: int
+    seconds: tuple[float, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    rows, refused = [], []
+    for name, make in networks(options.files):
+        try:
+            row = pruned(name, make(), options.ratio, options.seed)
+        except DeployError as error:
+            refused.append(f"{name}: {error}")
+            continue
+        print(line(row), flush=True)
+        rows.append(row)
+    text = "\n".join([*HEAD, *map(line, rows)])
+    if options.markdown:
+        options.markdown.write_text(text + "\n")
+    worst = max((row.difference for row in rows), default=0.0)
+    print(f"{len(rows)} networks, largest difference {worst:.1e}")
+    for reason in refused:
+        print("refused:", reason)
+
+
+def networks(files: list[Path]) -> Iterator[tuple[str, Callable[[], ir.Model]]]:
+    """Names, and what makes or reads the graph."""
+    for file in files:
+        yield file.parent.name if file.stem == "model" else file.stem, partial(cleaned, file)
+    if not files:
+        sys.path.insert(0, str(NETWORKS))
+        from convolutional import CONVOLUTIONAL
+        from sequential import SEQUENTIAL
+
+        yield from {**CONVOLUTIONAL, **SEQUENTIAL}.items()
+
+
+def cleaned(file: Path) -> ir.Model:
+    model = infer(name_dimensions(read(file).model.clone()))
+    return clean(model, lambda _before, _after: None).model
+
+
+def share(groups: Groups, ratio: float, seed: int) -> list[int]:
+    """That share of every family, at random, never all of it."""
+    rng = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for family in groups.families:
+        count = min(round(len(family.atoms) * ratio), len(family.atoms) - 1)
+        chosen += [family.atoms[i].label for i in rng.permutation(len(family.atoms))[:count]]
+    return chosen
+
+
+def pruned(name: str, model: ir.Model, ratio: float, seed: int) -> Row:
+    begin = time.perf_counter()
+    groups = find_groups(model)
+    found = time.perf_counter()
+    removed = share(groups, ratio, seed)
+    smaller = shrink(model, groups, removed)
+    done = time.perf_counter()
+    feeds = random_inputs(model, groups, seed)
+    results = []
+    for graph in (model, masked(model, groups, removed), smaller):
+        with open_graph(graph, optimised=False) as session:
+            results.append(list(session.run(feeds).values()))
+    return Row(
+        name=name,
+        families=len(groups.families),
+        atoms=len(groups.atoms),
+        restricted=sum(family.restricted for family in groups.families),
+        parameters=(cost.parameters(model), cost.parameters(smaller)),
+        macs=(cost.macs(pin(model, groups.inputs)), cost.macs(pin(smaller, groups.inputs))),
+        difference=largest(results[1], results[2]),
+        changed=largest(results[0], results[2]),
+        left=len(groups.left),
+        seconds=(found - begin, done - found),
+    )
+
+
+def random_inputs(model: ir.Model, groups: Groups, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for value in model.graph.inputs:
+        if value.name in groups.inputs and not value.is_initializer():
+            assert value.dtype is not None
+            shape, dtype = groups.inputs[value.name], value.dtype.numpy()
+            random = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
+            feeds[value.name] = random.astype(dtype)
+    return feeds
+
+
+def largest(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+    """The largest difference, relative to the largest number of that output."""
+    found = 0.0
+    for a, b in zip(one, other, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if a.size and a.dtype.kind in "fiub":
+            first, second = a.astype(np.float64), b.astype(np.float64)
+            found = max(found, float(np.abs(first - second).max() / max(np.abs(first).max(), 1e-9)))
+    return found
+
+
+HEAD = (
+    "| network | families | atoms | parameters | MACs | difference | against the whole | layers left | s |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def line(row: Row) -> str:
+    def less(pair: tuple[int | None, int | None]) -> str:
+        if pair[0] is None or pair[1] is None:
+            return "unknown"
+        return f"{pair[0]:,} to {pair[1]:,} ({1 - pair[1] / max(pair[0], 1):.0%} less)"
+
+    families = f"{row.families} ({row.restricted} with a norm)" if row.restricted else str(row.families)
+    seconds = f"{row.seconds[0]:.2f} + {row.seconds[1]:.2f}"
+    return (
+        f"| {row.name} | {families} | {row.atoms:,} | {less(row.parameters)} | {less(row.macs)} | "
+        f"{row.difference:.0e} | {row.changed:.2f} | {row.left} | {seconds} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
