@@ -98,7 +98,8 @@ def _best_form(job: Job, held: Race) -> tuple[Entrant, str]:
     weighed = [e for e in able if e.name in costs]
     if not weighed:
         found = fastest_of(held, able)
-        return found, "" if len(everybody) == 1 else f"{objective} was not measured: {job.why_not_measured}"
+        why = job.why_not_measured or "so it is where nothing is raced"
+        return found, "" if len(everybody) == 1 else f"{objective} was not measured: {why}"
     enough = min(costs[e.name] for e in weighed) * _ALIKE[objective]
     best = fastest_of(held, [e for e in weighed if costs[e.name] <= enough])
     if len(everybody) == 1 or (not best.integer and any(e is best for e in held.entrants)):
@@ -176,9 +177,7 @@ def _median(held: Race, name: str) -> float:
 
 def _best_float(job: Job, held: Race) -> Entrant | None:
     """The fastest of our float builds that keeps the limits and the budget, which one in bfloat16 may not."""
-    left = [
-        e for e in held.floats if fits(job, replace(e, decided=replace(e.decided, within_budget=True)), held)
-    ]
+    left = [e for e in held.floats if fits(job, e, held)]
     while left:
         entrant = fastest_of(held, left)
         left.remove(entrant)
