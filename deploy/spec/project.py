@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from deploy.spec.document import SCHEMA, Frozen
 from deploy.spec.recipe import Step
@@ -105,6 +105,15 @@ class QuantizeSection(Frozen):
     samples: int = Field(default=512, ge=1)
 
 
+def _threads(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and value is not True and 1 <= value <= 1024):
+        return value
+    raise ValueError('Input should be a whole number from 1 to 1024, or "auto"')
+
+
+Threads = Annotated[int | Literal["auto"], BeforeValidator(_threads)]
+
+
 class BuildSection(Frozen):
     """For which targets, and where to. ``threads`` run and measure: ``auto`` lets the artifact run with as
     many as are fastest here. Equal seeds give equal bundles."""
@@ -114,7 +123,7 @@ class BuildSection(Frozen):
     tune: Tune = "quick"
     out: str = "dist"
     seed: int = Field(default=0, ge=0)
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    threads: Threads = 1
     runtime: str | None = None
 
 

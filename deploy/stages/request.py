@@ -97,7 +97,7 @@ class Request:
             ("seed", self.seed, 0, 2**31),
             ("pick", 1 if self.pick is None else self.pick, 1, 2**31),
         ):
-            if not least <= number <= most:
+            if not isinstance(number, int) or not least <= number <= most:
                 raise UsageError(
                     f"{name} must be a whole number from {least} to {most}, not {number}",
                     hint=f"leave {name} out for the default",

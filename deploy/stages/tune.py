@@ -32,6 +32,8 @@ _SECONDS: Mapping[Tune, float] = {"off": 0.0, "quick": 3.0, "full": 20.0}
 """For opening and timing the winner's variants; who then seems faster is timed once more with everybody."""
 _GIVEN_SHARE = 0.2
 """Of these seconds, for the number of threads that the file as given likes best."""
+_HELD_BYTES = 512e6
+"""Model files that variants may have together: all are open at once, each with its own copy."""
 _CROWD = 6
 """Contenders that need all of the time."""
 _WORTH = 1.02
@@ -99,7 +101,15 @@ def tuned(job: Job, winner: Entrant, held: Race) -> tuple[Entrant, Race]:
     changed = None if better is None else _allowed(job, tuning, better)
     confirmed = None if changed is None else _raced_again(job, winner, changed, held)
     rows = [
-        _row(job, tuning, held, name, _outcome(name, better, changed, confirmed)) for name in tuning.variants
+        _row(
+            job,
+            tuning,
+            held,
+            name,
+            changed if name == better else None,
+            _outcome(name, better, changed, confirmed),
+        )
+        for name in tuning.variants
     ]
     held = replace(held, tuned=(*held.tuned, *rows))
     if better is not None and changed is not None and confirmed is not None:
@@ -115,30 +125,32 @@ def tuned(job: Job, winner: Entrant, held: Race) -> tuple[Entrant, Race]:
 def _tried(job: Job, winner: Entrant, seconds: float) -> _Tuning:
     """The winner's variants in a race in which the slow half leaves."""
     counts = thread_counts(job.request.tune) if job.request.any_threads else ()
-    subject = winner.subject
-    now = subject.options.threads
-    guarded = job.request.precision in ("auto", "mixed", "int8")
-    variants = {
-        v.name: v
-        for count in dict.fromkeys((now, *counts))
-        for v in _named(variants_of(subject, count), count, now, subject)
-        if v.around is None or (guarded and winner.decided.within_budget)
+    subject, artifact = winner.subject, winner.decided.candidate.artifact
+    guarded = job.request.precision in ("auto", "mixed", "int8") and winner.decided.within_budget
+    variants = {v.name: v for v in _variants(subject, counts) if v.around is None or guarded}
+    most = max(1, int(_HELD_BYTES // artifact.size_bytes()))
+    runs = {
+        name: Contender(subject.backend, artifact, v.options) for name, v in list(variants.items())[:most]
     }
-    artifact = winner.decided.candidate.artifact
-    runs = {name: Contender(subject.backend, artifact, v.options) for name, v in variants.items()}
     feeds = job.one_inference(artifact)
     times = _timed({_BEFORE: winner.contender(), **runs}, feeds, seconds) if runs else {}
     return _Tuning(winner, {name: v for name, v in variants.items() if name in times}, times)
 
 
-def _named(found: Sequence[Variant], count: int, now: int, subject: Subject) -> list[Variant]:
-    """Variants with ``count`` threads; where that is not the number ``now``, first of all with nothing else
-    changed."""
-    if count == now:
-        return list(found)
-    threads = plural(count, "thread")
-    plain = Variant(threads, subject.options.model_copy(update={"threads": count}))
-    return [plain, *(replace(v, name=f"{threads}, {v.name}") for v in found)]
+def _variants(subject: Subject, counts: Sequence[int]) -> list[Variant]:
+    """Other numbers of threads first, then other settings with as many as now, then both."""
+    now = subject.options.threads
+    others = {count: plural(count, "thread") for count in counts if count != now}
+    plain = [
+        Variant(threads, subject.options.model_copy(update={"threads": count}))
+        for count, threads in others.items()
+    ]
+    both = [
+        replace(v, name=f"{threads}, {v.name}")
+        for count, threads in others.items()
+        for v in variants_of(subject, count)
+    ]
+    return [*plain, *variants_of(subject, now), *both]
 
 
 def _timed(runs: Mapping[str, Contender], feeds: Arrays, seconds: float) -> dict[str, Timing]:
@@ -252,15 +264,17 @@ def _outcome(
     return "not faster when timed again" if confirmed is None else "chosen"
 
 
-def _row(job: Job, tuning: _Tuning, held: Race, name: str, outcome: str) -> Attempt:
+def _row(job: Job, tuning: _Tuning, held: Race, name: str, scored: Entrant | None, outcome: str) -> Attempt:
     """A variant among what was tried, its speed by way of the winner's as before."""
     assert held.times is not None
     times, winner = tuning.times, tuning.winner
     ratio, _ = speedup(times[_BEFORE], times[name])
     of_winner, _ = speedup(held.times[GIVEN], held.times[winner.name])
-    row = attempt_of(job, tuning.changed(name), outcome)
+    row = attempt_of(job, scored or tuning.changed(name), outcome)
+    unscored = tuning.variants[name].around is not None and scored is None
     return row.model_copy(
         update={
+            **({"score": None, "drop": None} if unscored else {}),
             "name": f"{row.name}, {name}",
             "latency_ms": times[name].summary(),
             "speed": round(of_winner * ratio, 4),

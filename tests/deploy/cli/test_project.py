@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -88,6 +89,20 @@ def test_flags_override_the_file(project: Path) -> None:
     assert request.exclude == ("stem", "head")
     assert (request.samples, request.seed, request.threads) == (5, 0, 1)
     assert not request.measure and request.random_calibration
+
+
+def test_threads_may_be_left_to_us(project: Path) -> None:
+    file = project / "deploy.toml"
+    file.write_text(file.read_text().replace("threads = 2", 'threads = "auto"'))
+    request = only(Flags(targets=("rpi5",)), project)
+    assert (request.any_threads, request.threads) == (True, 1)
+    request = only(Flags(targets=("rpi5",), threads=3), project)
+    assert (request.any_threads, request.threads) == (False, 3)
+    assert only(Flags(targets=("rpi5",), threads="auto"), project).any_threads
+    for wrong in ("0", "true", '"many"', "1.5"):
+        file.write_text(re.sub("threads = .*", f"threads = {wrong}", file.read_text()))
+        with pytest.raises(UsageError, match=r"'build.threads': .*a whole number .* or \"auto\""):
+            only(Flags(targets=("rpi5",)), project)
 
 
 def test_a_file_above_counts_and_its_paths_start_there(
