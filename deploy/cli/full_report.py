@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from deploy.bundle.report.content import IN_SIGHT, Report
 from deploy.bundle.report.figures import plural
+from deploy.bundle.report.ladder import HEADER, RIGHT, RungRow
 from deploy.bundle.report.markdown import bar
 from deploy.cli.explained import show_whys
 from deploy.cli.result import show_result, write_all, write_files
@@ -23,6 +24,9 @@ def show_report(bundle: Bundle, content: Report) -> None:
     if content.attempts:
         _title("what was tried")
         _attempts(content)
+    if content.rungs:
+        _title("the accuracy ladder")
+        _rungs(content.rungs)
     _title("blocks")
     _blocks(content.blocks)
     if content.whys.known:
@@ -55,6 +59,13 @@ def show_report(bundle: Bundle, content: Report) -> None:
         write_table(("stage", "time", ""), stages, right=(1,))
     write_line()
     write_files(content.origin.files)
+
+
+def _rungs(rows: Sequence[RungRow]) -> None:
+    lines: list[list[Cell]] = [
+        [*row.cells[:-1], (row.outcome, "good" if row.kept else "quiet")] for row in rows
+    ]
+    write_table(HEADER, lines, right=tuple(RIGHT))
 
 
 def _title(text: str) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import SCHEMA, Frozen
 from deploy.spec.explanation import Explained
-from deploy.spec.ladder import RungName
+from deploy.spec.ladder import RungName, RungRecord
 from deploy.spec.measurement import Attempt, BlockTime, Comparison, Point
 from deploy.spec.project import PrecisionRequest
 from deploy.spec.recipe import Recipe
@@ -183,7 +183,7 @@ class Measurements(Frozen):
     """``measurements.json``: one run on one machine. It lies outside the bundle's digest.
 
     ``missed`` says by how much limits were missed, by the manifest's reason, where that is a matter of
-    measuring; ``front`` are the forms among which one may choose.
+    measuring; ``front`` are the forms among which one may choose; ``ladder`` the rungs that were tried.
     """
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
@@ -192,6 +192,7 @@ class Measurements(Frozen):
     missed: dict[str, str] = {}
     attempts: tuple[Attempt, ...] = ()
     front: tuple[Point, ...] = ()
+    ladder: tuple[RungRecord, ...] = ()
     blocks: tuple[BlockTime, ...] = ()
     explained: Explained = Explained()
     stages: tuple[StageTime, ...] = ()

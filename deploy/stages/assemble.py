@@ -76,6 +76,7 @@ def assemble(
         missed=compiled.missed,
         attempts=(*compiled.attempts[:1], *prepared.facts.steps, *compiled.attempts[1:]),
         front=compiled.front if pick is None else carried(front_of(made_of.request), pick),
+        ladder=compiled.ladder,
         blocks=compiled.blocks,
         explained=compiled.explained,
         stages=tuple(record.times),

@@ -17,6 +17,7 @@ from deploy.bundle.report.blocks import Blocks, blocks
 from deploy.bundle.report.explained import Whys, whys
 from deploy.bundle.report.front import Front, front
 from deploy.bundle.report.hardware import Hardware, hardware
+from deploy.bundle.report.ladder import RungRow, rungs
 from deploy.bundle.report.origin import Origin, origin
 from deploy.bundle.report.running import Running, running
 from deploy.bundle.report.summary import Fact, Kind, Row, context, reasons, rows, sentence
@@ -89,6 +90,7 @@ class Report:
     context: tuple[Fact, ...]
     attempts: tuple[AttemptRow, ...]
     front: Front
+    rungs: tuple[RungRow, ...]
     stages: tuple[StageRow, ...]
     blocks: Blocks
     whys: Whys
@@ -114,6 +116,7 @@ def report(bundle: Bundle) -> Report:
             context=context(bundle),
             attempts=_attempts(measured.attempts, manifest.evaluation),
             front=front(measured, manifest.evaluation),
+            rungs=rungs(measured.ladder, "" if manifest.evaluation is None else manifest.evaluation.unit),
             stages=tuple(_stage(stage) for stage in measured.stages),
             blocks=blocks(load_plan(bundle).blocks, measured.blocks),
             whys=explained_by(bundle),

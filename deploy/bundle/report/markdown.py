@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from deploy.bundle.report import figures
+from deploy.bundle.report import figures, ladder
 from deploy.bundle.report.blocks import BlockRow, Blocks
 from deploy.bundle.report.content import IN_SIGHT, ClassRow, Report
 from deploy.bundle.report.explained import HEADER, RIGHT, Whys
@@ -57,6 +57,7 @@ def _lines(content: Report) -> Iterator[str]:
             ],
             right=(2, 3, 4, 5, 6, 7) if weighed else (2, 3, 4, 5, 6),
         )
+    yield from _rungs(content)
     yield from _front(content)
     yield from _blocks(content.blocks)
     yield from _whys(content.whys)
@@ -67,6 +68,12 @@ def _lines(content: Report) -> Iterator[str]:
     yield from _hardware(content)
     yield from _running(content)
     yield from _origin(content)
+
+
+def _rungs(content: Report) -> Iterator[str]:
+    if content.rungs:
+        yield from ("", "## The accuracy ladder", "")
+        yield from _table(ladder.HEADER, [row.cells for row in content.rungs], right=ladder.RIGHT)
 
 
 def _front(content: Report) -> Iterator[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from deploy.bundle.read import Bundle, load_bundle, load_plan
 from deploy.spec.document import render
+from deploy.spec.ladder import RungRecord
 from deploy.spec.manifest import Evaluation, KnownHazard, Measurements, Outcome, StageTime
 from deploy.spec.measurement import Attempt, BlockTime, Comparison, Conditions, Latency, Measurement
 from deploy.spec.plan import BlockPlan
@@ -73,6 +74,13 @@ def rewritten(built: Bundle, folder: Path, name: str = "", blocks: int = 30) -> 
             ),
         ),
         blocks=(*times, BlockTime(id="", float_ms=0.1, ms=0.05)),
+        ladder=(
+            RungRecord(
+                runtime=f"ort{name}", name="smooth", kept=True, places=12, gain_db=4.25, drop=0.004,
+                seconds=3.0,
+            ),
+            RungRecord(runtime=f"ort{name}", name="round", kept=False, why=f"why{name}"),
+        ),
         stages=(StageTime(name=f"read{name}", seconds=0.5, cached=True),),
     )  # fmt: skip
     (folder / "measurements.json").write_text(render(measurements))
