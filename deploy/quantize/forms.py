@@ -121,7 +121,7 @@ def group_for(size: int, rules: WeightRules) -> int | None:
     The profile's number or that halved, down to 32, the largest that fills up little: kernels store the last
     group whole.
     """
-    if rules.group is None or (not rules.rest and size % rules.group):
+    if rules.group is None or (not rules.rest and (size % rules.group or size == rules.group)):
         return None
     sizes = [rules.group]
     while sizes[-1] >= 2 * SHORTEST:
