@@ -56,6 +56,11 @@ class Whys:
         return tuple(i for i in range(len(HEADER)) if i < 2 or any(row.cells[i] for row in self.rows))
 
     @property
+    def figures(self) -> tuple[int, ...]:
+        """Of these columns those of figures and forms: what is neither the block's name nor a sentence."""
+        return tuple(i for i in self.kept if 0 < i < len(HEADER) - 1)
+
+    @property
     def known(self) -> bool:
         """Whether there is any number."""
         return any(i in RIGHT for i in self.kept)
@@ -75,7 +80,7 @@ def _row(block: Explanation, time: BlockTime | None, unit: str) -> Why:
         float_ms=_ms(block.float_ms),
         integer_ms=_ms(block.integer_ms),
         changes=_ms(block.changes_ms),
-        instead="" if block.instead_ms is None else f"{block.instead_ms:+.3f}".replace("-", "−"),
+        instead="" if block.instead_ms is None else _signed(block.instead_ms),
         profiled=_profiled(time),
         noise="" if block.noise is None else _percent(block.noise),
         points="" if block.points is None else figures.difference(block.points, unit),
@@ -107,7 +112,14 @@ def _notes(explained: Explained, rows: Sequence[Why]) -> list[str]:
 
 
 def _ms(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if value < 100 else f"{value:.1f}"
+    """With the decimals that tell small kernels apart, so that a column can be compared."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value < 1 else f"{value:.3f}" if value < 100 else f"{value:.1f}"
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else '+'}{_ms(abs(value))}"
 
 
 def _profiled(time: BlockTime | None) -> str:

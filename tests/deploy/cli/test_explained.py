@@ -39,7 +39,7 @@ def test_a_build_says_why_where_it_is_asked(deploy: Deploy, explained: None) -> 
     code, out, _ = deploy("build", "m.onnx", "-t", "x86-cpu", "--explain")
     assert code == 0
     (line,) = (line for line in out.splitlines() if line.startswith("conv1"))
-    assert line.split() == ["conv1", "int8", "0.200", "0.100", "twice", "float"]
+    assert line.split() == ["conv1", "int8", "0.2000", "0.1000", "twice", "float"]
     assert "by the costs of kernels, measured here" in out and "sm\\x1b" in out
     assert "twice float" not in deploy("build", "m.onnx", "-t", "x86-cpu")[1]
 

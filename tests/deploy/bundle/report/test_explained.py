@@ -28,10 +28,10 @@ def test_figures_with_their_signs_and_units() -> None:
     times = [BlockTime(id="conv1", float_ms=0.25, ms=0.125), BlockTime(id="tail", ms=0.5)]
     found = whys(FOUND, times, "fraction")
     assert found.rows[0].cells == (
-        "conv1", "int8", "0.200", "0.100", "0.010", "+0.120", "0.250 → 0.125", "25.0 %", "1.23 points",
+        "conv1", "int8", "0.2000", "0.1000", "0.0100", "+0.1200", "0.2500 → 0.1250", "25.0 %", "1.23 points",
         "INT8 convolution is 2 times float here",
     )  # fmt: skip
-    assert found.rows[1].cells[2:9] == ("", "", "", "−0.004", "0.500", "", "")
+    assert found.rows[1].cells[2:9] == ("", "", "", "−0.0040", "0.5000", "", "")
     assert found.kept == tuple(range(len(HEADER)))
     assert "measured here, 2026-11-21; the whole artifact 0.400 ms" in found.notes[0]
 
