@@ -21,7 +21,10 @@ VENDORS = (
     "onnxsim", "pandas", "tensorflow", "jax", "ray",
 )  # fmt: skip
 LONGEST = 400
-MADE_OF_TORCH = ("deploy.execute.module", "deploy.execute.ops", "deploy.train")
+MADE_OF_TORCH = (
+    "deploy.execute.module", "deploy.execute.ops", "deploy.train", "deploy.compress.layers",
+    "deploy.compress.lowrank", "deploy.compress.obs", "deploy.compress.sparsify",
+)  # fmt: skip
 """Modules, with what lies in them, that import PyTorch while loading; nothing else imports them so."""
 
 

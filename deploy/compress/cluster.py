@@ -1,0 +1,139 @@
+"""Weight sharing: every weight one of a few values, chosen tensor by tensor or for groups of channels.
+
+What a runtime takes of it differs. Core ML keeps codebook and indices (palettization: 1, 2, 3, 4, 6 or 8
+bits, a codebook for each group from iOS 18 on) and so needs less memory and bandwidth; others compute with
+the values as ordinary floats, for them only the file at rest becomes smaller (`codec.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.compress.kmeans import kmeans
+from deploy.compress.palette import MOST, Palette
+from deploy.compress.step import Compressed, Step
+from deploy.graph.edit import constant, replace_weight
+from deploy.graph.weights import large_weights
+
+_SPARSE = 0.25
+"""Share of exact zeros from which they are not chance: they stay zero, as a value of their own."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """``centres``: 2 to 256 values for each codebook. ``group``: output channels that share one, None for
+    all of a tensor. A weight stays as it is where sharing moves it by more than ``tolerance``, as a share of
+    its squared sum; None takes all."""
+
+    centres: int = 16
+    group: int | None = None
+    tolerance: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.centres <= MOST:
+            raise ValueError(f"a codebook has 2 to {MOST} values, not {self.centres}")
+        if self.group is not None and self.group < 1:
+            raise ValueError(f"a group has one channel or more, not {self.group}")
+
+
+@dataclass(frozen=True)
+class Clustered(Compressed):
+    """``palettes`` by the name of the weight: what a plan keeps, and `codec.encode` writes."""
+
+    palettes: dict[str, Palette] = field(default_factory=dict)
+
+
+def cluster(
+    model: ir.Model, settings: Cluster | None = None, *, importance: Mapping[str, np.ndarray] | None = None
+) -> Clustered:
+    """A copy whose large float weights share values. ``importance`` of the shape of a weight, none negative,
+    says how much the square of what each number is moved by counts (a Fisher information, the mean square
+    of the inputs); each counts alike where it says nothing. A step's error is the squared sum of what moved
+    over that of the weights, each times its importance."""
+    settings = settings or Cluster()
+    copy = model.clone()
+    palettes: dict[str, Palette] = {}
+    steps = []
+    for name, uses in large_weights(copy).items():
+        array = constant(copy.graph.initializers[name])
+        assert array is not None
+        if not np.isfinite(array).all():
+            steps.append(Step(name, "left as it is: it is not finite", False))
+            continue
+        worth = (importance or {}).get(name)
+        palette = shared(array, settings, worth, channel_axis(*uses[0], array.ndim))
+        if palette.stored_bytes >= array.nbytes:
+            steps.append(Step(name, "left as it is: codebooks would take more than they save", False))
+            continue
+        moved = (palette.values().astype(np.float64) - array) ** 2
+        power = array.astype(np.float64) ** 2
+        if worth is not None and worth.any():
+            moved, power = moved * worth, power * worth
+        error = float(moved.sum() / max(power.sum(), 1e-300))
+        groups, count = palette.codebook.shape
+        what = f"{count} values" + (f" for each of {groups} groups" if groups > 1 else "")
+        kept = settings.tolerance is None or error <= settings.tolerance
+        steps.append(Step(name, what if kept else f"left as it is: {what} move it too far", kept, 0.0, error))
+        if kept:
+            palettes[name] = palette
+            _replace(copy, uses, palette.values())
+    return Clustered(copy, tuple(steps), palettes)
+
+
+def shared(array: np.ndarray, settings: Cluster, importance: np.ndarray | None, axis: int) -> Palette:
+    """The palette of one weight; groups are cut along ``axis``. Zeros stay zero where they are no chance."""
+    size = settings.group
+    grouped = size is not None and size < array.shape[axis]
+    width = size if grouped and size else array.shape[axis]
+    books, indices = [], np.empty(array.shape, np.uint8)
+    for start in range(0, array.shape[axis], width):
+        place = (slice(None),) * axis + (slice(start, start + width),)
+        heavy = None if importance is None else importance[place]
+        found, index = _codebook(array[place], settings, heavy)
+        books.append(np.concatenate([found, np.repeat(found[-1:], settings.centres - len(found))]))
+        indices[place] = index
+    codebook = np.stack(books)
+    used = int(indices.max()) + 1 if len(books) == 1 else settings.centres
+    return Palette(codebook[:, :used], indices, axis if grouped else None, size or 0 if grouped else 0)
+
+
+def _codebook(
+    array: np.ndarray, settings: Cluster, importance: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values in ascending order, as the array's own type, and the index of each number."""
+    heavy = importance if importance is not None and importance.any() else None
+    sparse = array == 0
+    if not _SPARSE <= sparse.mean() < 1:
+        found = kmeans(array, settings.centres, heavy, settings.seed)
+        return found.centres.astype(array.dtype), found.indices.astype(np.uint8)
+    alive = ~sparse
+    weights = None if heavy is None or not heavy[alive].any() else heavy[alive]
+    found = kmeans(array[alive], settings.centres - 1, weights, settings.seed)
+    place = int(np.searchsorted(found.centres, 0.0))
+    indices = np.full(array.shape, place, np.uint8)
+    indices[alive] = found.indices + (found.indices >= place)
+    return np.insert(found.centres, place, 0.0).astype(array.dtype), indices
+
+
+def channel_axis(node: ir.Node, slot: int, rank: int) -> int:
+    """The axis of a weight that counts outputs: rows of an embedding, columns of a matrix on the right."""
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if slot == 0 or node.attributes.get_int("transB", 0) != 0 else 1
+    return rank - 1 if node.op_type == "MatMul" and slot == 1 else 0
+
+
+def _replace(model: ir.Model, uses: list[tuple[ir.Node, int]], array: np.ndarray) -> None:
+    """All readers of a constant read another one, under the same name."""
+    node, position = uses[0]
+    for other, index in uses[1:]:
+        other.replace_input_with(index, None)
+    new = replace_weight(model, node, position, array)
+    for other, index in uses[1:]:
+        other.replace_input_with(index, new)

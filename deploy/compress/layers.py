@@ -1,0 +1,155 @@
+"""Layers one after the other, each with samples: what it is given, what it should make, and what it makes.
+
+The graph is walked once. What was changed in earlier layers is in what a layer is given; what it should make
+is what the graph as it came has, so that later layers can make up for earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from deploy.compress.pattern import Product
+from deploy.data.dataset import Dataset
+from deploy.errors import DataError
+from deploy.graph.blocks import partition
+from deploy.graph.edit import constant, sole_consumer
+from deploy.progress import Progress
+from deploy.train.gram import PLACES, Layer, layer_of
+from deploy.train.loader import number
+from deploy.train.units import Pieces, Quantized, Stop, batches, error, single_units, walk
+
+_BATCH = 16
+_HELD_OUT = 4
+"""One batch of so many is held out."""
+_SLIGHT = 1e-3
+"""Of the largest slope of a batch norm: channels below have no say."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What samples say of a layer, by groups that share no inputs: the Gram matrix H = E[x x'] (groups, n, n)
+    of its inputs, and r = E[m x'] (groups, rows, n), m being what its outputs lack."""
+
+    layer: Layer
+    gram: Tensor
+    pull: Tensor
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The value behind a product up to which all is a sum, and by how much each output channel counts in it:
+    its own result, what a batch norm makes of it, what a residual sum is with it."""
+
+    value: str
+    slope: np.ndarray | None
+
+    def inverse(self, rank: int) -> Tensor:
+        """One over the slopes, along axis 1; 0 for channels that hardly count."""
+        assert self.slope is not None
+        sure = np.abs(self.slope) > _SLIGHT * np.abs(self.slope).max()
+        found = np.where(sure, 1 / np.where(sure, self.slope, 1.0), 0.0)
+        return torch.from_numpy(found.astype(np.float32).reshape(1, -1, *[1] * (rank - 2)))
+
+
+def goal(node: ir.Node, inside: Collection[str]) -> Goal:
+    """Follows batch norms, constants added and residual sums, among the nodes named ``inside``."""
+    value, slope = node.outputs[0], None
+    while (reader := sole_consumer(value)) is not None and reader.name in inside:
+        if reader.op_type == "BatchNormalization" and reader.inputs[0] is value:
+            scale, variance = constant(reader.inputs[1]), constant(reader.inputs[4])
+            if scale is None or variance is None or len(reader.outputs) > 1 or node.op_type != "Conv":
+                break
+            here = scale / np.sqrt(variance + reader.attributes.get_float("epsilon", 1e-5))
+            slope = here if slope is None else slope * here
+        elif reader.op_type != "Add" or reader.outputs[0].shape != value.shape or len(value.uses()) > 1:
+            break
+        value = reader.outputs[0]
+    return Goal(value.name or "", slope)
+
+
+class Layers:
+    """The walk. What `put` stores in place of a weight holds from there on.
+
+    Raises DataError where there are fewer than two batches of samples, UnsupportedError listing the nodes
+    that torch has no kernel for.
+    """
+
+    def __init__(
+        self, model: ir.Model, products: Mapping[str, Product], dataset: Dataset, samples: int, seed: int
+    ) -> None:
+        self.products, self.seed = products, seed
+        self.pieces = Pieces(model)
+        self.units = single_units(model, partition(model), products)
+        self.feeds = batches(model, dataset, samples, _BATCH)
+        if len(self.feeds) < 2:
+            raise DataError(
+                f"{dataset.origin}: two batches are needed, of {_BATCH} samples or as the model has it",
+                hint="give more calibration samples",
+            )
+        every = min(_HELD_OUT, len(self.feeds))
+        self.held = [i for i in range(len(self.feeds)) if i % every == every - 1]
+        self.seen = [i for i in range(len(self.feeds)) if i % every != every - 1]
+        self.plan = Quantized({}, {})
+
+    def visit(self, progress: Progress) -> Iterator[tuple[Stop, Product]]:
+        """Every product with where the walk stands."""
+        for position, stop in enumerate(walk(self.pieces, self.units, self.plan, self.feeds)):
+            progress.advance(position + 1, len(self.units))
+            for name in stop.unit.weights:
+                yield stop, self.products[name]
+
+    def put(self, name: str, array: Tensor) -> None:
+        self.plan.constants[name] = array
+
+    def moments(self, stop: Stop, product: Product, dense: Tensor) -> Moments | None:
+        """None for products that have no Gram matrix of a bearable size. Of many places some are drawn."""
+        layer = layer_of(product.node, product.weight)
+        if layer is None:
+            return None
+        aim = goal(product.node, stop.unit.nodes)
+        generator = torch.Generator().manual_seed(number(self.seed, self.units.index(stop.unit)))
+        share = -(-max(PLACES, 4 * layer.packed(dense).shape[2]) // len(self.seen))
+        form, missed, count = torch.zeros(()), torch.zeros(()), 0
+        for i in self.seen:
+            x = layer.columns(self._value(stop, layer.source, i, True), dense.shape[2:])
+            lacking = self._value(stop, aim.value, i, False) - self._value(stop, aim.value, i, True)
+            if aim.slope is not None:
+                lacking = lacking * aim.inverse(lacking.ndim)
+            m = _outputs(lacking, layer)
+            if x.shape[2] > share:
+                drawn = torch.randperm(x.shape[2], generator=generator)[:share]
+                x, m = x[:, :, drawn], m[:, :, drawn]
+            across = x.transpose(1, 2)
+            form, missed = form + x @ across, missed + m @ across
+            count += x.shape[2]
+        return Moments(layer, form / count, missed / count)
+
+    def error(self, stop: Stop, name: str = "", array: Tensor | None = None) -> float:
+        """By how much what leaves the block is off on the samples held out, as a share of its power, with
+        ``array`` in the place of the weight ``name``."""
+        plan = self.plan if array is None else Quantized({}, {**self.plan.constants, name: array})
+        parts = [
+            error(self.pieces.run(stop.steps, stop.given[i], stop.leaving, plan), stop.targets[i]).item()
+            for i in self.held
+        ]
+        return float(np.mean(parts))
+
+    def _value(self, stop: Stop, name: str, batch: int, changed: bool) -> Tensor:
+        values = (stop.given if changed else stop.exact)[batch]
+        if name in values:
+            return values[name]
+        return self.pieces.run(stop.steps, values, [name], self.plan if changed else None)[name]
+
+
+def _outputs(y: Tensor, layer: Layer) -> Tensor:
+    """What a layer makes as (groups, outputs, places), places in the order of `Layer.columns`."""
+    if layer.node.op_type != "Conv":
+        return y.reshape(1, -1, y.shape[-1]).transpose(1, 2)
+    flat = y.reshape(*y.shape[:2], -1).transpose(0, 1)
+    return flat.reshape(layer.groups, len(flat) // layer.groups, -1)

@@ -1,0 +1,54 @@
+"""Weights that share few values: a codebook for each group of channels, and the index of each weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MOST = 256
+"""Values of a codebook, so that an index is a byte."""
+
+
+@dataclass(frozen=True)
+class Palette:
+    """``codebook`` is (groups, values); ``indices``, uint8, has the shape of the weights. Along ``axis`` each
+    ``size`` neighbours, the last maybe fewer, are a group with a row of the codebook of its own; one group
+    holds all where ``axis`` is None."""
+
+    codebook: np.ndarray
+    indices: np.ndarray
+    axis: int | None = None
+    size: int = 0
+
+    @property
+    def bits(self) -> int:
+        """How many an index takes where each takes the same: 1, 2, 3, ... 8."""
+        return max(1, int(self.codebook.shape[1] - 1).bit_length())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of codebook and indices, packed without entropy coding."""
+        return self.codebook.nbytes + -(-self.indices.size * self.bits // 8)
+
+    def values(self) -> np.ndarray:
+        """The weights, bit for bit as the codebook has them."""
+        if self.axis is None:
+            return np.take(self.codebook[0], self.indices)
+        moved = np.moveaxis(self.indices, self.axis, 0)
+        flat = moved.reshape(len(moved), -1)
+        group = np.arange(len(moved)) // self.size
+        found = np.take(self.codebook.reshape(-1), flat + (group * self.codebook.shape[1])[:, None])
+        return np.ascontiguousarray(np.moveaxis(found.reshape(moved.shape), 0, self.axis))
+
+
+def palette_of(array: np.ndarray) -> Palette | None:
+    """The palette of an array that has `MOST` different values at most, None of any other. Values are told
+    apart by their bits, so -0.0 and every NaN come back as they were."""
+    bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+    if len(np.unique(bits.reshape(-1)[: 64 * MOST])) > MOST:
+        return None
+    different, indices = np.unique(bits, return_inverse=True)
+    if len(different) > MOST:
+        return None
+    return Palette(different.view(array.dtype)[None], indices.reshape(array.shape).astype(np.uint8))

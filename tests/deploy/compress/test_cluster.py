@@ -1,0 +1,88 @@
+"""Weights that share values: in the graph, in palettes, and at rest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deploy.compress.cluster import Cluster, cluster
+from deploy.compress.codec import decode, encode
+from deploy.graph.edit import constant
+
+TEXT = """g (float[n,16,6,6] x) => (float[n,24] y) {
+    [c] a = Conv <pads=[1,1,1,1]> (x, w1, b1) b = Relu (a) c = GlobalAveragePool (b) d = Flatten (c)
+    [m] y = MatMul (d, w2)
+}"""
+SHAPES = {"w1": (50, 16, 3, 3), "b1": (50,), "w2": (50, 24)}
+
+
+@pytest.fixture
+def model(build):
+    return build(TEXT, SHAPES)
+
+
+def arrays(model):
+    return {name: constant(value) for name, value in model.graph.initializers.items()}
+
+
+@pytest.mark.parametrize(("group", "books"), [(None, {"w1": 1, "w2": 1}), (8, {"w1": 7, "w2": 3})])
+def test_the_graph_holds_what_the_palettes_say(model, run, data, group, books) -> None:
+    found = cluster(model, Cluster(16, group))
+    for name, palette in found.palettes.items():
+        array = arrays(found.graph)[name]
+        assert palette.values().tobytes() == array.tobytes()
+        assert decode(encode(palette)).values().tobytes() == array.tobytes()
+        assert palette.codebook.shape == (books[name], 16)
+        axis = 0 if name == "w1" else 1
+        for start in range(0, array.shape[axis], group or array.shape[axis]):
+            part = np.take(array, range(start, min(start + (group or 99), array.shape[axis])), axis)
+            assert len(np.unique(part)) <= 16
+    assert found.palettes.keys() == {"w1", "w2"}
+    assert (arrays(found.graph)["b1"] == arrays(model)["b1"]).all()
+    feeds = next(data(model, 8).batches(8)).feeds
+    want = run(model, feeds)
+    assert ((run(found.graph, feeds) - want) ** 2).mean() < 0.05 * (want**2).mean()
+
+
+def test_more_values_and_smaller_groups_move_less(model) -> None:
+    errors = [
+        np.mean([step.after for step in cluster(model, Cluster(count, group)).steps])
+        for count, group in ((4, None), (16, None), (16, 8), (256, None))
+    ]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_important_weights_move_less(model) -> None:
+    heavy = np.ones(SHAPES["w1"])
+    heavy[:10] = 1000
+    plain, weighed = cluster(model, Cluster(4)), cluster(model, Cluster(4), importance={"w1": heavy})
+    moved = [((arrays(m.graph)["w1"] - arrays(model)["w1"])[:10] ** 2).sum() for m in (plain, weighed)]
+    assert moved[1] < moved[0]
+
+
+def test_zeros_of_a_sparse_weight_stay_zero(build) -> None:
+    model = build(TEXT, SHAPES)
+    value = model.graph.initializers["w1"]
+    array = constant(value).copy()
+    array[:, ::2] = 0
+    value.const_value.numpy()[:] = array
+    found = cluster(model, Cluster(8))
+    assert (found.palettes["w1"].values() == 0).sum() == (array == 0).sum()
+    assert ((arrays(found.graph)["w1"] == 0) == (array == 0)).all()
+    assert len(np.unique(arrays(found.graph)["w1"])) == 8
+
+
+def test_what_would_not_become_smaller_or_moves_too_far_stays(model) -> None:
+    found = cluster(model, Cluster(256, 1))
+    assert "w1" not in found.palettes
+    assert all("save" in step.what for step in found.steps if not step.kept)
+    strict = cluster(model, Cluster(2, tolerance=1e-6))
+    assert not strict.changed
+    assert not strict.palettes
+    assert (arrays(strict.graph)["w1"] == arrays(model)["w1"]).all()
+
+
+@pytest.mark.parametrize("given", [{"centres": 1}, {"centres": 257}, {"group": 0}])
+def test_settings_that_make_no_sense_are_refused(given) -> None:
+    with pytest.raises(ValueError):
+        Cluster(**given)
