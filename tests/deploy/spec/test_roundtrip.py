@@ -287,6 +287,8 @@ def test_float32_scales_survive_json_exactly(scales: list[float]) -> None:
         ({"scale": (0.1, 0.2), "zero_point": (0, 0)}, "axis"),
         ({"scale": (-0.1,)}, "positive"),
         ({"zero_point": (256,)}, "outside uint8"),
+        ({"group": 32}, "groups need an axis"),
+        ({"group": 1, "axis": 0}, "greater than or equal to 2"),
     ],
 )
 def test_impossible_parameters_are_refused(change: dict[str, Any], expected: str) -> None:
@@ -302,6 +304,27 @@ def test_differences_name_the_tensor() -> None:
     del data["tensors"]["s"]
     found = differences(PLAN, Plan.model_validate(data))
     assert [line.split(":")[0] for line in found] == ["s", "w", "x"]
+
+
+def test_groups_are_read_back_as_they_were_and_told_where_they_differ() -> None:
+    six = {"scale": (0.5,) * 6, "zero_point": (3,) * 6}
+    grouped = TensorPlan(type="uint4", **six, axis=0, group=32, origin="weight")
+    assert parse(TensorPlan, render(grouped), origin="test") == grouped
+    assert [grouped.scale_shape(shape) for shape in ((96, 2), (70, 2))] == [(3, 2), (3, 2)]
+    assert grouped.model_copy(update={"axis": 1}).scale_shape((2, 96)) == (2, 3)
+    plan = PLAN.model_copy(update={"tensors": {"w": grouped}})
+    other = PLAN.model_copy(update={"tensors": {"w": grouped.model_copy(update={"group": 64})}})
+    assert differences(plan, plan) == []
+    assert differences(plan, other) == ["w: groups of 64, planned 32"]
+
+
+def test_a_form_that_rounds_while_running_needs_its_rules() -> None:
+    runtime = PROFILE.runtime[0].model_dump()
+    with pytest.raises(ValidationError, match=r"needs the list rounds or the table weights\.dynamic"):
+        Runtime.model_validate({**runtime, "forms": ("dynamic",)})
+    rules = {"operations": ("MatMul",), "rounds": "tensor", "source": "docs", "date": TODAY}
+    able = Runtime.model_validate({**runtime, "forms": ("dynamic",), "weights": {"dynamic": rules}})
+    assert "dynamic" in able.precisions
 
 
 def test_one_ulp_is_allowed_only_when_asked() -> None:

@@ -104,6 +104,37 @@ def test_the_preview_says_the_same_as_the_build(model, tmp_path):
     assert seen.data == ("no calibration: precision dynamic needs none",)
 
 
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    shapes = {"w": (128, 512), "b": (512,), "v": (512, 128), "u": (40, 128)}
+    arrays = {n: rng.normal(0, 0.06, s).astype(np.float32) for n, s in shapes.items()}
+    from onnx import numpy_helper, parser, save
+
+    text = """g (float[n, 8, 128] x) => (float[n, 40] y) {
+        a = MatMul (x, w)  c = Add (a, b)  d = Relu (c)  e = MatMul (d, v)  f = Add (e, x)
+        g = ReduceMax <axes = [1], keepdims = 0> (f)  y = Gemm <transB = 1> (g, u) }"""
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items())
+    path = tmp_path_factory.mktemp("dense") / "dense.onnx"
+    save(proto, path)
+    return path
+
+
+@pytest.mark.parametrize(("precision", "smaller"), [("dynamic", 3.5), ("w8", 3.5), ("w4", 5.5)])
+def test_onnx_runtime_has_them_for_products(dense, tmp_path, precision: PrecisionRequest, smaller):
+    bundle = build(
+        dense, target="x86-vnni", runtime="ort", precision=precision, measure=False,
+        out=tmp_path, cache=tmp_path / "cache",
+    )  # fmt: skip
+    found = load_plan(bundle)
+    assert Counter(b.precision for b in found.blocks if b.precision != "float") == {precision: 3}
+    manifest = bundle.manifest
+    assert manifest.verification.passed
+    assert manifest.size_bytes.baseline_weights / manifest.size_bytes.weights > smaller
+    assert verify_bundle(bundle.folder).passed
+
+
 @pytest.mark.parametrize("precision", ["fp16", "w8a16", "dynamic", "w8", "w4"])
 def test_only_runtimes_with_the_form_are_left(precision: PrecisionRequest):
     able = able_to(find_target("android"), precision)
