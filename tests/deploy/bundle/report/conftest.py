@@ -11,7 +11,15 @@ from deploy.bundle.read import Bundle, load_bundle, load_plan
 from deploy.spec.document import render
 from deploy.spec.ladder import RungRecord
 from deploy.spec.manifest import Evaluation, KnownHazard, Measurements, Outcome, StageTime
-from deploy.spec.measurement import Attempt, BlockTime, Comparison, Conditions, Latency, Measurement
+from deploy.spec.measurement import (
+    Attempt,
+    BlockTime,
+    Comparison,
+    Conditions,
+    Latency,
+    Measurement,
+    Point,
+)
 from deploy.spec.plan import BlockPlan
 
 SCRIPT = "<script>alert(1)</script>"
@@ -73,6 +81,18 @@ def rewritten(built: Bundle, folder: Path, name: str = "", blocks: int = 30) -> 
                 outcome="chosen",
             ),
         ),
+        front=(
+            Point(
+                number=1, form=f"int8{name}", runtime=f"ort{name}", precision="auto",
+                float_blocks=(f"b{name}",), rungs=(f"r{name}",), score=0.89, drop=0.01, bytes=1000,
+                latency_ms=1.0, chosen=True,
+            ),
+            Point(
+                number=2, form=f"float{name}", runtime=f"ort{name}", precision="auto", float_blocks=(),
+                score=0.9, drop=0.0, bytes=4000, latency_ms=3.9, predicted=True,
+            ),
+        ),
+        missed={f"reason{name}": f"told{name}"},
         blocks=(*times, BlockTime(id="", float_ms=0.1, ms=0.05)),
         ladder=(
             RungRecord(
