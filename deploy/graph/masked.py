@@ -26,7 +26,7 @@ from deploy.graph.shapes import infer
 from deploy.graph.tie_rules import reduced
 
 _MIXING = (
-    *("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"),
+    *("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"),
     *("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"),
 )
 """What adds channels up."""

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from deploy.graph.edit import constant, is_constant
 from deploy.graph.label_moves import MOVES, pick
 from deploy.graph.labels import Found, rank_of, sizes_of, varying
+from deploy.graph.tie_einsum import einsum
 from deploy.graph.tie_layers import LAYERS, embedding
 from deploy.graph.ties import Ties
 
@@ -190,6 +191,7 @@ _POOLS = ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPoo
 RULES: Mapping[str, Callable[[Ties, ir.Node], Found]] = {
     **MOVES,
     **LAYERS,
+    "Einsum": einsum,
     **dict.fromkeys(_ONE_BY_ONE, _same),
     "Clip": _clip,
     **dict.fromkeys(_SEVERAL, _together),

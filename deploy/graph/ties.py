@@ -141,7 +141,7 @@ class Ties(Labels):
         ids = self.ids(value)
         axis %= max(ids.ndim, 1)
         if ids.shape[axis] == 1:
-            self.pin(ids, "they lie along an axis that a layer mixes")
+            self.pin(ids, "they lie along an axis that a layer mixes" if varying(ids) else ALONE)
             return np.zeros(size, np.int64)
         ids = self.tie(ids, [i for i in range(ids.ndim) if i != axis])
         return np.broadcast_to(ids.reshape(-1), (size,))

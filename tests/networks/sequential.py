@@ -199,10 +199,28 @@ def non_local() -> ir.Model:
     return n.model(n.head(n.add(x, n.conv(y, 12, 1))))
 
 
+def einsum_attention() -> ir.Model:
+    """Heads by letters: made, compared, weighed and read by weights of three axes; a bias for every head."""
+    n = Net()
+    x = n.linear(n.input("n", 9, 12), 12, 20)
+    heads = [n.op("Einsum", x, n.random(20, 4, 5, scale=0.3), equation="btd,dhk->bthk") for _ in range(3)]
+    q, k, v = (n.op("Add", y, n.random(4, 5, scale=0.3)) for y in heads)
+    scores = n.op("Einsum", q, k, equation="bqhd,bkhd->bhqk")
+    scores = n.op("Softmax", n.op("Add", scores, n.random(4, 9, 9)), axis=-1)
+    y = n.op("Einsum", scores, v, equation="bhqk,bkhd->bqhd")
+    y = n.op("Einsum", y, n.random(4, 5, 5, scale=0.3), equation="bqhd,hdk->bqhk")
+    y = n.op("Einsum", y, n.random(4, 5, 20, scale=0.3), equation="bqhk,hkd->bqd", c=20)
+    x = n.op("Add", x, y)
+    y = n.op("Einsum", x, n.random(7, 9, scale=0.3), equation="btd,st->bsd")
+    z = n.op("Einsum", y, y, equation="bsd,btd->bst")
+    y = n.op("Einsum", z, y, equation="bst,btd->bsd", c=20)
+    return n.model(n.linear(y, 20, 3))
+
+
 SEQUENTIAL = {
     f.__name__: f
     for f in (
         vit, vit_packed, bert, gpt, swin, mixer, convnext, crnn, gru_keywords, temporal, autoencoder,
-        point_net, metric, non_local,
+        point_net, metric, non_local, einsum_attention,
     )
 }  # fmt: skip

@@ -95,6 +95,7 @@ def network(name):
         "gpt": [24, 4, 48, 4, 48],  # width, then heads and hidden units of each block
         "crnn": [8, 12, 16],
         "non_local": [12, 6, 6],
+        "einsum_attention": [20, 4],
     }.items(),
 )
 def test_families(name, sizes):

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import onnx_ir as ir
 import pytest
+from anything import anything
 from convolutional import CONVOLUTIONAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,6 +85,14 @@ def test_any_share_of_any_family(name, seed, ratio, request):
     rng = np.random.default_rng(seed)
     chosen = [label for label in some(groups, ratio, seed) if rng.random() < 0.7]
     same(request.getfixturevalue("run"), model, groups, chosen, 1e-5)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_networks_that_nobody_would_write(run, seed):
+    model = anything(seed)
+    groups = find_groups(model)
+    for ratio in (0.3, 0.7):
+        same(run, model, groups, some(groups, ratio, seed), 2e-5)
 
 
 def test_what_was_cut_can_be_cut_again(run):
