@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
+from deploy.bundle.read import Bundle
 from deploy.spec.manifest import Outcome
+from deploy.spec.measurement import Point
 from deploy.stages.request import Request
 
 Deploy = Callable[..., tuple[int, str, str]]
@@ -20,6 +23,8 @@ class Pipeline(Protocol):
     requests: list[Request]
     verdict: Outcome
     measured: bool
+
+    def run(self, request: Request, progress: Any = ...) -> Bundle: ...
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +113,50 @@ def test_the_verdict_comes_first_and_the_figures_side_by_side(deploy: Deploy, pi
     assert "peak memory 9.00 MB 6.00 MB 1.50 × smaller" in lines
     assert "precision 9 int8 blocks, 2 float blocks" in lines
     assert err.splitlines()[0] == "m.onnx → x86-cpu"
+
+
+def test_what_could_be_had_is_listed_with_what_to_type(
+    deploy: Deploy, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = tuple(
+        Point(
+            number=n, form=form, runtime="ort", precision="auto", float_blocks=(), score=0.97, drop=drop,
+            bytes=341_000, latency_ms=ms, predicted=n == 2, chosen=n == 1,
+        )
+        for n, form, drop, ms in ((1, "int8", 0.002, 0.15), (2, "int8 in 9 of 11 blocks", 0.0, 0.2))
+    )  # fmt: skip
+    original = pipeline.run
+
+    def run(*given: Any) -> Bundle:
+        bundle = original(*given)
+        return replace(bundle, measurements=bundle.measurements.model_copy(update={"front": points}))
+
+    monkeypatch.setattr("deploy.pipeline.run", run)
+    _, out, _ = deploy("build", "m.onnx", "-t", "x86-cpu")
+    lines = [" ".join(line.split()) for line in out.splitlines() if line]
+    assert "1 int8 ort 97.00 % −0.20 points 341 kB 0.150 ms chosen" in lines
+    assert "2 int8 in 9 of 11 blocks ort 97.00 % 0 341 kB 0.200 ms expected --pick 2" in lines
+    _, out, _ = deploy("build", "m.onnx", "-t", "x86-cpu", "--json", "--pick", "2")
+    assert [(p["number"], p["chosen"], p["predicted"]) for p in json.loads(out)["front"]] == [
+        (1, True, False), (2, False, True),
+    ]  # fmt: skip
+    assert pipeline.requests[-1].pick == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--pick", "0"), ("--pick", "two"), ("--pick", "1", "--lock", "deploy.lock"), ("--max-latency", "0"),
+        ("--max-latency", "nan"), ("--max-latency", "fast"), ("--max-size", "0"), ("--max-size", "-5MB"),
+        ("--max-size", "nan"), ("--max-size", "5 parsecs"), ("--objective", "speed"), ("--tune", "hard"),
+    ],
+)  # fmt: skip
+def test_a_wrong_limit_or_point_is_one_clear_message(
+    deploy: Deploy, pipeline: Pipeline, words: tuple[str, ...]
+) -> None:
+    code, out, err = deploy("build", "m.onnx", "-t", "x86-cpu", *words)
+    assert (code, out, pipeline.requests) == (2, "", [])
+    assert err.startswith("error: ") and err.count("error:") == 1 and "hint: " in err
 
 
 @pytest.mark.parametrize("flag", [(), ("--json",), ("--quiet",)])

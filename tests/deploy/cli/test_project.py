@@ -11,7 +11,7 @@ import pytest
 from deploy.cli import build
 from deploy.cli.project import Flags, find_project, requests
 from deploy.errors import UsageError
-from deploy.spec.project import IoLayout, IoSection, IoType, Observer, PrecisionRequest
+from deploy.spec.project import Budget, IoLayout, IoSection, IoType, Observer, PrecisionRequest
 from deploy.stages.request import Request
 
 TEXT = """\
@@ -155,6 +155,27 @@ def test_a_malformed_file_is_named_with_line_and_key(project: Path) -> None:
     (project / "deploy.toml").write_text(TEXT.replace("max_drop", "max_dorp"))
     with pytest.raises(UsageError, match=r"deploy\.toml:18: unknown key 'budget.max_dorp'"):
         requests(Flags(), project)
+
+
+def test_limits_and_objectives_on_the_command_line_go_before_the_file(project: Path) -> None:
+    file = project / "deploy.toml"
+    limits = "max_drop = 0.02\nmax_latency_ms = 5.0\nmax_size_bytes = 1000\n"
+    file.write_text(TEXT.replace("max_drop = 0.02\n", limits) + 'objective = "size"\n')
+    said = only(Flags(targets=("rpi5",)), project)
+    assert said.budget == Budget(max_drop=0.02, max_latency_ms=5.0, max_size_bytes=1000)
+    assert (said.objective, said.tune, said.pick) == ("size", "quick", None)
+    flags = Flags(
+        targets=("rpi5",), max_latency=2.5, max_size=2000, objective="accuracy", tune="full", pick=3
+    )
+    said = only(flags, project)
+    assert said.budget == Budget(max_drop=0.02, max_latency_ms=2.5, max_size_bytes=2000)
+    assert (said.objective, said.tune, said.pick) == ("accuracy", "full", 3)
+
+
+@pytest.mark.parametrize("latency", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_limit_of_latency_is_a_number_above_nothing(project: Path, latency: float) -> None:
+    with pytest.raises(UsageError, match="--max-latency must be a number of milliseconds above 0, not"):
+        requests(Flags(max_latency=latency), project)
 
 
 @pytest.mark.parametrize("drop", [float("nan"), float("inf")])
