@@ -183,12 +183,14 @@ class Measurements(Frozen):
     """``measurements.json``: one run on one machine. It lies outside the bundle's digest.
 
     ``missed`` says by how much limits were missed, by the manifest's reason, where that is a matter of
-    measuring; ``front`` are the forms among which one may choose; ``ladder`` the rungs that were tried.
+    measuring; ``doubts`` say what the clock could not tell; ``front`` are the forms among which one may
+    choose; ``ladder`` the rungs that were tried.
     """
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     comparison: Comparison | None
     why_not: str = ""
+    doubts: tuple[str, ...] = ()
     missed: dict[str, str] = {}
     attempts: tuple[Attempt, ...] = ()
     front: tuple[Point, ...] = ()

@@ -73,6 +73,7 @@ def assemble(
     measurements = Measurements(
         comparison=compiled.comparison,
         why_not=compiled.why_not_measured,
+        doubts=compiled.doubts,
         missed=compiled.missed,
         attempts=(*compiled.attempts[:1], *prepared.facts.steps, *compiled.attempts[1:]),
         front=compiled.front if pick is None else carried(front_of(made_of.request), pick),

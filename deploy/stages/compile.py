@@ -27,6 +27,7 @@ from deploy.stages.accept import settle
 from deploy.stages.attempts import attempts, times_by_block
 from deploy.stages.by_table import timed_alone
 from deploy.stages.contest import enter, figures, hold_race
+from deploy.stages.doubts import doubts
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.explain import explained
 from deploy.stages.front import front, runners_up
@@ -61,6 +62,7 @@ class Compiled(Frozen):
     ladder: tuple[RungRecord, ...] = ()
     comparison: Comparison | None
     why_not_measured: str = ""
+    doubts: tuple[str, ...] = ()
     missed: dict[str, str] = {}
     attempts: tuple[Attempt, ...] = ()
     front: tuple[Point, ...] = ()
@@ -112,8 +114,8 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         if verification.operations:
             stage.outcome += f", {verification.operations} operations one by one"
     decided = winner.decided
-    if job.request.tune != "off":
-        held = score_fastest_float(job, held)
+    if held.times is not None:
+        held = clocked = score_fastest_float(job, held)
     compiled = Compiled(
         artifact=decided.candidate.artifact,
         options=winner.subject.options.model_dump(mode="json"),
@@ -126,6 +128,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         ladder=tuple(record for entrant in held.entrants for record in entrant.decided.rungs),
         comparison=comparison,
         why_not_measured=why_not,
+        doubts=doubts(job, winner, held),
         missed={miss.words: miss.told for miss in misses(job, winner, clocked) if miss.told},
         attempts=attempts(job, clocked, winner),
         front=front(job, held, winner),

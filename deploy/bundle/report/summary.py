@@ -162,6 +162,7 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
         facts.append(
             Fact("measured on", f"{where.device}, {threads}, batch {where.batch}, in turn with float{other}")
         )
+        facts += [Fact("in doubt", doubt) for doubt in measured.doubts]
     elif measured.why_not:
         facts.append(Fact("not measured", measured.why_not))
     proof = manifest.verification

@@ -1,0 +1,36 @@
+"""What the clock could not tell: forms that may be as fast as the winner, and a machine that was too busy."""
+
+from __future__ import annotations
+
+from deploy.measure.latency import speedup
+from deploy.stages.entrants import GIVEN, Entrant, Race
+from deploy.stages.job import Job
+from deploy.stages.limits import fits
+from deploy.stages.pick import contenders
+
+_BUSY = 0.3
+"""Interquartile range over the median of a form's runs from which on the machine is called busy."""
+
+
+def doubts(job: Job, winner: Entrant, held: Race) -> tuple[str, ...]:
+    """In words, with the intervals; nothing where the race was clear, or there was none."""
+    times = held.times
+    if times is None or winner.name not in times:
+        return ()
+    found = []
+    spread = max(times[name].summary().spread for name in (GIVEN, winner.name) if name in times)
+    if spread > _BUSY:
+        found.append(
+            f"the machine was busy: half of the runs lie {spread:.0%} apart, so that smaller differences may be "
+            "chance; build again on a quiet one"
+        )
+    for other in contenders(held):
+        if other.name == winner.name or other.name not in times or not fits(job, other, held):
+            continue
+        ratio, (low, high) = speedup(times[winner.name], times[other.name])
+        if low <= 1.0 < high:
+            interval = f"95 %: {low:.2f} to {high:.2f}"
+            found.append(
+                f"{other.name} may be as fast: {ratio:.2f} times the speed of {winner.name} ({interval})"
+            )
+    return tuple(found)

@@ -1,0 +1,58 @@
+"""Races with clocks of our own: what is told of them where they were not clear."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+
+from deploy.measure.latency import Timing
+from deploy.stages import doubts as module
+from deploy.stages.doubts import doubts
+from deploy.stages.entrants import Entrant, Race
+from deploy.stages.job import Job
+
+JOB = cast(Job, None)
+
+
+def timing(ms: float, spread: float = 0.0, seed: int = 0) -> Timing:
+    runs = ms * (1 + spread * np.random.default_rng(seed).standard_normal(200))
+    return Timing(runs, runs[::10])
+
+
+def named(name: str) -> Entrant:
+    return cast(Entrant, SimpleNamespace(name=name))
+
+
+@pytest.fixture(autouse=True)
+def _nobody_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fits", lambda job, entrant, held: entrant.name != "over")
+
+
+def race(**times: Timing) -> Race:
+    return Race(
+        tuple(named(name) for name in times if name != "given"), times={"as given": times["given"], **times}
+    )
+
+
+def test_a_clear_race_leaves_none() -> None:
+    held = race(given=timing(4.0), fast=timing(1.0, 0.01), slow=timing(1.2, 0.01, 1))
+    assert doubts(JOB, named("fast"), held) == ()
+    assert doubts(JOB, named("fast"), Race(())) == ()
+
+
+def test_who_may_be_as_fast_is_told_with_the_interval() -> None:
+    held = race(
+        given=timing(4.0), fast=timing(1.0, 0.05), alike=timing(1.0, 0.05, 1), over=timing(1.0, 0.05, 2)
+    )
+    (told,) = doubts(JOB, named("fast"), held)
+    assert told.startswith("alike may be as fast: ")
+    assert "times the speed of fast (95 %: 0." in told
+
+
+def test_a_busy_machine_is_told() -> None:
+    held = race(given=timing(4.0, 0.5), fast=timing(1.0, 0.01))
+    (told,) = doubts(JOB, named("fast"), held)
+    assert told.startswith("the machine was busy: half of the runs lie ")
