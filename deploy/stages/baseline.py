@@ -29,6 +29,9 @@ from deploy.spec.project import MetricSection
 Role = Literal["eval", "validation", "calibration", "random"]
 Opener = Callable[[], AbstractContextManager[Runner]]
 
+_BATCH = 32
+"""How many samples are scored together."""
+
 
 @dataclass
 class Examiner:
@@ -43,14 +46,15 @@ class Examiner:
     _baseline: Metric | None = None
     _examined: list[tuple[Drop, Score]] = field(default_factory=list)
 
-    def examine(self, runner: Runner) -> Drop:
-        """The paired drop of ``runner``."""
+    def examine(self, runner: Runner, *, alone: bool = False) -> Drop:
+        """The paired drop of ``runner``; ``alone`` where what a sample gives depends on those beside it."""
         if self._baseline is None:
             with self.open_baseline() as baseline:
                 name = self.section.name
                 self.metric = default_metric(self.dataset, baseline.outputs) if name == "auto" else name
                 self._baseline = evaluate(baseline, self.dataset, self._new(None))
-        artifact = evaluate(runner, self.dataset, self._new(self._baseline))
+        metric = self._new(self._baseline)
+        artifact = evaluate(runner, self.dataset, metric, batch=1 if alone else _BATCH)
         self.looks += 1
         drop = paired_drop(self._baseline, artifact, groups=_groups(self.dataset))
         self._examined.append((drop, artifact.result()))

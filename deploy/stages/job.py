@@ -24,7 +24,7 @@ from deploy.graph.summary import tensor_specs
 from deploy.measure.host import host
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject
-from deploy.quantize.forms import WeightForm, with_form
+from deploy.quantize.forms import WeightForm, mixes_samples, with_form
 from deploy.quantize.place import find_chains
 from deploy.quantize.ranges import Histogram
 from deploy.quantize.trial import Judge
@@ -113,6 +113,8 @@ class Job:
 
         def score(candidate: Candidate) -> Drop:
             with subject.backend.open(candidate.artifact, options) as runner:
+                if mixes_samples(subject.runtime, subject.form):
+                    return examiner.examine(runner, alone=True)
                 return examiner.examine(runner)
 
         return score
