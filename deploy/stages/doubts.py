@@ -21,8 +21,8 @@ def doubts(job: Job, winner: Entrant, held: Race) -> tuple[str, ...]:
     spread = max(times[name].summary().spread for name in (GIVEN, winner.name) if name in times)
     if spread > _BUSY:
         found.append(
-            f"the machine was busy: half of the runs lie {spread:.0%} apart, so that smaller differences may be "
-            "chance; build again on a quiet one"
+            f"the machine was busy: half of the runs lie {spread:.0%} apart, so that smaller differences may "
+            "be chance; build again on a quiet one"
         )
     for other in contenders(held):
         if other.name == winner.name or other.name not in times or not fits(job, other, held):

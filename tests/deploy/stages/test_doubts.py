@@ -22,6 +22,11 @@ def timing(ms: float, spread: float = 0.0, seed: int = 0) -> Timing:
     return Timing(runs, runs[::10])
 
 
+def alternating(even: float, odd: float) -> Timing:
+    runs = np.resize([even, odd], 200)
+    return Timing(runs, runs[:20])
+
+
 def named(name: str) -> Entrant:
     return cast(Entrant, SimpleNamespace(name=name))
 
@@ -45,7 +50,7 @@ def test_a_clear_race_leaves_none() -> None:
 
 def test_who_may_be_as_fast_is_told_with_the_interval() -> None:
     held = race(
-        given=timing(4.0), fast=timing(1.0, 0.05), alike=timing(1.0, 0.05, 1), over=timing(1.0, 0.05, 2)
+        given=timing(4.0), fast=alternating(0.95, 1.05), alike=alternating(1.05, 0.95), over=alternating(1, 1)
     )
     (told,) = doubts(JOB, named("fast"), held)
     assert told.startswith("alike may be as fast: ")
