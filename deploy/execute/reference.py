@@ -97,12 +97,14 @@ class Session:
         """
         if self._session is None:
             raise BackendError("the runner is closed", hint="open the artifact again")
-        inner = [name for name in want if name not in self._names]
-        if self._path is not None and not self._inner.issuperset(inner):
-            return self._run_exposed(self._path, feeds, inner)
-        names = self._names + inner
+        names = self._names
+        if want:
+            inner = [name for name in want if name not in self._names]
+            if self._path is not None and not self._inner.issuperset(inner):
+                return self._run_exposed(self._path, feeds, inner)
+            names = names + inner
         try:
-            results = self._session.run(names, dict(feeds))
+            results = self._session.run(names, feeds if isinstance(feeds, dict) else dict(feeds))
         except Exception as e:
             require_fit(self.inputs, feeds)
             raise BackendError(
