@@ -33,13 +33,16 @@ _VIEWS = frozenset((
 """They cost nothing: views of their input, sizes. Pairs are counted as changes of form."""
 # fmt: on
 _LARGEST_ALIGN = 64
+HEAVY: tuple[KernelClass, ...] = ("hard", "transcendental")
+"""Activations that take longer than their data."""
 
 
 @dataclass(frozen=True)
 class Kernel:
     """``nodes`` by name, the one that gives it its class first; those of a change of form are the readers.
 
-    ``macs``, ``bytes``, ``depth`` and ``align`` as in `deploy/spec/overlay.py`.
+    ``macs``, ``bytes``, ``depth`` and ``align`` as in `deploy/spec/overlay.py`. ``along`` are the heavy
+    activations that it computes in passing, each as the kernel in floats that it would be alone.
     """
 
     op: KernelClass
@@ -49,6 +52,7 @@ class Kernel:
     bytes: int
     depth: int = 1
     align: int = 1
+    along: tuple[Kernel, ...] = ()
 
 
 class UnknownSizeError(Exception):
@@ -251,7 +255,13 @@ class _Formed:
             bytes=moved,
             depth=max(1, self._depth(head)),
             align=self._align(head),
+            along=tuple(self._heavy(node) for node in chain[1:] if class_of(node) in HEAVY),
         )
+
+    def _heavy(self, node: ir.Node) -> Kernel:
+        ends = [v for v in (*node.inputs[:1], *node.outputs[:1]) if v is not None]
+        moved = sum(self._bytes(value, node, False) for value in ends)
+        return Kernel(class_of(node), self.runtime.float_precision, (node.name or "",), 0, moved)
 
     def flows(self, chains: list[list[ir.Node]]) -> Iterator[Flow]:
         """Not at the graph's ends: there a change of form is part of getting in and out."""

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -134,6 +134,21 @@ class Costs:
 
     def kernel(self, kernel: Kernel) -> Part:
         """What one kernel takes. Raises UnknownCostError where nothing like it was measured."""
+        part = self._alone(kernel)
+        extra = sum(map(self._in_passing, kernel.along))
+        if not extra:
+            return part
+        return replace(part, estimate=replace(part.estimate, ms=part.estimate.ms + extra))
+
+    def _in_passing(self, activation: Kernel) -> float:
+        """What one takes beyond moving its data, which are there already."""
+        curve = self._curves.get((activation.op, activation.precision))
+        light = self._curves.get(("activation", activation.precision))
+        if curve is None or light is None:
+            return 0.0
+        return max(0.0, curve(activation).ms - light(activation).ms)
+
+    def _alone(self, kernel: Kernel) -> Part:
         own = self._curves.get((kernel.op, kernel.precision))
         if own is not None:
             return Part(kernel, own(kernel))

@@ -155,6 +155,30 @@ def test_a_kernel_that_absorbs_takes_all_elementwise_behind_it() -> None:
     assert integer[0].nodes[:1] == ("a",) and integer[0].precision == "int8"
 
 
+@pytest.mark.parametrize(("around", "each", "called"), [("float32", 4, "float"), ("bfloat16", 2, "bf16")])
+def test_heavy_activations_in_passing_are_told_as_they_would_be_alone(
+    around: str, each: int, called: str
+) -> None:
+    """What is light is not worth telling."""
+    text = """g (float[1, 8, 4, 4] x) => (float[1, 8, 4, 4] m) {
+        a = Conv (x, w)
+        r = Relu (a)
+        t = Tanh (r)
+        h = HardSwish (t)
+        m = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (h)
+    }"""
+    model, rules = graph(text, w=(8, 8, 1, 1)), GREEDY.model_copy(update={"around": around})
+    moved = 2 * each * 8 * 16
+    alone = [
+        Kernel(op, called, (name,), 0, moved)  # type: ignore[arg-type]
+        for op, name in (("transcendental", "t"), ("hard", "h"))
+    ]
+    first, *rest = kernels(model, {}, rules)
+    assert first.nodes == ("a", "r", "t", "h") and list(first.along) == alone
+    assert not any(kernel.along for kernel in rest)
+    assert kernels(model, {}, PLAIN)[0].along == ()
+
+
 def test_classes_absorb_too() -> None:
     text = """g (float[1, 8] x) => (float[1, 8] t) {
         a = Add (x, x)

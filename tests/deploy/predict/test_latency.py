@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -229,3 +230,25 @@ def test_a_free_size_is_an_error_that_names_the_node() -> None:
     with pytest.raises(UnknownSizeError) as caught:
         predict(infer(model), {}, RUNTIME, COSTS)
     assert caught.value.node == "conv1"
+
+
+def test_a_heavy_activation_in_passing_takes_what_it_takes_beyond_moving_its_data() -> None:
+    heavy = [cost("transcendental", "float", 0, 1 << k, 7e-5 * (1 << k)) for k in range(8, 25, 4)]
+    costs, size = Costs((*points(), *heavy)), 1 << 12
+    alone = Kernel("transcendental", "float", ("t",), 0, size)
+    for precision in ("float", "int8"):
+        plain = Kernel("gemm", precision, ("a",), size, size)
+        both = replace(plain, along=(alone, alone))
+        took = costs.kernel(both).estimate.ms - costs.kernel(plain).estimate.ms
+        assert took == pytest.approx(2 * (7e-5 - 1e-5) * size, rel=1e-3)
+    assert COSTS.kernel(both) == replace(COSTS.kernel(plain), kernel=both), (
+        "where it was not measured, nothing"
+    )
+
+
+def test_an_activation_that_is_lighter_than_its_data_saves_nothing() -> None:
+    light = [cost("hard", "float", 0, 1 << k, 0.5e-5 * (1 << k)) for k in range(8, 25, 4)]
+    costs = Costs((*points(), *light))
+    plain = Kernel("gemm", "float", ("a",), 1 << 12, 1 << 12)
+    both = replace(plain, along=(Kernel("hard", "float", ("h",), 0, 1 << 12),))
+    assert costs.kernel(both).estimate == costs.kernel(plain).estimate
