@@ -18,6 +18,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -143,6 +144,7 @@ def find_groups(model: ir.Model, protected: Collection[str] = ()) -> Groups:
     ties.at = ""
     for value in small.graph.outputs:
         ties.pin(ties.ids(value), ENDS)
+    sizes.keep("their number is an output of the model", small.graph.outputs)
     ties.settle()
     for name in protected:
         ties.at = name
@@ -287,43 +289,40 @@ def _families(
     restricted: set[int],
     order: Mapping[str, int],
 ) -> tuple[Family, ...]:
+    by_label = cache(
+        lambda found: dict(_by_label(np.frombuffer(found, np.int64)))
+    )  # most are many times there
     places: dict[int, dict[tuple[str, int], Place]] = defaultdict(dict)
     used: dict[int, list[str]] = defaultdict(list)
+    makers: dict[int, dict[str, None]] = defaultdict(dict)
     for slot, kind in zip(slots, kinds, strict=True):
-        for label, indices in _by_label(slot.labels):
-            places[label].setdefault(
-                (slot.tensor, slot.axis), Place(slot.tensor, slot.axis, indices, slot.role, slot.node)
-            )
+        for label, indices in by_label(slot.labels.tobytes()).items():
+            place = Place(slot.tensor, slot.axis, indices, slot.role, slot.node)
+            places[label].setdefault((slot.tensor, slot.axis), place)
             used[label].append(kind)
-    makers: dict[int, set[str]] = defaultdict(set)
-    for slot in slots:
-        if slot.role == "makes":
-            for label in np.unique(slot.labels[slot.labels != FIXED]).tolist():
-                makers[label].add(slot.node)
-    macs = _macs(loads)
-    held: dict[int, list[tuple[str, int]]] = defaultdict(list)
-    for name, ids in values.items():
-        for label, indices in _by_label(ids.reshape(-1)):
-            held[label].append((name, indices.size))
+            if slot.role == "makes":
+                makers[label][slot.node] = None
+    held: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    patterns = dict.fromkeys(ids.tobytes() for ids in (*(slot.labels for slot in slots), *values.values()))
+    for number, pattern in enumerate(patterns):
+        for label, indices in by_label(pattern).items():
+            held[label].append((number, indices.size))
     alike: dict[object, list[int]] = defaultdict(list)
-    for label, found in places.items():
-        taken_of = tuple((p.tensor, p.axis, len(p.indices)) for p in found.values())
-        alike[taken_of, tuple(held[label])].append(label)
+    for label in places:
+        alike[tuple(held[label])].append(label)
+    macs = _macs(loads)
     families, taken = [], Counter[str]()
     for labels in alike.values():
+        first = places[labels[0]].values()
         makes = tuple(sorted(makers[labels[0]], key=order.__getitem__))
-        stem = makes[0] if makes else next(iter(places[labels[0]].values())).node
+        stem = makes[0] if makes else next(iter(first)).node
         taken[stem] += 1
+        parameters = _parameters(first, shapes)
         families.append(
             Family(
                 name=stem if taken[stem] == 1 else f"{stem}/{taken[stem]}",
                 atoms=tuple(
-                    Atom(
-                        label,
-                        tuple(places[label].values()),
-                        _parameters(places[label].values(), shapes),
-                        round(macs[label]),
-                    )
+                    Atom(label, tuple(places[label].values()), parameters, round(macs[label]))
                     for label in labels
                 ),
                 makes=makes,

@@ -55,7 +55,11 @@ def _target(cut: Cut, node: ir.Node) -> None:
     if found is None or shape is None:
         return
     axis, keep = found
-    _set(cut, node, 1, axis, keep.size, int(keep.sum()))
+    length = shape.shape[0] if shape.shape is not None else None
+    if isinstance(length, int):  # Expand may name the last axes alone
+        axis -= cut.groups.values[node.outputs[0].name or ""].ndim - length
+    if axis >= 0:
+        _set(cut, node, 1, axis, keep.size, int(keep.sum()))
 
 
 def _set(cut: Cut, node: ir.Node, index: int, at: int, old: int, new: int) -> None:

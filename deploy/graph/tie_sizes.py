@@ -9,11 +9,13 @@ computed with, those channels must stay, or the result would change.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
+from deploy.graph.blocks import bodies, reads
 from deploy.graph.label_moves import MOVES
 from deploy.graph.labels import FIXED, Labels, rank_of, sizes_of, varying
 from deploy.graph.ties import Ties
@@ -53,6 +55,9 @@ class Sizes:
             self.shape_of(node)
             return
         taken = [(i, v) for i, v in enumerate(node.inputs) if v is not None and v in self.read.known]
+        if bodies(node):
+            self.keep(f"a body of {node.op_type} reads their number", reads(node))
+            return
         if not taken:
             return
         move = MOVES.get(node.op_type) if node.op_type not in TARGETS or taken[0][0] == 0 else None
@@ -70,11 +75,15 @@ class Sizes:
             self._pin(node, taken)
 
     def _pin(self, node: ir.Node, taken: list[tuple[int, ir.Value]]) -> None:
-        for _, value in taken:
-            for number in np.unique(self.read.known[value]):
+        self.keep(f"{node.op_type} computes with their number", [value for _, value in taken])
+
+    def keep(self, reason: str, values: Iterable[ir.Value]) -> None:
+        """Pin the channels whose numbers stand in ``values``."""
+        for value in values:
+            for number in np.unique(self.read.known.get(value, _NONE)):
                 origin = self.origins[int(number)]
                 if origin is not None:
-                    self.ties.pin(self.ties.ids(origin[0]), f"{node.op_type} computes with their number")
+                    self.ties.pin(self.ties.ids(origin[0]), reason)
 
     def _say(self, node: ir.Node, value: ir.Value) -> None:
         """The axes of the output whose sizes were read elsewhere have the labels of there."""

@@ -230,6 +230,17 @@ def super_resolution() -> ir.Model:
     return n.model(n.conv(x, 1))
 
 
+def pixel_shuffle() -> ir.Model:
+    """Channels into pixels as torch does it: by the operator, and written out; a gate of the last axes."""
+    n = Net()
+    x = n.relu(n.conv(n.input("n", 3, 6, 6), 16))
+    x = n.op("DepthToSpace", n.conv(x, 24), blocksize=2, mode="CRD", c=6)
+    y = n.shape(n.conv(x, 20), 0, 5, 2, 2, 12, 12)
+    y = n.shape(n.turn(y, 0, 1, 4, 2, 5, 3), 0, 5, 24, 24, c=5)
+    gate = n.op("Expand", n.random(1, 5, 1, 1), n.const([5, 1, 24]), c=5)
+    return n.model(n.conv(n.op("Mul", y, gate), 3))
+
+
 def detector() -> ir.Model:
     """Three levels, one head for all of them, boxes side by side."""
     n = Net()
@@ -308,7 +319,7 @@ CONVOLUTIONAL = {
     for f in (
         vgg, resnet_projection, resnet_padded, resnet_preactivation, resnext, densenet, inception,
         mobilenet_v1, mobilenet_v2, mobilenet_v3, efficientnet, ghostnet, shufflenet_v1, shufflenet_v2,
-        repvgg, squeezenet, unet, unet_free_size, hourglass, aspp, super_resolution, detector, csp_darknet,
-        channel_attention, strided_slices, group_normalised, video,
+        repvgg, squeezenet, unet, unet_free_size, hourglass, aspp, super_resolution, pixel_shuffle, detector,
+        csp_darknet, channel_attention, strided_slices, group_normalised, video,
     )
 }  # fmt: skip

@@ -146,6 +146,10 @@ LEFT = {
         "ReduceMax compares",
     ),
     "computed weights": ("a = Conv (x, w)  b = Abs (u)  y = Conv (a, b)", "weights are computed"),
+    "its own number": (
+        "a = Conv (x, w)  b = Relu (a)  y = Conv (b, u)  z = Shape <start = 1, end = 2> (b)",
+        "number is an output",
+    ),
     "unknown": ("a = Conv (x, w)  b = LRN <size = 3> (a)  y = Conv (b, u)", "cannot be followed through LRN"),
     "input": ("a = Conv (x, w3)  b = Add (a, x)  y = Conv (b, u3)", "meet channels that must stay"),
     "body": (
@@ -168,7 +172,8 @@ def test_what_cannot_be_followed_is_left_with_a_reason(parse, name):
     used = {k: v for k, v in constants.items() if f" {k})" in body or f"({k})" in body}
     extra = {"one": np.array([1])} if "one" in body else {}
     extra |= {"c": np.array(True)} if "(c)" in body else {}
-    model = parse(f"g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y) {{ {body} }}", used | extra)
+    also = ", int64[1] z" if " z = " in body else ""
+    model = parse(f"g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y{also}) {{ {body} }}", used | extra)
     groups = find_groups(model)
     assert groups.families == ()
     said = " ".join(groups.left.values())
