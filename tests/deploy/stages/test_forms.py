@@ -135,6 +135,20 @@ def test_onnx_runtime_has_them_for_products(dense, tmp_path, precision: Precisio
     assert verify_bundle(bundle.folder).passed
 
 
+@pytest.mark.parametrize("precision", ["dynamic", "w4"])
+def test_on_arm_they_are_written_at_its_own_operator_set(dense, tmp_path, precision: PrecisionRequest):
+    bundle = build(
+        dense, target="rpi5", runtime="ort", precision=precision, out=tmp_path, cache=tmp_path / "cache"
+    )
+    assert bundle.manifest.verification.passed
+    assert {b.precision for b in load_plan(bundle).blocks} == {precision, "float"}
+
+
+def test_cpus_without_dot_products_do_not_have_them():
+    with pytest.raises(UsageError, match="has no w4 form"):
+        able_to(find_target("rpi4", only="ort"), "w4")
+
+
 @pytest.mark.parametrize("precision", ["fp16", "w8a16", "dynamic", "w8", "w4"])
 def test_only_runtimes_with_the_form_are_left(precision: PrecisionRequest):
     able = able_to(find_target("android"), precision)
