@@ -222,7 +222,7 @@ class Ties(Labels):
             for other in found[1:]:
                 self.merge(found[0], other)
             missing = readers[value] - claimed[value, axis]
-            if missing or value.is_graph_output():
+            if missing or value.is_graph_output() or not value.is_initializer():
                 self.at = next((node.name or "" for node, _ in missing), "")
                 self.pin(found[0], f"{value.name} is read elsewhere as a whole")
 

@@ -100,6 +100,18 @@ def test_values_of_attention_reach_the_product_behind(graph, session, random_fee
     unchanged(model, session, random_feeds(model, 2))
 
 
+def test_heads_are_followed_past_a_free_length(graph, session, random_feeds):
+    """What a reshape does to a length that nobody knows does not touch the channels behind it."""
+    model = graph(
+        """g (float[N,T,8] x) => (float[N,Z,8] y) {
+        v = MatMul(x, wv)  r = Reshape(v, heads)  t = Transpose<perm=[0,2,1,3]>(r)
+        q = Transpose<perm=[0,2,1,3]>(t)  m = Reshape(q, flat)  y = MatMul(m, wo) }""",
+        {"wv": (8, 8), "wo": (8, 8), "heads": np.int64([0, -1, 2, 4]), "flat": np.int64([0, -1, 8])},
+    )
+    assert len(np.unique(follow(model).values["m"])) == 8
+    unchanged(model, session, random_feeds(model, 2))
+
+
 def test_a_norm_makes_channels(graph, session, random_feeds):
     model = graph(
         "g (float[N,5,8] x) => (float[N,5,3] y) { h = LayerNormalization(x, s, b)  y = MatMul(h, w) }",
