@@ -5,8 +5,7 @@
 Without files: the small networks with random weights of tests/networks. That share of every family of
 channels is removed at random; the smaller graph runs in ONNX Runtime against the original with the same
 channels zeroed where they are read (statistics of normalisations taken over what is kept). The difference is
-relative to the largest output. Files are cleaned first, as a build does; inputs are random; MACs are those of
-the sizes that were run.
+relative to the largest output. Files are cleaned first, as a build does; inputs are random.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from deploy.graph import cost
 from deploy.graph.clean import clean
 from deploy.graph.groups import Groups, find_groups
 from deploy.graph.masked import masked
-from deploy.graph.shapes import infer, name_dimensions, pin
+from deploy.graph.shapes import batch_axis, infer, name_dimensions, pin
 from deploy.graph.shrink import shrink
 
 NETWORKS = Path(__file__).resolve().parent.parent / "tests" / "networks"
@@ -121,12 +120,22 @@ def pruned(name: str, model: ir.Model, ratio: float, seed: int) -> Row:
         atoms=len(groups.atoms),
         restricted=sum(family.restricted for family in groups.families),
         parameters=(cost.parameters(model), cost.parameters(smaller)),
-        macs=(cost.macs(pin(model, groups.inputs)), cost.macs(pin(smaller, groups.inputs))),
+        macs=(macs(model, groups), macs(smaller, groups)),
         difference=largest(results[1], results[2]),
         changed=largest(results[0], results[2]),
         left=len(groups.left),
         seconds=(found - begin, done - found),
     )
+
+
+def macs(model: ir.Model, groups: Groups) -> int | None:
+    """Of one sample; where sizes are free, at those that were walked with."""
+    known, batch = cost.macs(model), batch_axis(model)
+    if known is None:
+        known = cost.macs(pin(model, groups.inputs))
+        samples = next(iter(groups.inputs.values()))[0] if batch is not None else 1
+        known = None if known is None else known // samples
+    return known
 
 
 def random_inputs(model: ir.Model, groups: Groups, seed: int) -> dict[str, np.ndarray]:
@@ -154,6 +163,14 @@ def largest(one: list[np.ndarray], other: list[np.ndarray]) -> float:
 
 
 HEAD = (
+    "# What can be pruned",
+    "",
+    "Written by `python benchmarks/pruning_sweep.py --markdown FILE`: that says what is compared with what. Small",
+    "networks with random weights, a share of every family of channels removed at random. The difference is that",
+    "between the smaller graph and the whole one with the same channels zeroed where they are read; against the",
+    "whole: from the network untouched; both relative to the largest output. Layers left keep their channels (the",
+    "last one makes the outputs). Seconds are those of finding the groups and of cutting.",
+    "",
     "| network | families | atoms | parameters | MACs | difference | against the whole | layers left | s |",
     "|---|---|---|---|---|---|---|---|---|",
 )
