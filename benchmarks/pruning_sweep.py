@@ -66,7 +66,7 @@ def main() -> None:
             continue
         print(line(row), flush=True)
         rows.append(row)
-    text = "\n".join([*HEAD, *map(line, rows)])
+    text = "\n".join([HEAD, *map(line, rows)])
     if options.markdown:
         options.markdown.write_text(text + "\n")
     worst = max((row.difference for row in rows), default=0.0)
@@ -162,18 +162,16 @@ def largest(one: list[np.ndarray], other: list[np.ndarray]) -> float:
     return found
 
 
-HEAD = (
-    "# What can be pruned",
-    "",
-    "Written by `python benchmarks/pruning_sweep.py --markdown FILE`: that says what is compared with what. Small",
-    "networks with random weights, a share of every family of channels removed at random. The difference is that",
-    "between the smaller graph and the whole one with the same channels zeroed where they are read; against the",
-    "whole: from the network untouched; both relative to the largest output. Layers left keep their channels (the",
-    "last one makes the outputs). Seconds are those of finding the groups and of cutting.",
-    "",
-    "| network | families | atoms | parameters | MACs | difference | against the whole | layers left | s |",
-    "|---|---|---|---|---|---|---|---|---|",
-)
+HEAD = """# What can be pruned
+
+Written by `python benchmarks/pruning_sweep.py --markdown FILE`, which says what is compared with what: small
+networks with random weights, a share of every family of channels removed at random. The difference is that
+between the smaller graph and the whole one with the same channels zeroed where they are read; against the
+whole: from the network untouched; both relative to the largest output. Layers left keep their channels, as the
+last one does, which makes the outputs. Seconds are those of finding the groups and of cutting.
+
+| network | families | atoms | parameters | MACs | difference | against the whole | layers left | s |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def line(row: Row) -> str:
