@@ -207,6 +207,10 @@ def _rules(title: str, rules: QuantRules, sources: list[str]) -> list[tuple[str,
         ),
         ("  computes", ", ".join(rules.compute)),
         ("  if constant", ", ".join(rules.weighted)),
+        (
+            "  about zero",
+            ", ".join(f"{op}'s operand {i}" for op, places in rules.centred.items() for i in places),
+        ),
         ("  passes on", ", ".join(rules.forward)),
         ("  makes alike", ", ".join(rules.unify)),
         (

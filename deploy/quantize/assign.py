@@ -103,8 +103,9 @@ def _activations(
             scale = _floats(stored_scale(np.asarray([prescribed.scale]), rules))
             params = QuantParams(type=rules.activation, scale=scale, zero_point=(prescribed.zero_point,))
         else:
-            low, high = ranges.get(group) or _observed(histograms, names, rules, observer)
-            params = activation_params(low, high, rules)
+            own = placement.rules_of(group, rules)
+            low, high = ranges.get(group) or _observed(histograms, names, own, observer)
+            params = activation_params(low, high, own)
         for name in names:
             origin = "fixed" if prescribed is not None else "calibration" if name == group else "shared"
             tensors[name] = TensorPlan(

@@ -65,21 +65,22 @@ def apply(
     """
     merged = _merged(placement, histograms)
     bottom, top = RANGES[rules.activation]
+    own = {group: placement.rules_of(group, rules) for group in placement.groups.values()}
     chosen = {
-        group: find_range(h, observer, symmetric=rules.symmetric_activation, levels=top - bottom)
+        group: find_range(h, observer, symmetric=own[group].symmetric_activation, levels=top - bottom)
         for group, h in merged.items()
     }
-    candidates = {group: _candidates(h, chosen[group], rules) for group, h in merged.items()}
+    candidates = {group: _candidates(h, chosen[group], own[group]) for group, h in merged.items()}
     probing, probes = _probing(model, placement, rules)
     if not probes:
         return Rung("ranges", chosen, (), 0.0)
     rows = np.linspace(0, len(dataset) - 1, min(len(dataset), 4 * samples)).astype(np.int64)
     first, others = dataset.select(rows[::4]), dataset.select(np.delete(rows, np.s_[::4]))
-    noise = _measure(probing, probes, candidates, rules, first, threads)
+    noise = _measure(probing, probes, candidates, own, first, threads)
     best = {group: min(errors, key=errors.__getitem__) for group, errors in noise.items()}
     finals = {g: {_ASKED: candidates[g][_ASKED], _BEST: candidates[g][name]} for g, name in best.items()}
     steps = []
-    for group, errors in _measure(probing, probes, finals, rules, others or first, threads).items():
+    for group, errors in _measure(probing, probes, finals, own, others or first, threads).items():
         low, high = finals[group][_BEST]
         asked = chosen[group]
         least = _LEAST_GAIN if low <= asked[0] and high >= asked[1] else _LEAST_GAIN_CUT
@@ -121,20 +122,23 @@ def _measure(
     model: ir.Model,
     probes: list[_Probe],
     candidates: Mapping[str, Mapping[str, Range]],
-    rules: QuantRules,
+    rules: Mapping[str, QuantRules],
     dataset: Dataset,
     threads: int,
 ) -> dict[str, dict[str, float]]:
-    """Noise over signal, summed over the kernels that read a group: group -> candidate -> share."""
+    """Noise over signal, summed over the kernels that read a group: group -> candidate -> share.
+
+    ``rules`` are those of each group.
+    """
     groups = [g for g in dict.fromkeys(probe.group for probe in probes) if g in candidates]
     tried = list(next(iter(candidates.values())))
     feeds: dict[str, dict[str, np.ndarray]] = {}
     for name in tried:
         feeds[name] = {}
         for group in dict.fromkeys(probe.group for probe in probes):
-            params = activation_params(*candidates.get(group, {}).get(name, (0.0, 1.0)), rules)
+            params = activation_params(*candidates.get(group, {}).get(name, (0.0, 1.0)), rules[group])
             feeds[name][_scale(group)] = np.asarray(params.scale[0], np.float32)
-            feeds[name][_zero(group)] = np.asarray(params.zero_point[0], rules.activation)
+            feeds[name][_zero(group)] = np.asarray(params.zero_point[0], rules[group].activation)
     wanted = [n for probe in probes for n in (probe.signal, probe.noise)]
     powers = {name: dict.fromkeys(wanted, 0.0) for name in tried}
     with open_graph(model, optimised=False, threads=threads, expose=wanted) as session:

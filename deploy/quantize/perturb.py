@@ -167,14 +167,15 @@ def roundings(setting: Setting, block: Block, treatment: Treatment) -> dict[str,
     bits = _WIDTHS[treatment][1]
     bottom, top = _codes(rules, bits)
     found = {}
-    for names in members.values():
+    for group, names in members.items():
         floats = [name for name in names if name in setting.histograms]
         prescribed = next((fixed[name] for name in names if name in fixed), None)
         if prescribed is not None and bits == 8:
             scale, zero = prescribed.scale, prescribed.zero_point
         elif floats:
             ranges = [setting.histograms[name] for name in floats]
-            scale, zero = _parameters(ranges, setting.observer, rules, bottom, top)
+            own = placement.rules_of(group, rules)
+            scale, zero = _parameters(ranges, setting.observer, own, bottom, top)
         for name in floats:
             found[name] = Rounding(scale, zero, bottom, top, placement.readers.get(name, ()))
     return found

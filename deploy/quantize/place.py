@@ -50,7 +50,8 @@ class Chain:
 
 @dataclass
 class Placement:
-    """``groups``: value name -> name of the group's first value. ``readers``: see TensorPlan.
+    """``groups``: value name -> name of the group's first value. ``readers``: see TensorPlan. ``centred`` are
+    the groups whose zero point has to be 0.
 
     ``weights`` maps constants to the (chain head, input index) pairs that read them as weights; ``biases``
     to (input value, weight value).
@@ -58,9 +59,14 @@ class Placement:
 
     groups: dict[str, str] = field(default_factory=dict)
     readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    centred: set[str] = field(default_factory=set)
     weights: dict[str, list[tuple[ir.Node, int]]] = field(default_factory=dict)
     biases: dict[str, tuple[str, str]] = field(default_factory=dict)
     chains: list[Chain] = field(default_factory=list)
+
+    def rules_of(self, group: str, rules: QuantRules) -> QuantRules:
+        """The rules as they hold for a group: symmetric where its zero point has to be 0."""
+        return rules.model_copy(update={"symmetric_activation": True}) if group in self.centred else rules
 
 
 def outline(placement: Placement, rules: QuantRules) -> dict[str, TensorPlan]:
@@ -92,9 +98,20 @@ def eligible(node: ir.Node, runtime: Runtime) -> bool:
     constant = [v is not None and is_constant(v) for v in node.inputs]
     if node.op_type in ("Conv", "ConvTranspose", "Gemm", *rules.weighted):
         return not constant[0] and constant[1]
+    if any(_off_centre(node.inputs[index], rules) for index in rules.centred.get(node.op_type, ())):
+        return False
     if node.op_type in _ELEMENTWISE:
         return not any(constant)  # an operand that is constant costs less in float than a requantization
     return not constant[0]
+
+
+def _off_centre(value: ir.Value | None, rules: QuantRules) -> bool:
+    """Whether a value's zero point is prescribed, and not 0, where it is made or where it is moved from."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in rules.forward and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    fixed = None if node is None else rules.fixed_output.get(node.op_type)
+    return fixed is not None and fixed.zero_point != 0
 
 
 def find_chains(model: ir.Model, blocks: Iterable[Block], runtime: Runtime) -> list[Chain]:
@@ -167,6 +184,7 @@ def place(
     if not rules.pair_moved:
         moved = {o.name for node in model.graph if node.name in movers for o in node.outputs}
         placement.groups = {name: group for name, group in placement.groups.items() if name not in moved}
+    placement.centred = _centred(placement, rules)
     for name, value in needed.items():
         producer = value.producer()
         if producer is None or producer.name not in integer:
@@ -177,6 +195,14 @@ def place(
     for chain in placement.chains:
         _place_constants(chain, placement, rules.bias == "int32")
     return placement
+
+
+def _centred(placement: Placement, rules: QuantRules) -> set[str]:
+    """The groups of what is read where a zero point has to be 0."""
+    heads = [chain.nodes[0] for chain in placement.chains]
+    read = [node.inputs[index] for node in heads for index in rules.centred.get(node.op_type, ())]
+    names = {value.name or "" for value in read if value is not None}
+    return {placement.groups[name] for name in names if name in placement.groups}
 
 
 def _needed(chains: Iterable[Chain], rules: QuantRules) -> dict[str, ir.Value]:

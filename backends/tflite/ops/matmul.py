@@ -1,4 +1,8 @@
-"""Products of matrices: FULLY_CONNECTED with constant weights, BATCH_MATMUL of two activations."""
+"""Products of matrices: FULLY_CONNECTED with constant weights, BATCH_MATMUL of two activations.
+
+Of two activations XNNPACK computes those in INT8 whose right operand has the zero point 0; any other would be
+left to a kernel of LiteRT that takes twenty times as long, and is computed in float.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported, stored_constant
 from backends.tflite.terms import Term
 from deploy.graph.edit import constant, sole_consumer
+from deploy.spec.plan import QuantParams
 
 ops = OpTable()
 
@@ -193,13 +198,19 @@ def _batched(node: ir.Node, out: Emitter) -> None:
     left, right = node.inputs[:2]
     result = node.outputs[0]
     a_shape, b_shape = out.shape(left), out.shape(right)
+    params = _integers(node, out)
+    if params is not None:
+        a = out.read(left, plain(len(a_shape)), integer=True)
+        options: Options = ("BatchMatMulOptions", {"adjX": False, "adjY": True})
+        out.emit("BATCH_MATMUL", [a, _turned(out, right)], result, options, params=params)
+        return
     a, adj_x = _operand(out, left)
     b, adj_y = _operand(out, right)
     if len(a_shape) == 1:
         a = _reshaped(out, a, (1, *a_shape))
     if len(b_shape) == 1:
         b = _reshaped(out, b, (*b_shape, 1))
-    options: Options = ("BatchMatMulOptions", {"adjX": adj_x, "adjY": adj_y})
+    options = ("BatchMatMulOptions", {"adjX": adj_x, "adjY": adj_y})
     wide = max(len(a_shape), len(b_shape)) > _LARGEST_RANK
     if not wide and min(len(a_shape), len(b_shape)) > 1:
         out.emit("BATCH_MATMUL", [a, b], result, options)
@@ -215,6 +226,33 @@ def _batched(node: ir.Node, out: Emitter) -> None:
         raise Unsupported(f"more than one size of its result is free: {FIX_SIZES}")
     sizes = out.numbers(np.array(shape, np.int32), f"{node.name}/shape")
     out.emit("RESHAPE", [made, sizes], result, version=1)
+
+
+def _integers(node: ir.Node, out: Emitter) -> QuantParams | None:
+    """The result's parameters where XNNPACK computes the product of two activations in INT8."""
+    left, right = node.inputs[:2]
+    ranks = [len(out.shape(value)) for value in (left, right)]
+    if not out.listed(node) or left not in out.carried or right not in out.carried:
+        return None
+    if min(ranks) < 2 or max(ranks) > _LARGEST_RANK:
+        return None
+    params, read = out.product(node.outputs[0], left, right), out.params(right)
+    centred = read is not None and not any(read.zero_point)
+    return params if params is not None and params.type == "int8" and centred else None
+
+
+def _turned(out: Emitter, value: ir.Value | None) -> int:
+    """A matrix as integers, columns first: as these XNNPACK packs it in a third of the time or less.
+
+    A transpose just before the product would be undone by XNNPACK, so a reshape that does nothing stands
+    between them. What lies so anyway (a graph's own transpose of keys) is read as it is.
+    """
+    rank = len(out.shape(value))
+    straight = plain(rank)
+    index = out.read(value, (*straight[:-2], rank - 1, rank - 2), integer=True)
+    shape = out.tensors[index].shape
+    lies = out.order(value)[-1] == rank - 2
+    return index if lies or shape.count(-1) > 1 else _reshaped(out, index, shape)
 
 
 def _operand(out: Emitter, value: ir.Value | None, *, turned: bool = False) -> tuple[int, bool]:

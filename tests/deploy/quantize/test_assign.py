@@ -117,6 +117,16 @@ def test_prescribed_outputs(op, scale, zero, quantize, graph, affine):
     assert tensors["a"].origin == "calibration"
 
 
+def test_groups_that_must_be_centred_have_no_zero_point(graph, quantize, affine):
+    text = """g (float[N,5,8] x) => (float[N,5,5] y) {
+        q = MatMul(x, w)  k = MatMul(x, w)  t = Transpose<perm=[0,2,1]>(k)  y = MatMul(q, t) }"""
+    rules = with_rules(affine, centred={"MatMul": (1,)})
+    tensors = quantize(graph(text, {"w": (8, 8)}), rules).assignment.tensors
+    assert tensors["k"].zero_point == tensors["t"].zero_point == (0,)
+    assert tensors["k"].scale[0] * 127.5 > tensors["q"].scale[0] * 127, "as wide, k being what q is"
+    assert tensors["q"].zero_point != (0,)
+
+
 # --- weights
 
 

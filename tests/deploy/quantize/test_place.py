@@ -426,3 +426,35 @@ def test_a_residual_behind_a_product_is_no_bias(placed, affine):
     runtime = affine.model_copy(update={"fuses": ("MatMul+Bias",)})
     text = "g (float[N,5,4] x) => (float[N,5,4] y) { m = MatMul(x, w)  y = Add(m, x) }"
     assert "MatMul+Add" not in placed(text, runtime, w=(4, 4)).chains
+
+
+ATTENTION = """g (float[N,5,8] x) => (float[N,5,8] y) {
+    q = MatMul(x, w)  k = MatMul(x, w)  v = MatMul(x, w)  t = Transpose<perm=[0,2,1]>(k)
+    s = MatMul(q, t)  p = Softmax(s)  y = MatMul(p, v) }"""
+
+
+def centred(runtime):
+    quant = runtime.quant.model_copy(update={"centred": {"MatMul": (1,)}})
+    return runtime.model_copy(update={"quant": quant})
+
+
+def test_what_is_read_where_a_zero_point_must_be_0_is_centred_with_all_that_share_it(placed, affine):
+    p = placed(ATTENTION, centred(affine), float_blocks=("Softmax_5",), w=(8, 8))
+    assert p.chains == ["MatMul"] * 5
+    leaders = p.placement.groups
+    assert p.placement.centred == {leaders["k"], leaders["v"]}
+    assert leaders["k"] == leaders["t"]
+    rules = centred(affine).quant
+    assert p.placement.rules_of(leaders["v"], rules).symmetric_activation
+    assert not p.placement.rules_of(leaders["q"], rules).symmetric_activation
+    assert placed(ATTENTION, affine, w=(8, 8)).placement.centred == set()
+
+
+@pytest.mark.parametrize(("made_by", "integer"), [("Sigmoid", False), ("Tanh", True)])
+def test_a_product_with_what_has_another_zero_point_stays_float(placed, affine, made_by, integer):
+    text = (
+        "g (float[N,5,8] x) => (float[N,5,5] y) {"
+        f" q = MatMul(x, w)  a = {made_by}(q)  t = Transpose<perm=[0,2,1]>(a)  y = MatMul(q, t) }}"
+    )
+    p = placed(text, centred(affine), w=(8, 8))
+    assert p.chains == ["MatMul", made_by] + ["MatMul"] * integer
