@@ -167,8 +167,8 @@ HEAD = """# What can be pruned
 Written by `python benchmarks/pruning_sweep.py --markdown FILE`, which says what is compared with what: small
 networks with random weights, a share of every family of channels removed at random. The difference is that
 between the smaller graph and the whole one with the same channels zeroed where they are read; against the
-whole: from the network untouched; both relative to the largest output. Layers left keep their channels, as the
-last one does, which makes the outputs. Seconds are those of finding the groups and of cutting.
+whole: from the network untouched; both relative to the largest output. Layers left keep their channels, as
+the last one does, which makes the outputs. Seconds are those of finding the groups and of cutting.
 
 | network | families | atoms | parameters | MACs | difference | against the whole | layers left | s |
 |---|---|---|---|---|---|---|---|---|"""
