@@ -35,7 +35,7 @@ from deploy.stages.job import Job
 from deploy.stages.limits import misses, unchecked
 from deploy.stages.record import Record
 from deploy.stages.tune import tuned, with_threads
-from deploy.stages.weigh import score_fastest_float
+from deploy.stages.weigh import score_floats
 
 _RESULT = "compiled.json"
 STAGES = ("choose", "measure", "verify")
@@ -115,7 +115,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
             stage.outcome += f", {verification.operations} operations one by one"
     decided = winner.decided
     if held.times is not None:
-        held = clocked = score_fastest_float(job, held)
+        held = clocked = score_floats(job, held)
     compiled = Compiled(
         artifact=decided.candidate.artifact,
         options=winner.subject.options.model_dump(mode="json"),

@@ -33,18 +33,25 @@ def weigh(job: Job, held: Race) -> Race:
     return replace(held, memory=weighed)
 
 
-def score_fastest_float(job: Job, held: Race) -> Race:
-    """The race with the drop of its fastest float build, so that this can be compared with the others."""
+def score_floats(job: Job, held: Race) -> Race:
+    """The race with the drop of its best float builds, so that these can be compared with the others.
+
+    The fastest, and the fastest in full precision, which loses nothing; all of them where ``tune`` is full.
+    """
     if not held.floats or held.times is None:
         return held
-    fastest = fastest_of(held, held.floats)
-    score = job.scores(fastest.subject, job.judge)
-    if score is None or fastest.decided.drop is not None:
-        return held
-    drop = score(fastest.decided.candidate)
-    within = drop.within(job.request.budget.max_drop)
-    known = replace(fastest, decided=replace(fastest.decided, drop=drop, within_budget=within))
-    return replace(held, floats=tuple(known if e is fastest else e for e in held.floats))
+    full = [e for e in held.floats if e.precision == "float"]
+    best = [fastest_of(held, among) for among in (held.floats, full) if among]
+    known: list[Entrant] = []
+    for entrant in held.floats:
+        wanted = job.request.tune == "full" or any(entrant is one for one in best)
+        score = job.scores(entrant.subject, job.judge) if wanted else None
+        if score is not None and entrant.decided.drop is None:
+            drop = score(entrant.decided.candidate)
+            within = drop.within(job.request.budget.max_drop)
+            entrant = replace(entrant, decided=replace(entrant.decided, drop=drop, within_budget=within))
+        known.append(entrant)
+    return replace(held, floats=tuple(known))
 
 
 def _scored(job: Job, entrant: Entrant) -> Entrant:
