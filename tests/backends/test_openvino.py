@@ -455,3 +455,18 @@ def test_what_was_given_is_not_written_over(lowered):
     for name, array in kept.items():
         np.testing.assert_array_equal(first[name], array)
         np.testing.assert_array_equal(again[name], array)
+
+
+@pytest.mark.parametrize("size", [8, 20_000])
+@pytest.mark.parametrize("free", ["N", "1"])
+def test_what_only_passes_through_is_that_of_each_run(tmp_path, size, free):
+    """Inputs of either size: small ones are copied into place, large ones read where they lie."""
+    rows = f"float[{free},{size}]"
+    model = graph(f"g ({rows} x) => ({rows} y, {rows} z) {{ [a] y = Identity(x)  [b] z = Relu(x) }}")
+    artifact = OpenVino().lower(model, PLAIN, RUNTIME, tmp_path, SILENT)
+    feeds = [np.random.default_rng(i).standard_normal((1, size)).astype(np.float32) for i in range(3)]
+    with OpenVino().open(artifact, OPTIONS) as runner:
+        found = [runner.run({"x": x}) for x in feeds]
+    for x, outputs in zip(feeds, found, strict=True):
+        np.testing.assert_array_equal(outputs["y"], x)
+        np.testing.assert_array_equal(outputs["z"], np.maximum(x, 0))
