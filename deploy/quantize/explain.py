@@ -232,7 +232,11 @@ def _reason(block: BlockPlan, table: Table | None, share: float | None, able: bo
         said = f"{table.form} would save {_ms(kernel)}, the changes of form around it cost {_ms(around)}"
     else:
         said = here + (f", and changes of form would cost {_ms(around)}" if around > _NOTHING_MS else "")
-    return said if block.reason == SLOWER_SO else f"{_with_noise(block, noisy)}; {said}"
+    if block.reason == SLOWER_SO:
+        return said
+    if block.reason != _FOR_ACCURACY:  # a race, a lock, a user: the table may think otherwise
+        said = f"by the costs of kernels {said}"
+    return f"{_with_noise(block, noisy)}; {said}"
 
 
 def _speed(block: str, table: Table) -> float:

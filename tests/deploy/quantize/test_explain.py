@@ -156,6 +156,11 @@ def test_who_is_float_for_its_noise(explained: Explainer) -> None:
         )
 
 
+def test_where_a_race_decided_the_table_may_think_otherwise(explained: Explainer) -> None:
+    reason = named(explained(("dw",), why="INT8 is slower here"))["dw"].reason
+    assert reason.startswith("INT8 is slower here; by the costs of kernels INT8 would save ")
+
+
 def test_points_are_shares_of_measured_drops(explained: Explainer) -> None:
     """Of the artifact's own drop for what is in integers, of that of all integers for what is not."""
     blocks = named(explained(("dw",), drop=0.001, whole=0.05))
