@@ -4,16 +4,18 @@ A code is told by its lengths alone: codes of one length are consecutive numbers
 symbols. Lengths are the best of at most `LONGEST` bits (package-merge, Larmore and Hirschberg 1990), so that
 a table of 2^LONGEST entries, which fits a processor's first cache, reads a code in one look-up.
 
-Numpy has no fast loop over bits, but it can do one step for thousands of streams: symbol i lies in stream
-i % streams, and each round takes one symbol off every stream.
+Numpy has no fast loop over bits, but it can do one step for thousands of streams: a part's symbol i lies in
+its stream i % streams, and each round takes one symbol off every stream of every part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 LONGEST = 12
-_WINDOW = 64
 _ONE, _SIX, _MASK = np.uint64(1), np.uint64(6), np.uint64(63)
 
 
@@ -64,16 +66,25 @@ def complete(lengths: np.ndarray) -> bool:
     return filled == 1 << LONGEST or (len(used) == 1 and used[0] == 1)
 
 
-def write(symbols: np.ndarray, lengths: np.ndarray, streams: int) -> tuple[np.ndarray, bytes]:
-    """(bytes of each stream, all streams one after the other); a stream begins with a byte of its own."""
+@dataclass(frozen=True)
+class Coded:
+    """``count`` symbols in streams of so many bytes each, by codes of these `complete` lengths."""
+
+    lengths: np.ndarray
+    count: int
+    sizes: np.ndarray
+
+
+def write(symbols: np.ndarray, streams: int, kinds: int) -> tuple[Coded, bytes]:
+    """At least one symbol, each below ``kinds``, in so many streams; each begins with a byte of its own."""
+    lengths = code_lengths(np.bincount(symbols, minlength=kinds))
     table = codes(lengths)
     sizes, parts = [], []
     for stream in range(streams):
         own = symbols[stream::streams]
         bits = lengths[own].astype(np.int64)
         ends = np.cumsum(bits)
-        total = int(ends[-1]) if len(ends) else 0
-        out = np.zeros(-(-total // 8) * 8, np.uint8)
+        out = np.zeros(-(-int(ends[-1]) // 8) * 8, np.uint8)
         code = table[own].astype(np.int64)
         for back in range(LONGEST):
             here = bits > back
@@ -81,30 +92,75 @@ def write(symbols: np.ndarray, lengths: np.ndarray, streams: int) -> tuple[np.nd
         packed = np.packbits(out)
         sizes.append(len(packed))
         parts.append(packed.tobytes())
-    return np.array(sizes, np.int64), b"".join(parts)
+    return Coded(lengths, len(symbols), np.array(sizes, np.int64)), b"".join(parts)
 
 
-def read(data: bytes, sizes: np.ndarray, lengths: np.ndarray, count: int) -> np.ndarray | None:
-    """The ``count`` symbols (uint8) of streams that follow each other; None where the bits do not fit.
+def read(data: bytes, parts: Sequence[Coded]) -> list[np.ndarray] | None:
+    """The symbols (uint8) of each of ``parts``, whose streams follow each other; None where bits do not fit.
 
-    ``lengths`` are `complete` and ``sizes`` add up to ``data``. Whatever the bits are, nothing outside of
-    ``data`` is read, and no more memory is taken than for the symbols, the streams and ``data`` once more.
+    Sizes add up to ``data``, each part has a symbol or more for each of its streams, and a stream or more.
+    Whatever the bits are, nothing outside of ``data`` is read. Memory: a byte for each stream and round, as
+    many rounds as the longest stream has symbols, and ``data`` once more.
     """
-    streams = len(sizes)
-    symbol, bits = _table(lengths)
-    words = np.frombuffer(data + bytes(16 - len(data) % 8), ">u8").astype(np.uint64)
-    ends = np.cumsum(sizes)
-    place = ((ends - sizes) * 8).astype(np.uint64)
+    streams = np.array([len(part.sizes) for part in parts])
+    owner = np.repeat(np.arange(len(parts)), streams)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(streams) - streams, streams)
+    counts = np.array([part.count for part in parts])[owner]
+    many = (counts - within - 1) // streams[owner] + 1
+    # Streams that go on longer come first, so that those at work are always the first so many.
+    order = np.argsort(-many, kind="stable")
+    ends = np.cumsum(np.concatenate([part.sizes for part in parts]))
+    starts = (ends - np.concatenate([part.sizes for part in parts])) * 8
+    symbol, bits, begins = _tables([part.lengths for part in parts])
+    longest = np.array([int(part.lengths.max()) for part in parts])
+    found = _rounds(
+        np.frombuffer(data + bytes(16 - len(data) % 8), ">u8").astype(np.uint64),
+        place := starts[order].astype(np.uint64),
+        many[order],
+        symbol,
+        bits,
+        begins[owner[order]].astype(np.uint64),
+        (64 - longest)[owner[order]].astype(np.uint64),
+        64 // int(longest.max()),
+    )
+    if ((place + np.uint64(7)) >> np.uint64(3) != ends[order].astype(np.uint64)).any():
+        return None
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    columns = np.split(back, np.cumsum(streams)[:-1])
+    rounds = [-(-part.count // len(part.sizes)) for part in parts]
+    return [
+        np.take(found[:last], column, axis=1).reshape(-1)[: part.count]
+        for part, column, last in zip(parts, columns, rounds, strict=True)
+    ]
+
+
+def _rounds(
+    words: np.ndarray,
+    place: np.ndarray,
+    many: np.ndarray,
+    symbol: np.ndarray,
+    bits: np.ndarray,
+    begins: np.ndarray,
+    shift: np.ndarray,
+    together: int,
+) -> np.ndarray:
+    """One symbol off every stream, round by round: (rounds, streams). ``place`` goes on to where each ends.
+
+    ``many`` symbols are in each stream, descending. A stream's table begins at ``begins`` and is looked into
+    by what is left of 64 bits behind ``shift``. ``together`` codes are in these for certain.
+    """
+    found = np.zeros((int(many[0]), len(many)), np.uint8)
+    working = np.searchsorted(-many, -np.arange(len(found)), side="left")
+    room = [np.empty(len(many), np.uint64) for _ in range(4)]
+    short = np.empty(len(many), np.uint8)
     limit = np.uint64(len(words) - 2)
-    rounds = -(-count // streams)
-    found = np.empty((rounds, streams), np.uint8)
-    longest = int(lengths.max())
-    together, shift = _WINDOW // longest, np.uint64(_WINDOW - longest)
-    index, step, window, rest = (np.empty(streams, np.uint64) for _ in range(4))
-    for start in range(0, rounds, together):
-        np.right_shift(place, _SIX, out=index)
+    for start in range(0, len(found), together):
+        alive = int(working[start])
+        index, step, window, rest = (one[:alive] for one in room)
+        np.right_shift(place[:alive], _SIX, out=index)
         np.minimum(index, limit, out=index)
-        np.bitwise_and(place, _MASK, out=step)
+        np.bitwise_and(place[:alive], _MASK, out=step)
         np.take(words, index.view(np.int64), out=window, mode="clip")
         np.left_shift(window, step, out=window)
         index += _ONE
@@ -113,27 +169,33 @@ def read(data: bytes, sizes: np.ndarray, lengths: np.ndarray, count: int) -> np.
         rest >>= _ONE
         rest >>= step
         window |= rest
-        for row in range(start, min(start + together, rounds)):
-            np.right_shift(window, shift, out=index)
-            np.take(symbol, index.view(np.int64), out=found[row], mode="clip")
-            np.take(bits, index.view(np.int64), out=step, mode="clip")
-            if row == rounds - 1:  # the last symbols do not go round
-                step[count - row * streams :] = 0
+        for row in range(start, min(start + together, len(found))):
+            alive = int(working[row])
+            index, step, window = (one[:alive] for one in room[:3])
+            np.right_shift(window, shift[:alive], out=index)
+            index += begins[:alive]
+            np.take(symbol, index.view(np.int64), out=found[row, :alive], mode="clip")
+            np.take(bits, index.view(np.int64), out=short[:alive], mode="clip")
+            np.copyto(step, short[:alive])
             window <<= step
-            place += step
-    if ((place + np.uint64(7)) >> np.uint64(3) != ends.astype(np.uint64)).any():
-        return None
-    return found.reshape(-1)[:count]
+            place[:alive] += step
+    return found
 
 
-def _table(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By the next bits, as many as the longest code has: which symbol begins there, and how long it is."""
-    longest = int(lengths.max())
-    symbol, bits = np.zeros(1 << longest, np.uint8), np.ones(1 << longest, np.uint64)
-    start = 0
-    for length in range(1, longest + 1):
-        for one in np.flatnonzero(lengths == length):
-            end = start + (1 << (longest - length))
-            symbol[start:end], bits[start:end] = one, length
-            start = end
-    return symbol, bits
+def _tables(every: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By the next bits, as many as a part's longest code has: which symbol begins there, and how long it is;
+    the tables of all parts one after the other, and where each begins."""
+    symbols, lengths_, sizes = [], [], []
+    for lengths in every:
+        used = np.flatnonzero(lengths)
+        used = used[np.argsort(lengths[used], kind="stable")]
+        widths = lengths[used].astype(np.int64)
+        places = 1 << (int(lengths.max()) - widths)
+        if len(used) == 1:  # what no code begins with is read as the only one there is
+            places *= 2
+        symbol, bits = np.repeat(used, places).astype(np.uint8), np.repeat(widths, places).astype(np.uint8)
+        symbols.append(symbol)
+        lengths_.append(bits)
+        sizes.append(len(symbol))
+    begins = np.cumsum(sizes) - np.array(sizes)
+    return np.concatenate(symbols), np.concatenate(lengths_), begins

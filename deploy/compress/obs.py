@@ -23,6 +23,8 @@ DAMP = 0.01
 """Of the mean of H's diagonal, added to it: weights stay near where they were in directions not seen."""
 _BLOCK = 128
 _STEPS = 24
+_ENOUGH = 1e-6
+"""Of the first residual's square: conjugate gradients end there."""
 _PAIRS = tuple(combinations(range(FOUR), 2))
 
 
@@ -113,7 +115,7 @@ def refit(sparse: Tensor, weights: Tensor, form: Tensor, pull: Tensor, steps: in
         residual -= length * image
         towards = residual / scale
         after = (residual * towards).sum(1, keepdim=True)
-        if not (after > 1e-8 * first).any():
+        if not (after > _ENOUGH * first).any():
             break
         direction = towards + after / power.clamp_min(1e-30) * direction
         power = after

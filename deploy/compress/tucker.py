@@ -52,10 +52,15 @@ def root(gram: np.ndarray) -> np.ndarray:
 def left(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Left singular vectors, and the squares of all singular values, largest first."""
     if matrix.shape[0] <= matrix.shape[1]:  # the small side's own square is cheaper than a whole SVD
-        values, vectors = np.linalg.eigh(matrix @ matrix.T)
-        return vectors[:, ::-1], np.maximum(values[::-1], 0.0)
+        return _directions(matrix @ matrix.T)
     vectors, values, _ = np.linalg.svd(matrix, full_matrices=False)
     return vectors, values**2
+
+
+def _directions(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvectors of a square that is symmetric and not negative, and its eigenvalues, largest first."""
+    values, vectors = np.linalg.eigh(square)
+    return vectors[:, ::-1], np.maximum(values[::-1], 0.0)
 
 
 def rank_for(powers: np.ndarray, lost: float, multiple: int = 1) -> int:
@@ -78,7 +83,7 @@ def by_outputs(weight: np.ndarray, gram: np.ndarray | None, lost: float, multipl
     channel), or of their own squares, they lose ``lost`` at most.
     """
     flat = weight.reshape(len(weight), -1)
-    vectors, powers = left(flat if gram is None else flat @ root(gram))
+    vectors, powers = left(flat) if gram is None else _directions(flat @ gram @ flat.T)
     up = vectors[:, : rank_for(powers, lost, multiple)]
     return Factors(None, (up.T @ flat).reshape(-1, *weight.shape[1:]), up)
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.compress.codec import _HEAD, _MAGIC, decode, encode
+from deploy.compress.huffman import write
 from deploy.compress.palette import Palette, palette_of
 from deploy.errors import ModelError
 
@@ -46,7 +47,7 @@ def same(one: Palette, other: Palette) -> bool:
 def test_what_is_read_is_what_was_written(seed, shape, values, grouped, size) -> None:
     axis = seed % len(shape) if grouped else None
     one = palette(tuple(shape), values, axis, size if grouped else 0, seed)
-    other = decode(encode(one))
+    other = decode(encode({"w": one}))["w"]
     assert same(one, other)
     assert one.values().tobytes() == other.values().tobytes()
 
@@ -58,7 +59,7 @@ def test_any_array_of_few_values_comes_back_bit_for_bit(dtype) -> None:
         array[0, :4] = [-0.0, 0.0, np.nan, -np.inf]
     found = palette_of(array)
     assert found is not None
-    assert decode(encode(found)).values().tobytes() == array.tobytes()
+    assert decode(encode({"w": found}))["w"].values().tobytes() == array.tobytes()
 
 
 def test_arrays_of_many_values_have_no_palette() -> None:
@@ -71,7 +72,10 @@ def test_arrays_of_many_values_have_no_palette() -> None:
 @pytest.mark.parametrize("shape", [(0,), (3, 0, 2), (1,)])
 def test_empty_and_single_arrays(shape) -> None:
     one = palette(shape, 4)
-    assert same(one, decode(encode(one)))
+    found = decode(encode({"a": one, "b": palette(), "c": one}))
+    assert list(found) == ["a", "b", "c"]
+    assert same(one, found["a"])
+    assert same(palette(), found["b"])
 
 
 def test_the_size_is_close_to_the_entropy() -> None:
@@ -79,7 +83,7 @@ def test_the_size_is_close_to_the_entropy() -> None:
     share = np.bincount(one.indices.reshape(-1)) / one.indices.size
     share = share[share > 0]
     entropy = -(share * np.log2(share)).sum() * one.indices.size / 8
-    assert len(encode(one)) < 1.06 * entropy + 500
+    assert len(encode({"w": one})) < 1.06 * entropy + 500
     assert one.stored_bytes == 128 + one.indices.size * 5 // 8
 
 
@@ -88,7 +92,8 @@ def test_the_size_is_close_to_the_entropy() -> None:
 def test_damaged_bytes_are_one_clear_error(seed: int, changes: int, forged: bool) -> None:
     """``forged``: with a checksum that fits; then what comes out may be wrong, but nothing else."""
     draw = np.random.default_rng(seed)
-    data = bytearray(encode(palette(axis=1, size=7, values=9)))
+    damaged = {"w": palette(axis=1, size=7, values=9), "v": palette((900,), 4)}
+    data = bytearray(encode(damaged))
     for _ in range(changes):
         data[draw.integers(len(data) if not forged else _HEAD.size + 60)] = draw.integers(256)
     if draw.random() < 0.3:
@@ -100,22 +105,25 @@ def test_damaged_bytes_are_one_clear_error(seed: int, changes: int, forged: bool
     except ModelError as e:
         assert str(e).startswith("weights.bin: ")
     else:
-        assert found.values().shape == found.indices.shape
-        assert forged or same(found, palette(axis=1, size=7, values=9))
+        assert all(one.values().shape == one.indices.shape for one in found.values())
+        assert forged or all(same(one, damaged[name]) for name, one in found.items())
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        (0, 2, 0, 0, 1, 16, 0, 0, 1),
-        (0, 2, 0, 1, 1, 16, 0, 0, 2**32 - 1),
-        (2, 8, 1, 1, 2**32 - 1, 256, 0, 1, 1),
-        (0, 8, 1, 0, 0, 1, 7, 1, 1),
-    ],
-)
-@pytest.mark.parametrize("size", [0, 2**16, 2**32 - 1])
+HEADS = {
+    "streams": (0, 2, 0, 1, 1, 16, 0, 0, 2**32 - 1),
+    "groups": (2, 8, 1, 0, 2**32 - 1, 256, 0, 1, 1),
+    "nothing": (0, 8, 1, 0, 0, 1, 7, 1, 1),
+    "plain": (0, 2, 0, 1, 1, 2, 0, 0, 1),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("size", [0, 2**10, 2**16, 2**32 - 1])
 def test_claims_of_great_size_take_no_memory(head, size) -> None:
-    body = _HEAD.pack(*head) + struct.pack("<I", size) * head[1] + bytes(range(256)) * 4
+    given = HEADS[head]
+    shape = struct.pack("<I", size) * given[1]
+    rest = bytes(8) + b"\x01\x01" + struct.pack("<I", 1000) if head == "plain" else bytes(range(256))
+    body = struct.pack("<IH", 1, 1) + b"w" + _HEAD.pack(*given) + shape + rest + bytes(1000)
     data = _MAGIC + struct.pack("<I", zlib.crc32(body)) + body
     tracemalloc.start()
     with pytest.raises(ModelError):
@@ -125,6 +133,20 @@ def test_claims_of_great_size_take_no_memory(head, size) -> None:
     assert peak < 1 << 20
 
 
+def test_streams_of_very_different_lengths_are_refused() -> None:
+    """A round has room for every stream: one long and many short ones would take the product of both."""
+    long = np.zeros(1 << 20, np.uint8)
+    streams = {"long": write(long, 1, 2), "short": write(long[:4096], 4096, 2)}
+    body = struct.pack("<I", 2)
+    for name, (coded, _) in streams.items():
+        body += struct.pack("<H", len(name)) + name.encode()
+        body += _HEAD.pack(0, 1, 0, 1, 1, 2, 0, 0, len(coded.sizes)) + struct.pack("<I", coded.count)
+        body += bytes(8) + coded.lengths.tobytes() + coded.sizes.astype("<u4").tobytes()
+    body += b"".join(data for _, data in streams.values())
+    with pytest.raises(ModelError, match="different lengths"):
+        decode(_MAGIC + struct.pack("<I", zlib.crc32(body)) + body)
+
+
 def test_what_the_format_lacks_is_refused_when_writing() -> None:
     with pytest.raises(ValueError):
-        encode(Palette(np.zeros((1, 2), np.complex64), np.zeros(3, np.uint8)))
+        encode({"w": Palette(np.zeros((1, 2), np.complex64), np.zeros(3, np.uint8))})

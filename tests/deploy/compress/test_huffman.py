@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,34 +70,40 @@ def bit_by_bit(data: bytes, lengths: np.ndarray, count: int) -> list[int]:
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 9), st.integers(1, 60))
-def test_all_streams_are_read_as_one_would_be(seed: int, count: int, streams: int, kinds: int) -> None:
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 9)), min_size=1, max_size=5),
+)
+def test_all_streams_are_read_as_one_would_be(seed: int, parts: list[tuple[int, int]]) -> None:
     draw = np.random.default_rng(seed)
-    symbols = (draw.exponential(kinds / 6, count).astype(int) % kinds).astype(np.uint8)
-    lengths = code_lengths(np.bincount(symbols, minlength=kinds))
-    streams = min(streams, count)
-    sizes, data = write(symbols, lengths, streams)
-    found = read(data, sizes, lengths, count)
+    symbols, coded, streams = [], [], []
+    for count, wanted in parts:
+        kinds = int(draw.integers(1, 60))
+        own = (draw.exponential(kinds / 6, count).astype(int) % kinds).astype(np.uint8)
+        part, data = write(own, min(wanted, count), kinds)
+        symbols.append(own)
+        coded.append(part)
+        streams.append(data)
+        ends = np.cumsum(part.sizes)
+        for i, end in enumerate(ends):
+            alone = own[i :: len(ends)]
+            assert bit_by_bit(data[end - part.sizes[i] : end], part.lengths, len(alone)) == alone.tolist()
+    found = read(b"".join(streams), coded)
     assert found is not None
-    assert (found == symbols).all()
-    ends = np.cumsum(sizes)
-    for i in range(streams):
-        own = symbols[i::streams]
-        assert bit_by_bit(data[ends[i] - sizes[i] : ends[i]], lengths, len(own)) == own.tolist()
+    assert all((a == b).all() for a, b in zip(found, symbols, strict=True))
 
 
 @pytest.mark.parametrize("change", ["bits", "size", "count"])
 def test_what_does_not_end_where_it_should_is_told(change) -> None:
-    draw = np.random.default_rng(0)
-    symbols = draw.geometric(0.3, 4096).clip(0, 15).astype(np.uint8)
-    lengths = code_lengths(np.bincount(symbols, minlength=16))
-    sizes, data = write(symbols, lengths, 4)
+    symbols = np.random.default_rng(0).geometric(0.3, 4096).clip(0, 15).astype(np.uint8)
+    coded, data = write(symbols, 4, 16)
     if change == "bits":
         data = bytes(len(data))
     elif change == "size":
-        sizes = sizes + np.array([1, -1, 0, 0])
-    count = 3000 if change == "count" else 4096
-    assert read(data, sizes, lengths, count) is None
+        coded = replace(coded, sizes=coded.sizes + np.array([1, -1, 0, 0]))
+    else:
+        coded = replace(coded, count=3000)
+    assert read(data, [coded]) is None
 
 
 def test_codes_that_leave_gaps_are_none() -> None:

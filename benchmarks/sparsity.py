@@ -1,0 +1,168 @@
+"""What 2:4 sparsity, low rank and shared weights cost real networks, without any training.
+
+    python benchmarks/sparsity.py --cases DIR [--only NAME,NAME] [--parts sparse,rank,shared]
+
+Each folder of DIR holds model.onnx, calib.npz and eval.npz. Weights are changed in the cleaned graph, as
+compression gets it, batch norm still in it; ONNX Runtime computes with them as floats, so nothing here is
+faster or slower: what is shown is what is lost. Calibration samples (256 at most, a quarter of them held out)
+serve the choice of weights, without labels; eval samples serve scoring alone.
+
+sparse    every product whose inputs are whole fours is 2:4 sparse: by magnitude or by optimal brain surgeon,
+          with and without a better order of the channels before
+rank      products become two or three where that is fewer MACs and weights
+shared    all weights of a tensor are one of so many values; the file at rest is codebook and Huffman codes
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.adapter.batching import run_samples
+from deploy.compress.cluster import Cluster, cluster
+from deploy.compress.codec import decode, encode
+from deploy.compress.lowrank import LowRank, factorize
+from deploy.compress.magnitude import prune_magnitude
+from deploy.compress.sparsify import Sparsify, masks, sparsify
+from deploy.compress.step import Compressed
+from deploy.data.dataset import Dataset, open_dataset
+from deploy.execute.compare import prover
+from deploy.execute.reference import open_graph
+from deploy.frontend import onnx_file
+from deploy.graph.clean import clean
+from deploy.graph.cost import macs
+from deploy.graph.edit import weight_bytes
+from deploy.graph.shapes import infer
+from deploy.graph.summary import tensor_specs
+
+_BATCH = 100
+_DECODED = 5
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str
+    graph: ir.Model
+    calibration: Dataset
+    evaluation: Dataset
+
+
+@dataclass(frozen=True)
+class Scored:
+    top1: float
+    outputs: np.ndarray
+
+
+def opened(case: Path) -> Subject:
+    model = infer(onnx_file.read(case / "model.onnx").model)
+    specs = tensor_specs(model.graph.inputs)
+    data, evaluation = (open_dataset(case / name, specs) for name in ("calib.npz", "eval.npz"))
+    graph = clean(model, prover([next(data.batches(2)).feeds])).model
+    return Subject(case.name, infer(graph), data, evaluation)
+
+
+def score(graph: ir.Model, dataset: Dataset) -> Scored:
+    right, outputs = 0, []
+    with open_graph(graph) as session:
+        for batch in dataset.batches(_BATCH):
+            found = next(iter(run_samples(session, batch.feeds, _BATCH).values())).reshape(len(batch), -1)
+            right += int((found.argmax(1) == batch.targets[""].reshape(-1)).sum())
+            outputs.append(found.astype(np.float64))
+    return Scored(right / len(dataset), np.concatenate(outputs))
+
+
+def lost(exact: Scored, found: Scored) -> str:
+    """Points of accuracy, and noise at the output as a share of its power."""
+    noise = np.square(found.outputs - exact.outputs).sum() / np.square(exact.outputs).sum()
+    return f"{100 * (exact.top1 - found.top1):+.2f} | {100 * noise:.2f}"
+
+
+def sparse(subject: Subject, exact: Scored) -> None:
+    ways: dict[str, Callable[[], Compressed]] = {
+        "magnitude": lambda: sparsify(
+            subject.graph, subject.calibration, Sparsify("magnitude", permute=False)
+        ),
+        "magnitude, permuted": lambda: sparsify(subject.graph, subject.calibration, Sparsify("magnitude")),
+        "OBS": lambda: sparsify(subject.graph, subject.calibration, Sparsify(permute=False)),
+        "OBS, permuted": lambda: sparsify(subject.graph, subject.calibration, Sparsify()),
+        "half the weights, no pattern": lambda: prune_magnitude(subject.graph, 0.5),
+    }
+    for way, make in ways.items():
+        begun = time.process_time()
+        found = make()
+        seconds = time.process_time() - begun
+        count = len(masks(found.graph))
+        told = lost(exact, score(found.graph, subject.evaluation))
+        print(f"| {subject.name} | {way} | {told} | {count or '-'} | {seconds:.0f} |", flush=True)
+
+
+def rank(subject: Subject, exact: Scored) -> None:
+    for data in (None, subject.calibration):
+        for allowed in (0.003, 0.01):
+            begun = time.process_time()
+            found = factorize(subject.graph, data, LowRank(allowed)).graph
+            seconds = time.process_time() - begun
+            told = lost(exact, score(found, subject.evaluation))
+            work = (macs(found) or 0) / (macs(subject.graph) or 1)
+            size = weight_bytes(found) / weight_bytes(subject.graph)
+            by = f"{100 * allowed:g} % by " + ("samples" if data is not None else "squares")
+            figures = f"{told} | {work:.2f} | {size:.2f} | {seconds:.0f}"
+            print(f"| {subject.name} | {by} | {figures} |", flush=True)
+
+
+def shared(subject: Subject, exact: Scored) -> None:
+    for centres, group in ((4, 16), (16, None), (16, 16), (64, None), (256, None)):
+        begun = time.process_time()
+        found = cluster(subject.graph, Cluster(centres, group))
+        seconds = time.process_time() - begun
+        coded = encode(found.palettes)
+        numbers = sum(palette.indices.size for palette in found.palettes.values())
+        fastest = min(_decoding(coded) for _ in range(_DECODED))
+        told = lost(exact, score(found.graph, subject.evaluation))
+        packed = sum(palette.stored_bytes for palette in found.palettes.values())
+        groups = f"for {group} channels" if group else "for a tensor"
+        smaller = f"{4 * numbers / packed:.1f} | {4 * numbers / len(coded):.1f}"
+        speed = f"{4e-6 * numbers / fastest:.0f} | {seconds:.0f}"
+        print(f"| {subject.name} | {centres} {groups} | {told} | {smaller} | {speed} |", flush=True)
+
+
+def _decoding(coded: bytes) -> float:
+    """Processor seconds from bytes to float32 weights."""
+    begun = time.process_time()
+    for palette in decode(coded).values():
+        palette.values()
+    return time.process_time() - begun
+
+
+PARTS: dict[str, tuple[str, Callable[[Subject, Scored], None]]] = {
+    "sparse": ("way | drop, points | noise, % | sparse layers | processor s", sparse),
+    "rank": ("lost at most | drop, points | noise, % | MACs | weights | processor s", rank),
+    "shared": (
+        "values | drop, points | noise, % | times smaller, packed | at rest | MB/s read | processor s",
+        shared,
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=Path, required=True)
+    parser.add_argument("--only", default="r18_cifar10,kwt1_speech_commands")
+    parser.add_argument("--parts", default="sparse,rank,shared")
+    given = parser.parse_args()
+    for part in given.parts.split(","):
+        columns, measure = PARTS[part]
+        print(f"\n| case | {columns} |\n|{'---|' * (2 + columns.count('|'))}", flush=True)
+        for name in given.only.split(","):
+            subject = opened(given.cases / name)
+            measure(subject, score(subject.graph, subject.evaluation))
+
+
+if __name__ == "__main__":
+    main()
