@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from deploy.graph.edit import constant, constant_tensor, scalar
 from deploy.spec.plan import QuantParams
-from deploy.spec.tensors import QuantType
+from deploy.spec.tensors import RANGES, QuantType
 
 TYPES = ("float32", "int8", "uint8", "int32", "int64", "bool")
 """What tensors can be of."""
@@ -19,6 +19,12 @@ class Unsupported(Exception):  # noqa: N818 (it is a verdict, caught for each no
     """A node that cannot be said in TFLite, with the reason."""
 
 
+_BOUNDS: dict[str, tuple[float | None, float | None]] = {
+    "NONE": (None, None), "RELU": (0.0, None), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0),
+}  # fmt: skip
+"""Between what the activations that TFLite fuses keep their results."""
+
+
 def activation_of(node: ir.Node) -> str:
     """The activation that TFLite fuses for this node, NONE where it is none of them."""
     if node.op_type == "Relu":
@@ -26,12 +32,25 @@ def activation_of(node: ir.Node) -> str:
     if node.op_type != "Clip":
         return "NONE"
     low, high = (_bound(node, index) for index in (1, 2))
-    bounds: dict[tuple[float | None, float | None], str] = {
-        (0.0, None): "RELU",
-        (0.0, 6.0): "RELU6",
-        (-1.0, 1.0): "RELU_N1_TO_1",
-    }
-    return bounds.get((low, high), "NONE")
+    return next((name for name, bounds in _BOUNDS.items() if bounds == (low, high)), "NONE")
+
+
+def idle(activation: str, params: QuantParams) -> bool:
+    """Whether an activation changes no result that is rounded by these parameters, since they end there, too.
+
+    So it is behind a sum in INT8 with a Relu, whose range begins at 0: XNNPACK, which fuses activations with
+    convolutions only, would run a kernel of its own that does nothing.
+
+    >>> idle("RELU", QuantParams(type="int8", scale=(0.1,), zero_point=(-128,)))
+    True
+    >>> idle("RELU6", QuantParams(type="int8", scale=(0.1,), zero_point=(-128,)))
+    False
+    """
+    low, high = _BOUNDS[activation]
+    bottom, top = RANGES[params.type]
+    scale, zero = params.scale[0], params.zero_point[0]
+    ends = high is None or zero + round(high / scale) >= top
+    return (low is None or zero + round(low / scale) <= bottom) and ends
 
 
 def _bound(node: ir.Node, index: int) -> float | None:

@@ -13,7 +13,7 @@ from backends.tflite.known import known
 from backends.tflite.layout import Order, plain, same_memory
 from backends.tflite.network import Options
 from backends.tflite.optable import FLOATS, NUMBERS, Lowering, OpTable
-from backends.tflite.reading import Unsupported, dtype_of, stored_constant
+from backends.tflite.reading import Unsupported, dtype_of, idle, stored_constant
 from backends.tflite.terms import Term, options, version
 from deploy.spec.plan import QuantParams
 
@@ -135,6 +135,7 @@ def _pair(code: str, *, integers: bool) -> Lowering:
             elementwise(code, read, result, out, order, activation)
             return
         read, order = operands(out, node.inputs, result, integer=True)
+        activation = "NONE" if idle(activation, params) else activation
         out.emit(code, read, result, options(code, activation), order=order, params=params)
 
     return lower

@@ -27,11 +27,12 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Ran:
-    """What a graph gave in LiteRT and in ONNX Runtime, and the operators of the file."""
+    """What a graph gave in LiteRT and in ONNX Runtime, the operators of the file, what they fuse."""
 
     got: dict[str, np.ndarray]
     want: dict[str, np.ndarray]
     operators: list[str]
+    fused: list[str]
 
 
 def codes(artifact: Artifact) -> list[str]:
@@ -40,6 +41,16 @@ def codes(artifact: Artifact) -> list[str]:
     names = {code: name for name, code in vars(BuiltinOperator).items() if name.isupper()}
     model = read_file(artifact.main)
     return [names[model.operatorCodes[o.opcodeIndex].builtinCode] for o in model.subgraphs[0].operators]
+
+
+def fused(artifact: Artifact) -> list[str]:
+    """The activations that the file's operators have."""
+    from ai_edge_litert.schema_py_generated import ActivationFunctionType
+
+    names = {code: name for name, code in vars(ActivationFunctionType).items() if name.isupper()}
+    options = [o.builtinOptions for o in read_file(artifact.main).subgraphs[0].operators]
+    found = [names[getattr(given, "fusedActivationFunction", 0)] for given in options]
+    return [name for name in found if name != "NONE"]
 
 
 @pytest.fixture
@@ -64,7 +75,7 @@ def ran(tmp_path: Path) -> Callable[..., Ran]:
         with TFLite().open(artifact, options) as runner:
             got = runner.run(feeds)
         with open_graph(model, optimised=False) as session:
-            return Ran(got, session.run(feeds), codes(artifact))
+            return Ran(got, session.run(feeds), codes(artifact), fused(artifact))
 
     return run
 

@@ -155,3 +155,22 @@ def test_int8_is_off_by_a_code_at_most(
     found = ran(text, feeds, constants, delegate=delegate)
     assert code in found.operators and found.operators.count("DEQUANTIZE") == 1
     assert np.abs(found.got["y"] - found.want["y"]).max() <= scale * 1.01
+
+
+@pytest.mark.parametrize(("zero", "activation"), [(-128, 0), (-20, 1)])
+def test_an_activation_that_rounding_does_already_is_left_out(zero: int, activation: int, ran: Run) -> None:
+    """XNNPACK would run a kernel of its own for it."""
+    constants = {"a": np.float32(0.05), "b": np.int8(-3), "s": np.float32(0.05), "t": np.int8(zero)}
+    feeds = {name: RNG.normal(0, 2, (1, 6, 8, 8)).astype(np.float32) for name in "xz"}
+    text = PAIR.replace("m = OP(d, e)", "n = Add(d, e) m = Relu(n)").replace("SIZE", "8,8")
+    for clipped in (
+        text,
+        text.replace("Relu(n)", "Clip(n, lo, hi)").replace("float a,", "float lo, float hi, float a,"),
+    ):
+        given = constants | {"lo": np.float32(0), "hi": np.float32(6)} if "Clip" in clipped else constants
+        found = ran(clipped, feeds, given)
+        assert np.abs(found.got["y"] - found.want["y"]).max() <= 0.05 * 1.01
+        assert found.want["y"].min() == 0
+        assert found.fused.count("RELU") + found.fused.count("RELU6") == (
+            activation or int("Clip" in clipped)
+        )
