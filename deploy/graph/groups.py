@@ -31,7 +31,7 @@ from deploy.graph.legalize import normalisation
 from deploy.graph.shapes import batch_axis, free_dimensions, model_inputs, pin
 from deploy.graph.tie_rules import RULES
 from deploy.graph.tie_sizes import Sizes
-from deploy.graph.ties import ENDS, Pin, Role, Ties
+from deploy.graph.ties import ENDS, Pin, Role, Ties, turned
 
 __all__ = ["FIXED", "Atom", "Family", "Groups", "Place", "Slot", "find_groups", "remaining"]
 
@@ -82,7 +82,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Slot:
-    """The labels along one axis of a constant that ``node`` reads as input ``index``."""
+    """The labels along one axis of a constant that ``node`` reads, maybe turned, as input ``index``."""
 
     tensor: str
     axis: int
@@ -223,7 +223,7 @@ def _collect(model: ir.Model, small: ir.Model, ties: Ties) -> Groups:
     values, sizes = {}, {}
     for value, ids in ties.known.items():
         found = compact(ties.roots(ids))
-        if value.shape is not None and value.shape.is_static():
+        if value.shape is not None and value.shape.is_static() and turned(value) is None:
             sizes[value.name or ""] = sizes_of(value)
         if (found != FIXED).any() and value.name:
             values[value.name] = numbered(np.where(np.isin(found, list(known)), found, FIXED))

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from deploy.graph.edit import constant_tensor, is_constant
 from deploy.graph.labels import Found, sizes_of, varying
-from deploy.graph.ties import Load, Slot, Ties
+from deploy.graph.ties import Load, Ties
 
 
 def einsum(ties: Ties, node: ir.Node) -> Found:
@@ -64,8 +64,8 @@ def _layer(ties: Ties, node: ir.Node, terms: list[str], out: str, index: int) ->
     shape = [sizes[i] if letter in makes else 1 for i, letter in enumerate(term)]
     made = ties.fresh(math.prod(shape)).reshape(shape)
     read = _arranged(ids, other, term)
-    ties.slots.append(Slot(node, index, read, "reads"))
-    ties.slots.append(Slot(node, index, made, "makes"))
+    ties.add(node, index, read, "reads")
+    ties.add(node, index, made, "makes")
     ties.loads.append(Load(node, (read, made)))
     return [_arranged(made, term, out)]
 

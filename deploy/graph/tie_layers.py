@@ -13,13 +13,14 @@ import onnx_ir as ir
 
 from deploy.graph.edit import constant_tensor, is_constant
 from deploy.graph.labels import Found, rank_of, sizes_of, varying
-from deploy.graph.ties import Load, Slot, Ties
+from deploy.graph.ties import Load, Ties, is_weight, turned
 
 
 def _weights(ties: Ties, node: ir.Node, index: int = 1) -> tuple[int, ...] | None:
-    """The sizes of constant float weights, None where they are computed or integers."""
+    """The sizes of constant float weights, turned or not; None where they are computed or integers."""
     value = node.inputs[index]
-    tensor = constant_tensor(value)
+    between = turned(value)
+    tensor = constant_tensor(value if between is None else between[0].inputs[0])
     if tensor is None or not tensor.dtype.is_floating_point():
         ties.because = "its weights are computed, not constant numbers"
         return None
@@ -34,8 +35,8 @@ def _slots(
     ties: Ties, node: ir.Node, rank: int, inputs: tuple[int, np.ndarray], made: tuple[int, np.ndarray]
 ) -> None:
     """Weights of ``rank``, by the (axis, labels) of both sides, and the work that shrinks with them."""
-    ties.slots.append(Slot(node, 1, _put(inputs[1], inputs[0], rank), "reads"))
-    ties.slots.append(Slot(node, 1, _put(made[1], made[0], rank), "makes"))
+    ties.add(node, 1, _put(inputs[1], inputs[0], rank), "reads")
+    ties.add(node, 1, _put(made[1], made[0], rank), "makes")
 
 
 def _conv(ties: Ties, node: ir.Node) -> Found:
@@ -52,7 +53,7 @@ def _conv(ties: Ties, node: ir.Node) -> Found:
         parts: tuple[np.ndarray, ...] = (read, made)
     elif inputs == group:
         made = read.repeat(outputs // group)  # depthwise: an output goes with its input
-        ties.slots.append(Slot(node, 1, _put(read if turned else made, 0, rank), "follows"))
+        ties.add(node, 1, _put(read if turned else made, 0, rank), "follows")
         parts = (read,)
     else:
         made, parts = _grouped(ties, node, read, group, outputs)
@@ -71,7 +72,7 @@ def _grouped(
     if group >= max(into.shape[1], out.shape[1]):
         units = ties.merge(ties.tie(into, [1]), ties.tie(out, [1]))
         first = into if turned else out
-        ties.slots.append(Slot(node, 1, _put(np.broadcast_to(units, first.shape), 0, rank), "makes"))
+        ties.add(node, 1, _put(np.broadcast_to(units, first.shape), 0, rank), "makes")
         return out.reshape(-1), (units.reshape(-1),)
     into_one, out_one = ties.tie(into, [0]).reshape(-1), ties.tie(out, [0]).reshape(-1)
     if turned:
@@ -102,9 +103,9 @@ def _gemm(ties: Ties, node: ir.Node) -> Found:
 def _matmul(ties: Ties, node: ir.Node) -> Found:
     """By a weight matrix on either side, or of two values."""
     left, right = node.inputs
-    if not is_constant(left) and not is_constant(right):
+    if not is_weight(left) and not is_weight(right):
         return _product(ties, node)
-    index, value = (1, left) if is_constant(right) else (0, right)
+    index, value = (1, left) if is_weight(right) else (0, right)
     shape, ids = _weights(ties, node, index), ties.ids(value)
     axis = -1 if index else -2
     if shape is None or len(shape) != 2 or ids.ndim < 2:
@@ -117,8 +118,8 @@ def _matmul(ties: Ties, node: ir.Node) -> Found:
         return [ids]
     reads, makes = (0, 1) if index else (1, 0)
     read, made = ties.along(value, axis, shape[reads]), ties.fresh(shape[makes])
-    ties.slots.append(Slot(node, index, _put(read, reads, 2), "reads"))
-    ties.slots.append(Slot(node, index, _put(made, makes, 2), "makes"))
+    ties.add(node, index, _put(read, reads, 2), "reads")
+    ties.add(node, index, _put(made, makes, 2), "makes")
     ties.loads.append(Load(node, (read, made)))
     return [_put(made, axis, ids.ndim)]
 
@@ -163,7 +164,7 @@ def _recurrent(ties: Ties, node: ir.Node) -> Found:
         return None
     ids = ties.ids(node.inputs[0])
     read = ties.along(node.inputs[0], -1, shape[2]) if ids.ndim == 3 else np.zeros(shape[2], np.int64)
-    ties.slots.append(Slot(node, 1, _put(read, 2, 3), "reads"))
+    ties.add(node, 1, _put(read, 2, 3), "reads")
     ties.loads.append(Load(node, (read,), shape[2] / (shape[2] + sizes_of(node.inputs[2])[-1])))
     for value in node.inputs[2:]:
         ties.pin(ties.ids(value), "they are the state of a recurrent cell")
@@ -180,7 +181,7 @@ def embedding(ties: Ties, node: ir.Node) -> Found:
         return None
     ties.pin(ids, "they choose rows of a table")
     made = ties.fresh(sizes[1])
-    ties.slots.append(Slot(node, 0, made[None, :], "makes"))
+    ties.add(node, 0, made[None, :], "makes")
     return [_put(made, -1, rank)]
 
 

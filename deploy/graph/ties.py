@@ -27,16 +27,20 @@ ALONE = "all of them are one unit: removing it would leave nothing"
 
 @dataclass(frozen=True)
 class Slot:
-    """A constant that has these labels: ``ids`` broadcasts to it, before the end along several axes."""
+    """A constant that has these labels: ``ids`` broadcasts to it, before the end along several axes.
+
+    ``use`` is where it is read, which is in front of ``node`` where a Transpose lies between the two.
+    """
 
     node: ir.Node
     index: int
     ids: np.ndarray
     role: Role
+    use: tuple[ir.Node, int]
 
     @property
     def value(self) -> ir.Value:
-        found = self.node.inputs[self.index]
+        found = self.use[0].inputs[self.use[1]]
         assert found is not None
         return found
 
@@ -92,6 +96,15 @@ class Ties(Labels):
         else:
             super().join(one, other)
 
+    def add(self, node: ir.Node, index: int, ids: np.ndarray, role: Role) -> None:
+        """A constant, turned or not, that ``node`` reads and that has labels ``ids``."""
+        between = turned(node.inputs[index])
+        if between is None:
+            self.slots.append(Slot(node, index, ids, role, (node, index)))
+        else:
+            back = np.argsort(between[1])
+            self.slots.append(Slot(node, index, np.transpose(ids, back), role, (between[0], 0)))
+
     def pin(self, ids: np.ndarray, reason: str) -> None:
         """``ids`` must stay, because of the node being visited."""
         found = np.unique(ids[ids > FIXED])
@@ -111,7 +124,7 @@ class Ties(Labels):
             if size == 1:
                 aligned = np.take(aligned, [0], axis)
         if is_constant(value):
-            self.slots.append(Slot(node, index, aligned, role))
+            self.add(node, index, aligned, role)
         elif aligned.size > 1:
             self.pin(aligned, "they are scaled by what is computed, not by a constant")
 
@@ -130,7 +143,7 @@ class Ties(Labels):
         if len(axes) != 1 or tensor is None or not tensor.dtype.is_floating_point():
             return self.ids(value)
         ids = self.fresh(sizes[axes[0]]).reshape([-1 if a == axes[0] else 1 for a in range(len(sizes))])
-        self.slots.append(Slot(node, index, ids, "makes"))
+        self.add(node, index, ids, "makes")
         return ids
 
     def along(self, value: ir.Value | None, axis: int, size: int) -> np.ndarray:
@@ -217,7 +230,7 @@ class Ties(Labels):
                 readers[slot.value] = {(node, index) for node, index in slot.value.uses()}
             for axis in axes:
                 vectors.setdefault((slot.value, axis), []).append(ids.reshape(-1))
-                claimed.setdefault((slot.value, axis), set()).add((slot.node, slot.index))
+                claimed.setdefault((slot.value, axis), set()).add(slot.use)
         for (value, axis), found in vectors.items():
             for other in found[1:]:
                 self.merge(found[0], other)
@@ -237,6 +250,22 @@ class Ties(Labels):
             if new and pin.node and pin.reason != ENDS:
                 self.left.setdefault(pin.node, pin.reason)
         return reasons
+
+
+def turned(value: ir.Value | None) -> tuple[ir.Node, list[int]] | None:
+    """The Transpose between a constant and its only reader, as of tied weights, and its order."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "Transpose" or not is_constant(node.inputs[0]):
+        return None
+    if len(node.outputs[0].uses()) != 1 or node.outputs[0].is_graph_output():
+        return None
+    order = node.attributes.get_ints("perm")
+    return node, list(order) if order is not None else list(range(len(sizes_of(value))))[::-1]
+
+
+def is_weight(value: ir.Value | None) -> bool:
+    """A constant, or one that is turned for its reader."""
+    return is_constant(value) or turned(value) is not None
 
 
 def _units(ids: np.ndarray, axis: int) -> int:

@@ -44,7 +44,12 @@ def bert() -> ir.Model:
     return n.model(n.dense(n.op("Tanh", n.dense(pooled, 24)), 3))
 
 
-def gpt() -> ir.Model:
+def gpt_turned() -> ir.Model:
+    """The table is turned in front of the product that reads it."""
+    return gpt(turned=True)
+
+
+def gpt(turned: bool = False) -> ir.Model:
     """One table gives tokens their vectors and reads the answer: its width can shrink, its rows cannot."""
     n = Net()
     ids = n.input("n", 10, dtype=ir.DataType.INT64, name="ids")
@@ -54,6 +59,8 @@ def gpt() -> ir.Model:
     mask = n.const(np.triu(np.full((10, 10), -1e4), 1).astype(np.float32))
     for _ in range(2):
         x = n.encoder(x, 24, 4, mask)
+    if turned:
+        return n.model(n.op("MatMul", n.norm(x, 24), n.turn(table, 1, 0), c=30))
     x = n.op("Reshape", n.norm(x, 24), n.const([-1, 24]), c=24)
     return n.model(n.op("Gemm", x, table, transB=1, c=30))
 
@@ -220,7 +227,7 @@ def einsum_attention() -> ir.Model:
 SEQUENTIAL = {
     f.__name__: f
     for f in (
-        vit, vit_packed, bert, gpt, swin, mixer, convnext, crnn, gru_keywords, temporal, autoencoder,
-        point_net, metric, non_local, einsum_attention,
+        vit, vit_packed, bert, gpt, gpt_turned, swin, mixer, convnext, crnn, gru_keywords, temporal,
+        autoencoder, point_net, metric, non_local, einsum_attention,
     )
 }  # fmt: skip
