@@ -17,7 +17,8 @@ QuantType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"
 Precision = Literal["float", "fp16", "bf16", "fp8", "int8", "w8a16", "dynamic", "w8", "w4"]
 """What a block computes in. ``float`` is the runtime's plain float32; ``fp8`` floats of 8 bits, E4M3;
 ``w8a16`` integers, the activations of 16 bits; ``dynamic`` integers by scales found while running; ``w8`` and
-``w4`` floats, the weights alone are integers. ``fp8`` is measured, no plan has it yet."""
+``w4`` floats, the weights alone are integers (a profile's rules may round, while running, what they are
+multiplied by). ``fp8`` is measured, no plan has it yet."""
 
 INTEGER: tuple[Precision, ...] = ("int8", "w8a16")
 """Those whose activations have parameters in the plan."""
