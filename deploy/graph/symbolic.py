@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import onnx_ir as ir
@@ -58,9 +59,14 @@ Sizes = Sequence[Known]
 
 def size(dimension: int | ir.SymbolicDim) -> Known:
     """A dimension of a shape, None if nothing is known of it."""
-    if isinstance(dimension, int):
-        return Size(dimension)
-    text = dimension.value
+    return _read(dimension if isinstance(dimension, int) else dimension.value)
+
+
+@lru_cache(4096)
+def _read(text: int | str | None) -> Known:
+    """The same of a number or a text."""
+    if isinstance(text, int):
+        return Size(text)
     if not text:
         return None
     match = _PRODUCT.fullmatch(text.replace(" ", ""))

@@ -123,6 +123,8 @@ class _Formed:
         self.float = self.integer | {tuple(chain.split("+")) for chain in runtime.fuses_float}
         wide = runtime.quant is not None and runtime.quant.activation == "int16"
         self.integers: Precision = "w8a16" if wide else "int8"
+        self._in_integers: dict[ir.Node, bool] = {}
+        self._static: dict[ir.Value, tuple[int, ...] | None] = {}
 
     def chains(self) -> list[list[ir.Node]]:
         """What is computed, each with what follows it in the same kernel."""
@@ -156,6 +158,11 @@ class _Formed:
     def in_integers(self, node: ir.Node) -> bool:
         """Whether a node computes on codes: all data that it reads come so, and what only moves them has
         codes to write."""
+        if node not in self._in_integers:
+            self._in_integers[node] = self._computes_codes(node)
+        return self._in_integers[node]
+
+    def _computes_codes(self, node: ir.Node) -> bool:
         rules = self.runtime.quant
         if rules is None or node.op_type not in (*rules.compute, *rules.forward, *rules.unify):
             return False
@@ -289,10 +296,15 @@ class _Formed:
                 yield change_of_form(shape, self.integers, tuple(reader.name or "" for reader in readers))
 
     def _shape(self, value: ir.Value | None, node: ir.Node) -> tuple[int, ...]:
-        shape = None if value is None else static_shape(value, self.batch)
+        shape = None if value is None else self._static_shape(value)
         if shape is None:
             raise UnknownSizeError(node.name or "")
         return shape
+
+    def _static_shape(self, value: ir.Value) -> tuple[int, ...] | None:
+        if value not in self._static:
+            self._static[value] = static_shape(value, self.batch)
+        return self._static[value]
 
     def _bytes(self, value: ir.Value, node: ir.Node, integer: bool) -> int:
         tensor = constant_tensor(value)
@@ -300,7 +312,7 @@ class _Formed:
             plan = self.tensors.get(value.name or "")
             each = 4.0 if plan is not None and plan.origin == "bias" else 1.0 if plan is not None else 0.0
             return math.ceil(tensor.size * each) if each else int(tensor.nbytes)
-        shape = static_shape(value, self.batch)
+        shape = self._static_shape(value)
         if shape is None or value.dtype is None:
             raise UnknownSizeError((value.producer() or node).name or "")
         wide = 2 if self.integers == "w8a16" else 1

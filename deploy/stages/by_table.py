@@ -29,6 +29,8 @@ from deploy.stages.limits import expected
 FASTEST = "the fastest by the costs of kernels"
 _AS_FAST = 0.97
 """Of the time of integers what float may take at most to go before them, as they are smaller."""
+_HOPELESS = 1.5
+"""A runtime that is predicted to take so many times what the fastest one takes does not race."""
 
 Decide = Callable[[Subject, bool], tuple[Entrant, ...]]
 """What may ship of one runtime; nothing where it fails, an error where it was the last that is left."""
@@ -68,6 +70,18 @@ def bound(job: Job, subject: Subject) -> float | None:
     except (LookupError, UnknownSizeError, BackendError):
         return None
     return None if found is None else found.ms
+
+
+def may_win(job: Job, subjects: Sequence[Subject]) -> list[Subject]:
+    """Those of ``subjects`` that are worth building for a race: all but those whose fastest form is predicted
+    to take 1.5 times what the fastest of all takes. Two at least, if there are two."""
+    least = {subject.runtime.name: bound(job, subject) for subject in subjects}
+    known = sorted(ms for ms in least.values() if ms is not None)
+    if len(known) < 2:
+        return list(subjects)
+    second = known[1] if len(known) == len(subjects) else known[0]  # who is not known takes part
+    allowed = max(_HOPELESS * known[0], second)
+    return [s for s in subjects if (ms := least[s.runtime.name]) is None or ms <= allowed]
 
 
 def chosen_freely(job: Job, subject: Subject) -> bool:

@@ -15,7 +15,7 @@ from deploy.quantize.candidate import Subject, build_candidate
 from deploy.quantize.decide import Decided, decide, decide_mixed
 from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import compare, race
-from deploy.stages.by_table import chosen_freely, entered
+from deploy.stages.by_table import chosen_freely, entered, may_win
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
 from deploy.stages.ladder import ladder_for
@@ -32,6 +32,8 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     subjects = [subject for subject in job.subjects if subject.runtime.name not in left_out]
     if not job.races:
         return entered(job, subjects, partial(_forms, job))
+    if job.request.tune == "quick" and job.lock is None:
+        subjects = may_win(job, subjects)
     entrants: list[Entrant] = []
     for subject in subjects:
         entrants += _forms(job, subject, not entrants and subject is subjects[-1])

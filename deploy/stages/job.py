@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from deploy.graph.blocks import partition
 from deploy.graph.origin import written_out
 from deploy.graph.summary import tensor_specs
 from deploy.measure.host import host
+from deploy.predict.latency import Prediction
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject
 from deploy.quantize.forms import WeightForm, mixes_samples, with_form
@@ -74,6 +75,11 @@ class Job:
     progress: Progress
     foresight: Foresight = NOTHING_KNOWN
     """What is known of the costs of kernels, by runtime."""
+    predicted: dict[tuple[int, frozenset[str]], tuple[Subject, Prediction | None]] = field(
+        default_factory=dict
+    )
+    """What forms would take, as far as it was asked for: by subject (kept, so that its id stays its own) and
+    float blocks."""
     threads: int | None = None
     """With how many the file as given is timed; None: with as many as were asked for."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from deploy.predict.kernels import UnknownSizeError
-from deploy.predict.latency import predict
 from deploy.quantize.candidate import Subject
 from deploy.quantize.ladder import Ladder
 from deploy.quantize.retrain import Retraining
 from deploy.spec.ladder import ALL, CHEAP
 from deploy.spec.project import WITHOUT_RANGES
+from deploy.stages.by_table import may_win
 from deploy.stages.compress import validated_by
 from deploy.stages.job import Job
 
@@ -16,8 +15,6 @@ _SECONDS = 60.0
 """What each rung that trains may take, by plan."""
 _THREADS = 2
 """A fixed number, so that what is learned does not depend on the machine or on --threads."""
-_HOPELESS = 1.5
-"""A runtime that is predicted to take so many times what the fastest one takes is not worth the climb."""
 
 
 def ladder_for(job: Job, subject: Subject) -> Ladder | None:
@@ -55,19 +52,5 @@ def ladder_for(job: Job, subject: Subject) -> Ladder | None:
 
 
 def _may_win(job: Job, subject: Subject) -> bool:
-    """Whether the costs of kernels leave it a chance against the other runtimes, INT8 throughout."""
-    times = {other.runtime.name: _predicted(job, other) for other in job.subjects}
-    mine = times[subject.runtime.name]
-    known = [ms for ms in times.values() if ms is not None]
-    return mine is None or mine <= _HOPELESS * min(known)
-
-
-def _predicted(job: Job, subject: Subject) -> float | None:
-    """Milliseconds; None where they are not known."""
-    known = job.foresight.runtimes.get(subject.runtime.name)
-    if known is None or subject.runtime.quant is None or not subject.histograms:
-        return None
-    try:
-        return predict(subject.graph, subject.quantized(()), subject.runtime, known.costs).ms
-    except (LookupError, UnknownSizeError):
-        return None
+    """Whether the costs of kernels leave its runtime a chance against the others."""
+    return any(other.runtime.name == subject.runtime.name for other in may_win(job, job.subjects))

@@ -74,6 +74,13 @@ def expected(job: Job, subject: Subject, float_blocks: frozenset[str]) -> Predic
 
     What other devices lend and data sheets say is too rough to choose or refuse by.
     """
+    key = id(subject), float_blocks
+    if key not in job.predicted:
+        job.predicted[key] = subject, _predicted(job, subject, float_blocks)
+    return job.predicted[key][1]
+
+
+def _predicted(job: Job, subject: Subject, float_blocks: frozenset[str]) -> Prediction | None:
     known = job.foresight.runtimes.get(subject.runtime.name)
     if known is None or not known.alike or subject.form is not None:
         return None
@@ -92,8 +99,7 @@ def unchecked(job: Job, entrant: Entrant, held: Race) -> str:
     if latency(job, entrant, held) is not None:
         basis = job.foresight.runtimes[entrant.runtime].basis
         return f"{limit} was checked by prediction alone ({basis}): {why}"
-    title = job.target.profile.title
-    return f"{limit} was not checked: {why}, and nothing measured on {title} is known that would tell"
+    return f"{limit} was not checked: {why}, and no measurements of such a device are known"
 
 
 def _over(ratio: float) -> str:
