@@ -101,9 +101,7 @@ def _coarsened(counts: np.ndarray, steps: int) -> np.ndarray:
     return result
 
 
-def find_range(
-    histogram: Histogram, observer: Observer, *, symmetric: bool, levels: int = _LEVELS
-) -> Range:
+def find_range(histogram: Histogram, observer: Observer, *, symmetric: bool, levels: int = _LEVELS) -> Range:
     """The real interval ``(low, high)``, containing 0, that the integer codes should cover.
 
     ``minmax`` takes everything seen. ``percentile`` cuts 0.01 % off each end. ``mse`` minimises the expected
