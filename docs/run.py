@@ -318,7 +318,18 @@ def installed(name: str, points: str) -> Callable[[Path], None]:
     return make
 
 
+def numbers(folder: Path) -> None:
+    """The digits network as one that puts out numbers: samples with what it should give."""
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(folder / "digits.onnx", providers=["CPUExecutionProvider"])
+    for given, name in (("calib", "seen"), ("eval", "unseen")):
+        x = np.load(folder / f"{given}.npz")["x"]
+        np.savez(folder / f"{name}.npz", x=x, y=session.run(None, {"x": x})[0])
+
+
 FILES: dict[str, Callable[[Path], None]] = {
+    "how-to/choose.md": numbers,
     "how-to/images.md": images,
     "how-to/audio.md": clips,
     "how-to/text.md": reader,
