@@ -90,6 +90,21 @@ def mixes_samples(runtime: Runtime, form: WeightForm | None) -> bool:
     return rules is not None and rules.rounds == "tensor"
 
 
+def stored_share(model: ir.Model, runtime: Runtime, form: WeightForm) -> float:
+    """Which part of the large weights a form stores on a runtime: by rules those of products alone."""
+    large = large_weights(model)
+    rules = None if form == "fp16" else runtime.weights.get(form)
+    stored = large if rules is None else product_weights(model, rules.operations)
+    sizes = {name: math.prod(shape) for name in large if (shape := _static(model, name)) is not None}
+    whole = sum(sizes.values())
+    return sum(sizes.get(name, 0) for name in stored) / whole if whole else 1.0
+
+
+def _static(model: ir.Model, name: str) -> tuple[int, ...] | None:
+    shape = model.graph.initializers[name].shape
+    return None if shape is None or not shape.is_static() else shape.numpy()
+
+
 def store_weights(model: ir.Model, form: WeightForm, runtime: Runtime, excluded: Collection[str]) -> Stored:
     """The graph in that form. Weights that a node in ``excluded`` reads stay as they are."""
     if form == "fp16":

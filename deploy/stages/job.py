@@ -25,7 +25,7 @@ from deploy.measure.host import host
 from deploy.predict.latency import Prediction
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject
-from deploy.quantize.forms import WeightForm, mixes_samples, with_form
+from deploy.quantize.forms import WeightForm, mixes_samples, stored_share, with_form
 from deploy.quantize.place import find_chains
 from deploy.quantize.ranges import Histogram
 from deploy.quantize.trial import Judge
@@ -41,6 +41,8 @@ from deploy.stages.settings import as_locked
 from deploy.stages.target import Route, Target
 
 _SELFTEST_SAMPLES = 8
+_TOO_FEW = 1 / 3
+"""Part of the weights that another runtime stores in a form, below which one does not take part."""
 _SCORING_THREADS = 2
 """For accuracy only: a fixed number, so that a score does not depend on the machine or on --threads."""
 
@@ -162,12 +164,13 @@ def open_job(
     def examiner(dataset: Dataset | None) -> Examiner | None:
         return None if dataset is None else Examiner(dataset, opened, request.metric, request.root)
 
+    subjects = tuple(
+        as_locked(subject_for(target, route, made_of.prepared, histograms, request, roles.classes), lock)
+        for route in target.routes
+    )
     return Job(
         target=target,
-        subjects=tuple(
-            as_locked(subject_for(target, route, made_of.prepared, histograms, request, roles.classes), lock)
-            for route in target.routes
-        ),
+        subjects=_that_store(subjects, progress),
         request=request,
         roles=roles,
         baseline=baseline,
@@ -178,6 +181,19 @@ def open_job(
         progress=progress,
         foresight=foresight,
     )
+
+
+def _that_store(subjects: tuple[Subject, ...], progress: Progress) -> tuple[Subject, ...]:
+    """Without those that store next to nothing in the form asked for, where others store most of the weights:
+    being small is what it is for, and what is left float may well be faster."""
+    shares = {
+        s.runtime.name: stored_share(s.graph, s.runtime, s.form) for s in subjects if s.form is not None
+    }
+    most = max(shares.values(), default=0.0)
+    for name, share in shares.items():
+        if share < _TOO_FEW * most:
+            progress.note(f"{name} is left out: it has that form for {share:.0%} of the weights only")
+    return tuple(s for s in subjects if shares.get(s.runtime.name, 1.0) >= _TOO_FEW * most)
 
 
 def subject_for(

@@ -135,6 +135,35 @@ def test_onnx_runtime_has_them_for_products(dense, tmp_path, precision: Precisio
     assert verify_bundle(bundle.folder).passed
 
 
+def test_a_runtime_that_would_store_next_to_nothing_takes_no_part(model, tmp_path, caplog):
+    caplog.set_level("INFO", "deploy")
+    bundle = build(
+        model, target="x86-vnni", precision="w8", measure=False, out=tmp_path, cache=tmp_path / "cache"
+    )
+    assert bundle.manifest.runtime == "tflite", "it stores convolutions, too"
+    assert "ort is left out: it has that form for" in caplog.text
+
+
+def test_what_looks_at_a_whole_batch_is_scored_sample_by_sample(dense, tmp_path, monkeypatch):
+    import deploy.stages.baseline as baseline
+
+    sizes = []
+    evaluate = baseline.evaluate
+
+    def recorded(runner, dataset, metric, *, batch=32):
+        sizes.append((type(runner).__name__, batch))
+        return evaluate(runner, dataset, metric, batch=batch)
+
+    monkeypatch.setattr(baseline, "evaluate", recorded)
+    data = {"x": np.random.default_rng(1).normal(size=(12, 8, 128)).astype(np.float32)}
+    for precision in ("dynamic", "w8"):
+        build(
+            dense, target="x86-vnni", runtime="ort", precision=precision, eval=data, measure=False,
+            out=tmp_path / precision, cache=tmp_path / "cache",
+        )  # fmt: skip
+    assert [batch for _, batch in sizes] == [32, 1, 32, 32], "the float model, the artifact; the same again"
+
+
 @pytest.mark.parametrize("precision", ["dynamic", "w4"])
 def test_on_arm_they_are_written_at_its_own_operator_set(dense, tmp_path, precision: PrecisionRequest):
     bundle = build(
