@@ -188,6 +188,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "measurements: latency_ms": measurement.Latency,
     "measurements: conditions": measurement.Conditions,
     "measurements: attempts": measurement.Attempt,
+    "measurements: front": measurement.Point,
     "measurements: blocks": measurement.BlockTime,
     "measurements: stages": manifest.StageTime,
 }
