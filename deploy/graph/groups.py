@@ -43,7 +43,7 @@ _FREE = (32, 64, 128, 224)
 """What stands for other free sizes: the first with which all shapes are known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
     """Indices along one axis of a constant. ``role`` is that of the first node that reads it."""
 
@@ -54,7 +54,7 @@ class Place:
     node: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Atom:
     """What goes together. ``parameters`` and ``macs`` (of one sample) go with it when it goes alone."""
 
@@ -64,7 +64,7 @@ class Atom:
     macs: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """Atoms that take equally much of the same constants and values: any of them may go, not all.
 
@@ -80,7 +80,7 @@ class Family:
     restricted: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
     """The labels along one axis of a constant that ``node`` reads, maybe turned, as input ``index``."""
 
@@ -92,7 +92,7 @@ class Slot:
     index: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Groups:
     """All that was found. Labels are numbers of atoms, or `FIXED`.
 

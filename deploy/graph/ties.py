@@ -25,7 +25,7 @@ ENDS = "they are the model's inputs or outputs"
 ALONE = "all of them are one unit: removing it would leave nothing"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
     """A constant that has these labels: ``ids`` broadcasts to it, before the end along several axes.
 
@@ -45,7 +45,7 @@ class Slot:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Load:
     """A node of whose multiplications a ``share`` shrinks in proportion to each of ``parts``, labels."""
 
@@ -54,7 +54,7 @@ class Load:
     share: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pin:
     """Labels that must stay because of a node ('' for the graph's ends)."""
 
