@@ -64,7 +64,8 @@ def _picked(request: Request, number: int) -> Lock:
     lock = load_lock(_earlier(request))
     choices = [Choice(what="point", chosen=f"{number} of {len(points)}", reason=PICKED)]
     if point.mixed:  # by this reason a replay knows why blocks are float
-        choices.insert(0, Choice(what="INT8 blocks", chosen=point.form, reason=BY_COSTS))
+        count = point.form.removeprefix("int8 in ").removesuffix(" blocks")
+        choices.insert(0, Choice(what="INT8 blocks", chosen=count, reason=BY_COSTS))
     seen = point.chosen or not lock.looks
     return lock.model_copy(
         update={
