@@ -22,11 +22,13 @@ from deploy.graph.edit import constant, sole_consumer
 from deploy.progress import Progress
 from deploy.train.gram import PLACES, Layer, layer_of
 from deploy.train.loader import number
-from deploy.train.units import Pieces, Quantized, Stop, batches, error, single_units, walk
+from deploy.train.units import Pieces, Quantized, Stop, batches, error, held_bytes, single_units, walk
 
 _BATCH = 16
 _HELD_OUT = 4
 """One batch of so many is held out."""
+_MEMORY = 1 << 30
+"""Bytes of inner values that are held for all samples; of larger ones fewer samples are taken."""
 _SLIGHT = 1e-3
 """Of the largest slope of a batch norm: channels below have no say."""
 
@@ -87,6 +89,8 @@ class Layers:
         self.pieces = Pieces(model)
         self.units = single_units(model, partition(model), products)
         self.feeds = batches(model, dataset, samples, _BATCH)
+        held = held_bytes(self.pieces, self.units, self.feeds[0])
+        self.feeds = self.feeds[: max(2, _MEMORY // max(held, 1))]
         if len(self.feeds) < 2:
             raise DataError(
                 f"{dataset.origin}: two batches are needed, of {_BATCH} samples or as the model has it",

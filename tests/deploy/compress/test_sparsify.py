@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from deploy.compress import layers
 from deploy.compress.layers import goal
 from deploy.compress.pattern import products, sparse_2_4
 from deploy.compress.permute import Search
@@ -110,6 +111,16 @@ def test_a_zero_that_is_lost_is_named(residual, data) -> None:
     replace_weight(found, node, 1, np.ones((16, 24, 3, 3), np.float32))
     with pytest.raises(VerificationError, match="w3"):
         prove(found, ["w2", "w3"])
+
+
+def test_large_inner_values_take_fewer_samples(residual, data, monkeypatch) -> None:
+    def counted() -> int:
+        wanted = {p.weight: p for p in products(residual)}
+        return len(layers.Layers(residual, wanted, data(residual, 128), 128, 0).feeds)
+
+    assert counted() == 8
+    monkeypatch.setattr(layers, "_MEMORY", 1)
+    assert counted() == 2
 
 
 def test_too_few_samples_are_refused(residual, data) -> None:
