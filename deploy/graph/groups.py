@@ -28,12 +28,12 @@ from deploy.graph.cost import is_parameter, macs_of
 from deploy.graph.edit import constant_tensor
 from deploy.graph.labels import FIXED, compact, sizes_of, varying
 from deploy.graph.legalize import normalisation
-from deploy.graph.shapes import batch_axis, free_dimensions, model_inputs, pin
+from deploy.graph.shapes import batch_axis, free_dimensions, infer, model_inputs, pin
 from deploy.graph.tie_rules import RULES
 from deploy.graph.tie_sizes import Sizes
 from deploy.graph.ties import ENDS, Pin, Role, Ties, turned
 
-__all__ = ["FIXED", "Atom", "Family", "Groups", "Place", "Slot", "find_groups", "remaining"]
+__all__ = ["FIXED", "Atom", "Family", "Groups", "Place", "Slot", "copied", "find_groups", "remaining"]
 
 _BATCH = 2
 """What stands for a free batch: 1 would let axes that are squeezed look like channels that are lost."""
@@ -169,6 +169,13 @@ def remaining(groups: Groups, removed: Collection[int]) -> tuple[int, int]:
     )
     macs = sum(macs * math.prod(float((~gone[p]).mean()) for p in parts) for macs, parts in groups.loads)
     return parameters, round(macs)
+
+
+def copied(model: ir.Model) -> ir.Model:
+    """A copy whose values have ranks: shapes are inferred where one has none."""
+    copy = model.clone()
+    known = all(v.shape is not None for node in copy.graph for v in node.outputs if v.name)
+    return copy if known else infer(copy)
 
 
 def _sized(model: ir.Model) -> ir.Model:

@@ -20,7 +20,7 @@ from deploy.graph.edit import (
     names,
     take_over,
 )
-from deploy.graph.groups import Groups
+from deploy.graph.groups import Groups, copied
 from deploy.graph.labels import rank_of, varying
 from deploy.graph.shapes import infer
 from deploy.graph.tie_rules import reduced
@@ -37,7 +37,7 @@ def masked(model: ir.Model, groups: Groups, removed: Collection[int]) -> ir.Mode
     """A copy of ``model`` in which the atoms ``removed`` reach nothing; ``groups`` are those of it."""
     gone = np.zeros(1 + max(groups.atoms, default=0), bool)
     gone[list(removed)] = True
-    writing = _Writing(infer(model.clone()), groups, gone)
+    writing = _Writing(copied(model), groups, gone)
     for node in list(writing.model.graph):
         if node.op_type in _MIXING:
             writing.zero_what_is_read(node)

