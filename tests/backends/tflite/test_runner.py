@@ -1,0 +1,45 @@
+"""One opened file fed with batches of changing sizes: LiteRT is told of a size only when it changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+pytest.importorskip("ai_edge_litert")
+from backends.tflite import TFLite
+from deploy.adapter.profiles import load_profile
+from deploy.graph.shapes import infer
+from deploy.progress import SILENT
+from deploy.spec.artifact import Artifact
+from deploy.spec.plan import Plan
+from deploy.spec.profile import Runtime
+
+TEXT = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[N,3,4,4] x, float[N,3] s) => (float[N,3] y, float[N,3] z) {
+    [a] r = Relu(x)  [b] p = GlobalAveragePool(r)  [c] y = Flatten(p)  [d] z = Add(y, s) }"""
+
+
+def lowered(text: str, runtime: Runtime, folder: Path) -> Artifact:
+    plan = Plan(graph_sha256="", target="", runtime="tflite")
+    return TFLite().lower(infer(ir.from_onnx_text(text)), plan, runtime, folder, SILENT)
+
+
+def test_batches_of_changing_sizes(tmp_path: Path) -> None:
+    runtime = load_profile("android").runtime_named("tflite")
+    artifact, backend = lowered(TEXT, runtime, tmp_path), TFLite()
+    rng = np.random.default_rng(0)
+    earlier: list[tuple[np.ndarray, np.ndarray]] = []
+    with backend.open(artifact, backend.options(runtime, 1)) as runner:
+        for count in (1, 1, 4, 0, 2, 1):
+            x = rng.standard_normal((count, 3, 4, 4)).astype(np.float32)
+            s = rng.standard_normal((count, 3)).astype(np.float32)
+            found = runner.run({"x": x, "s": s}, want=("r",) if count == 4 else ())
+            mean = np.maximum(x, 0).mean(axis=(2, 3)) if count else np.zeros((0, 3), np.float32)
+            np.testing.assert_allclose(found["y"], mean, atol=1e-6)
+            np.testing.assert_allclose(found["z"], mean + s, atol=1e-6)
+            earlier.append((found["y"], mean))
+    for kept, mean in earlier:  # none was written over by a later run
+        np.testing.assert_allclose(kept, mean, atol=1e-6)
