@@ -15,7 +15,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +49,9 @@ _ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Relative error of any value rounded to these types, and so of an output."""
 _LAST_BITS = 2.0**-22
 _FLIPPING = 2.0**-17
-"""By how much inputs are shaken where products round them while running: a code in a thousand flips, as one
-may in another kernel. Not rounding at all is still ten times as far off."""
+"""By how much inputs are shaken where products round them while running: a code in a thousand flips, as some
+do in another kernel. A network may amplify one to what all rounding costs, so that kernels do round, and how,
+shows at single products (tests/backends/test_weight_forms.py), not here."""
 _FLOAT_PRODUCTS = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """ONNX Runtime would round activations where weights alone are integers, and so make noise of its own."""
 _SECOND_IS_EXACT = ("QuantizeLinear", "DequantizeLinear", "Resize")
@@ -119,9 +120,10 @@ def _half_noise(model: ir.Model, samples: Arrays, want: Arrays, around: str) -> 
     generator = np.random.default_rng(0)
     by = _SHAKEN_BY * _ROUNDING[around]
     count, worst = sample_count(samples), 0.0
+    exact = _exact_constants(model)
     for _ in range(max(4, _SHAKEN_SAMPLES // count)):
         feeds = {name: _shaken(array, generator, by) for name, array in samples.items()}
-        shaken = _with_shaken_constants(model, generator, by, around)
+        shaken = _with_shaken_constants(model, generator, by, around, exact)
         with open_graph(shaken, optimised=False) as session:
             worst = max(worst, _finite(largest_error(want, run_samples(session, feeds, count))))
     return worst
@@ -133,21 +135,11 @@ def _finite(error: float) -> float:
 
 
 def _with_shaken_constants(
-    model: ir.Model, generator: np.random.Generator, by: float, around: str
+    model: ir.Model, generator: np.random.Generator, by: float, around: str, exact: Collection[str | None]
 ) -> ir.Model:
-    """A copy with the constants shaken that ``around`` rounds.
-
-    Not the scales, which an integer kernel takes as they are, nor what stays float32 in float16 graphs (the
-    scales of a Resize, a step of Range), nor a lone number that the type holds (an exponent of 2).
-    """
+    """A copy with the constants shaken that ``around`` rounds: not those called ``exact``, nor lone numbers
+    that the type holds (an exponent of 2)."""
     copy = model.clone()
-    held = held_back(copy)
-    exact = {
-        value.name
-        for node in copy.graph
-        for index, value in enumerate(node.inputs)
-        if value is not None and (node.name in held or (index > 0 and node.op_type in _SECOND_IS_EXACT))
-    }
     for name, value in sorted(copy.graph.initializers.items()):
         array = constant(value)
         if array is None or array.dtype != np.float32 or name in exact:
@@ -156,6 +148,18 @@ def _with_shaken_constants(
             continue
         value.const_value = ir.tensor(_shaken(array, generator, by), name=name)
     return copy
+
+
+def _exact_constants(model: ir.Model) -> frozenset[str | None]:
+    """Not shaken: scales, which an integer kernel takes as they are, and what stays float32 in float16 graphs
+    (the scales of a Resize, a step of Range)."""
+    held = held_back(model)
+    return frozenset(
+        value.name
+        for node in model.graph
+        for index, value in enumerate(node.inputs)
+        if value is not None and (node.name in held or (index > 0 and node.op_type in _SECOND_IS_EXACT))
+    )
 
 
 def _holds(around: str, number: np.ndarray) -> bool:

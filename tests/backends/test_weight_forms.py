@@ -114,6 +114,22 @@ def test_the_file_computes_what_the_graph_says(name, form, tmp_path):
     assert max(offs) < 0.03
 
 
+@pytest.mark.parametrize("size", [128, 160, 384])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["ort", "openvino"])
+def test_a_product_rounds_exactly_as_it_is_written_out(name, form, size, tmp_path):
+    text = f"g (float[n,{size}] x) => (float[n,48] y) {{ [a] y = MatMul(x, w) }}"
+    stored, _, artifact = written(graph(text, {"w": (size, 48)}), name, form, tmp_path)
+    offs, float_offs = [], []
+    for rows in (1, 2, 5, 16, 64):
+        x = np.random.default_rng(rows).normal(0, 1, (rows, size)).astype(np.float32)
+        got = run(artifact, name, form, x)
+        offs.append(largest_error(literal(stored.literal(), x), got))
+        float_offs.append(largest_error(literal(stored.graph, x), got))
+    assert np.median(offs) < 2e-6
+    assert (min(float_offs) > 1e-3) == bool(stored.rounding), "and it does round"
+
+
 @pytest.mark.parametrize(("form", "smaller"), [("dynamic", 3.5), ("w8", 3.4), ("w4", 5.8)])
 @pytest.mark.parametrize("name", ["ort", "openvino"])
 def test_the_file_is_smaller(name, form, smaller, tmp_path):
