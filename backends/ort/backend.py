@@ -18,7 +18,7 @@ from backends.ort.profile import operation_times
 from deploy.adapter.protocol import Arrays, Availability, Runner, Variant
 from deploy.adapter.refusal import refusal
 from deploy.errors import BackendError
-from deploy.execute.reference import Session, open_graph
+from deploy.execute.reference import YIELDING, Session, open_graph
 from deploy.execute.refusals import refusal as why_not
 from deploy.frontend.onnx_file import write
 from deploy.frontend.opset import retarget
@@ -73,6 +73,11 @@ class OnnxRuntime:
             Variant(name, options.model_copy(update={"session": {**options.session, key: value}}))
             for name, key, value in _THREADED
         ]
+
+    def yielding(self, options: Options) -> Options:
+        if not isinstance(options, OrtOptions) or options.threads == 1:
+            return options
+        return options.model_copy(update={"session": {**options.session, **YIELDING}})
 
     def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
         """ONNX Runtime says itself what it cannot run: the whole graph is tried first, then node by node."""

@@ -163,6 +163,14 @@ class Tunes(Protocol):
 
 
 @runtime_checkable
+class Yields(Protocol):
+    """A backend whose threads can wait without holding their core."""
+
+    def yielding(self, options: Options) -> Options:
+        """The same options for work that nobody times."""
+
+
+@runtime_checkable
 class Describes(Protocol):
     """A backend whose format has a place for names of classes and the like."""
 

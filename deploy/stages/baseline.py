@@ -131,19 +131,20 @@ def compare(
     artifact: tuple[Contender, Timing],
     feeds: Arrays,
     *,
-    scratch: Path,
+    scratch: Path | None,
 ) -> Comparison:
-    """The figures of a race, with the peak memory of each contender in a child process of its own."""
+    """The figures of a race, with the peak memory of each contender in a child process of its own, unless
+    there is no ``scratch`` folder for that."""
     pairs = {"baseline": baseline, "artifact": artifact}
     asked = {name: (who.artifact, who.options) for name, (who, _) in pairs.items()}
-    memory = peak_memory(asked, feeds, scratch)
+    memory = {} if scratch is None else peak_memory(asked, feeds, scratch)
 
     def measurement(name: str) -> Measurement:
         who, timing = pairs[name]
         here = who.backend.available()
         return Measurement(
             latency_ms=timing.summary(),
-            peak_memory_bytes=memory[name],
+            peak_memory_bytes=memory.get(name),
             conditions=Conditions(
                 device=f"{host().cpu} ({platform.system()})",
                 runtime=f"{here.runtime} {here.version}",

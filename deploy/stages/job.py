@@ -12,12 +12,12 @@ import numpy as np
 
 from deploy.adapter.batching import fixed_batch
 from deploy.adapter.discover import find_backend
-from deploy.adapter.protocol import Runner
+from deploy.adapter.protocol import Runner, Yields
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop
 from deploy.data.metrics import make_metric
 from deploy.errors import UsageError
-from deploy.execute.reference import Session
+from deploy.execute.reference import YIELDING, Session
 from deploy.graph.blocks import partition
 from deploy.graph.origin import written_out
 from deploy.graph.summary import tensor_specs
@@ -118,6 +118,8 @@ class Job:
         if examiner is None:
             return None
         options = subject.options.model_copy(update={"threads": _SCORING_THREADS})
+        if isinstance(subject.backend, Yields):
+            options = subject.backend.yielding(options)
 
         def score(candidate: Candidate) -> Drop:
             with subject.backend.open(candidate.artifact, options) as runner:
@@ -159,7 +161,7 @@ def open_job(
     roles, request, target = made_of.roles, made_of.request, made_of.target
 
     def opened() -> AbstractContextManager[Runner]:
-        return Session(baseline.main, threads=_SCORING_THREADS)
+        return Session(baseline.main, threads=_SCORING_THREADS, settings=YIELDING)
 
     def examiner(dataset: Dataset | None) -> Examiner | None:
         return None if dataset is None else Examiner(dataset, opened, request.metric, request.root)
