@@ -51,7 +51,7 @@ class Arena:
         return SimpleNamespace(
             request=SimpleNamespace(budget=self.budget, objective=self.objective),
             target=SimpleNamespace(profile=SimpleNamespace(memory={}, title="a CPU")),
-            foresight=SimpleNamespace(runtimes={}),
+            foresight=SimpleNamespace(runtimes={}), predicted={},
             why_not_measured="" if self.timed else "measuring was switched off",
             scores=lambda subject, examiner: None,
             judge=None, accept=None, work=Path("work"),
