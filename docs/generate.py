@@ -208,6 +208,8 @@ def profile_page() -> str:
         section("precision.<name>", profile_spec.Figure),
         section("runtime", profile_spec.Runtime, array=True),
         section("runtime.quant, runtime.quant16", profile_spec.QuantRules),
+        section("runtime.weights.<form>", profile_spec.WeightRules),
+        section("runtime.weights.<form>.pays", profile_spec.WeightGain, array=True),
         section("runtime.quant.fixed_output.<op>", profile_spec.FixedOutput),
         section("runtime.sparsity", profile_spec.Sparsity),
     )
@@ -301,10 +303,11 @@ def rules(profile: Profile, runtime: Runtime) -> str:
         "| rule | value |",
         "|---|---|",
     ]
-    lines += stated(runtime, "", ("name", "quant", "quant16", "sparsity", "source", "date"))
-    for name, table in (("quant", runtime.quant), ("quant16", runtime.quant16)):
+    lines += stated(runtime, "", ("name", "quant", "quant16", "weights", "sparsity", "source", "date"))
+    weights = [(form, own) for form, own in runtime.weights.items() if form in runtime.forms]
+    for name, table in (("quant", runtime.quant), ("quant16", runtime.quant16), *weights):
         if table is not None:
-            lines += stated(table, f"{name}: ", ("source", "date"))
+            lines += stated(table, f"{name}: ", ("source", "date", "pays"))
             lines.append(f"| {name}: source | {linked(table.source)}, {table.date} |")
     if runtime.sparsity is not None:
         lines.append(
