@@ -25,7 +25,7 @@ class TimingPlan:
 
 @dataclass(frozen=True)
 class Timing:
-    """Single runs in milliseconds, and the median of each round."""
+    """Single runs in milliseconds, and what stands for each round: its median, mostly."""
 
     runs: np.ndarray
     rounds: np.ndarray
@@ -69,13 +69,14 @@ def knock_out(
     """Time many runners for little: in each of a few equally long parts the slower half leaves.
 
     Successive halving (Karnin, Koren and Somekh 2013). The first runner is what the others are compared with:
-    it stays to the end, and rounds of those that left are its first ones. Takes about ``seconds``, though two
-    rounds of everybody at least.
+    it stays to the end, and rounds of those that left are its first ones. Of each round the faster runs
+    count, by their lower quartile: others only disturb. Takes about ``seconds``, though two rounds of all at
+    least.
     """
     standard, *rivals = runners
     repeats = {name: _warm_up(runner, feeds, slice_s) for name, runner in runners.items()}
     runs: dict[str, list[float]] = {name: [] for name in runners}
-    medians: dict[str, list[float]] = {name: [] for name in runners}
+    quartiles: dict[str, list[float]] = {name: [] for name in runners}
     parts = max(1, ceil(log2(len(rivals) + 1)))
     for part in range(parts):
         end = time.perf_counter() + seconds / parts
@@ -84,13 +85,13 @@ def knock_out(
             for name in order:
                 times = _runs(runners[name], feeds, repeats[name])
                 runs[name] += times
-                medians[name].append(float(np.median(times)))
+                quartiles[name].append(float(np.percentile(times, 25)))
             order.reverse()
             rounds += 1
-        rivals.sort(key=lambda name: float(np.median(medians[name])))
+        rivals.sort(key=lambda name: float(np.median(quartiles[name])))
         if part < parts - 1:
             rivals = rivals[: max(1, len(rivals) // 2)]
-    return {name: Timing(np.asarray(runs[name]), np.asarray(medians[name])) for name in runners}
+    return {name: Timing(np.asarray(runs[name]), np.asarray(quartiles[name])) for name in runners}
 
 
 def _runs(runner: Runner, feeds: Arrays, count: int) -> list[float]:
