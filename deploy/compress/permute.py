@@ -123,7 +123,7 @@ def arrange(scores: np.ndarray, search: Search) -> np.ndarray:
     if len(scores) > _ROWS:
         scores = scores[np.sort(draw.choice(len(scores), _ROWS, replace=False))]
     state = _Fours(np.ascontiguousarray(scores.T, dtype=np.float32))
-    best, most = state.order(), -np.inf
+    best, most = state.order(), -1.0
     left = int(search.exchanges * count)
     for shake in range(search.shakes + 1):
         if shake:
@@ -131,7 +131,7 @@ def arrange(scores: np.ndarray, search: Search) -> np.ndarray:
                 state.exchange(int(state.members[four, draw.integers(FOUR)]), int(draw.integers(count)))
         while left > 0 and state.improve():
             left -= 1
-        if state.kept() > most * (1 + 1e-6) if most > 0 else True:
+        if state.kept() > most:
             best, most = state.order(), state.kept()
         else:
             state.reset(best)
