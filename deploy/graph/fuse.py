@@ -26,6 +26,7 @@ from deploy.graph.edit import (
 )
 from deploy.graph.fold import fold_constants
 from deploy.graph.noop import drop_noops, merge_reshapes, merge_transposes
+from deploy.graph.projections import merge_projections
 from deploy.graph.rewrite import Prove, Rewrite, Rewritten, Steps, rewrite
 
 __all__ = ["STEPS", "Prove", "Rewrite", "Rewritten", "fuse"]
@@ -151,6 +152,7 @@ STEPS: Steps = {
     "drop no-ops": drop_noops,
     "merge transposes": merge_transposes,
     "merge reshapes": merge_reshapes,
+    "merge projections": merge_projections,
     # A MatMul has no bias to fold into, a Gemm has.
     "MatMul to Gemm": matmul_to_gemm,
     # Backwards before forwards: behind a convolution it always fits, before one only without padding.
