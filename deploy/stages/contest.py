@@ -32,7 +32,7 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     subjects = [subject for subject in job.subjects if subject.runtime.name not in left_out]
     if not job.races:
         return entered(job, subjects, partial(_forms, job))
-    if job.request.tune == "quick" and job.lock is None:
+    if job.request.tune == "quick" and job.lock is None and job.request.objective == "latency":
         subjects = may_win(job, subjects)
     entrants: list[Entrant] = []
     for subject in subjects:
