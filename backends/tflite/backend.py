@@ -20,7 +20,7 @@ from backends.tflite.profile import operation_times
 from backends.tflite.readback import read_tensors
 from backends.tflite.runner import TFLiteOptions, TFLiteRunner
 from backends.tflite.sdk import interpreter, version
-from backends.tflite.write import read_file, to_bytes
+from backends.tflite.write import forget, seen_file, to_bytes
 from deploy.adapter.protocol import Arrays, Availability, Runner
 from deploy.errors import ToolchainError
 from deploy.graph.fixed import fix_batch
@@ -91,6 +91,7 @@ class TFLite:
         inputs, outputs = tensor_specs(graph.graph.inputs), tensor_specs(graph.graph.outputs)
         content = to_bytes(out, inputs, outputs)
         (workdir / _FILE).write_bytes(content)
+        forget()
         memory = write_sources(workdir, content, out, arena(out)) if micro else {}
         return Artifact(
             backend=self.name,
@@ -113,9 +114,10 @@ class TFLite:
         """TFLITE_METADATA and the names of classes; a microcontroller's C array has no use of it."""
         if artifact.files == (_FILE,):
             add_metadata(artifact.main, description)
+            forget()
 
     def read_plan(self, artifact: Artifact) -> Plan:
-        tensors = read_tensors(read_file(artifact.main))
+        tensors = read_tensors(seen_file(artifact.main))
         return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors)
 
     def open(self, artifact: Artifact, options: Options) -> Runner:

@@ -17,7 +17,7 @@ from backends.tflite.micro.interpreter import MicroInterpreter
 from backends.tflite.micro.sdk import runtime
 from backends.tflite.micro.sdk import version as micro_version
 from backends.tflite.sdk import interpreter, quiet, version
-from backends.tflite.write import flattened, notes, orders, read_file
+from backends.tflite.write import flattened, notes, orders, seen_file
 from deploy.adapter.feeds import Feeding
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError
@@ -53,7 +53,7 @@ class TFLiteRunner:
     ) -> None:
         self._path, self._options, self._values = path, options, values
         self.inputs, self.outputs = inputs, outputs
-        model = read_file(path)
+        model = seen_file(path)
         self._orders, self._flattened = orders(notes(model)), flattened(notes(model))
         graph = model.subgraphs[0]
         if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ REDUCED_PRECISION, _HALF_WHOLLY = b"reduced_precision_support", b"fp16accfp16"
 _LARGEST = 2**31 - 2**20
 """Bytes that offsets of 32 bits reach, less some for what is no constant."""
 _NAMED = 3
+_KEPT_BYTES = 32 * 2**20
+"""Of larger files the objects are not kept in memory."""
 _FIRST_NEW_CODE = 127
 """Codes from here on do not fit the field that old readers look at; this number stands there."""
 
@@ -108,6 +111,25 @@ def read_file(path: Path) -> tfl.ModelT:
         raise BackendError(
             f"{path.name} is damaged: {e}", hint="copy it again from where it was built"
         ) from e
+
+
+def seen_file(path: Path) -> tfl.ModelT:
+    """The same, not to be changed: the last ones are kept, for a file is opened again and again while it is
+    chosen and proved."""
+    stat = path.stat()
+    if stat.st_size > _KEPT_BYTES:
+        return read_file(path)
+    return _seen(path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+
+def forget() -> None:
+    """What was seen is of files that may now be other ones."""
+    _seen.cache_clear()
+
+
+@lru_cache(4)
+def _seen(path: Path, *_: int) -> tfl.ModelT:
+    return read_file(path)
 
 
 def notes(model: tfl.ModelT) -> dict[str, object]:
