@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.errors import BackendError
+from deploy.measure.latency import TimingPlan
 from deploy.predict.kernels import UnknownSizeError
 from deploy.predict.latency import CostSource
 from deploy.quantize.candidate import Subject
@@ -31,6 +32,8 @@ _AS_FAST = 0.97
 """Of the time of integers what float may take at most to go before them, as they are smaller."""
 _HOPELESS = 1.5
 """A runtime that is predicted to take so many times what the fastest one takes does not race."""
+_BRIEFLY = TimingPlan(seconds=0.25)
+"""A dozen rounds: enough for the record."""
 
 Decide = Callable[[Subject, bool], tuple[Entrant, ...]]
 """What may ship of one runtime; nothing where it fails, an error where it was the last that is left."""
@@ -96,7 +99,8 @@ def timed_alone(job: Job, winner: Entrant, held: Race) -> Race:
     if held.times is not None or job.why_not_measured:
         return held
     contenders = {GIVEN: job.given(), winner.name: winner.contender()}
-    return replace(held, times=race(contenders, job.one_inference(winner.decided.candidate.artifact)))
+    feeds = job.one_inference(winner.decided.candidate.artifact)
+    return replace(held, times=race(contenders, feeds, _BRIEFLY))
 
 
 @dataclass(frozen=True)
