@@ -31,8 +31,8 @@ def nncf(case: Path, python: str, folder: Path) -> Finished:
 def ours(case: Path, tune: str, folder: Path, *, judged: bool) -> Finished:
     arguments = [
         "build", str(case / "model.onnx"), "--target", "x86-cpu", "--data", str(case / "calib.npz"),
-        "--max-drop", "0.005", "--threads", "1", "--tune", tune, "--out", str(folder / "out"), "--cache", str(folder / "cache"),
-        "--json",
+        "--max-drop", "0.005", "--threads", "1", "--tune", tune,
+        "--out", str(folder / "out"), "--cache", str(folder / "cache"), "--json",
     ]  # fmt: skip
     if judged:
         arguments += ["--eval", str(case / "eval.npz"), "--metric", "top1"]

@@ -93,7 +93,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, ..
     """Who is timed. The clock finds all integers slow; whoever listens to it takes float."""
     asked: list[tuple[str, ...]] = []
 
-    def race(contenders: Mapping[str, Contender], feeds: Arrays) -> dict[str, Timing]:
+    def race(contenders: Mapping[str, Contender], feeds: Arrays, *_: object) -> dict[str, Timing]:
         asked.append(tuple(contenders))
         ms = {name: 1.0 if name == "as given" or "float" in name else 9.0 for name in contenders}
         return {name: Timing(np.full(20, ms[name]), np.full(20, ms[name])) for name in contenders}
