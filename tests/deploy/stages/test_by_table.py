@@ -8,6 +8,8 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -23,13 +25,16 @@ from deploy.errors import BackendError
 from deploy.measure.latency import Timing
 from deploy.pipeline import build
 from deploy.progress import Progress
+from deploy.quantize.candidate import Subject
 from deploy.spec.artifact import Artifact
 from deploy.spec.overlay import Cost, KernelClass, Machine, Overlay, RuntimeCosts
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Profile, Runtime
 from deploy.spec.project import Budget
 from deploy.spec.tensors import Precision
+from deploy.stages import by_table
 from deploy.stages.baseline import Contender, Examiner
+from deploy.stages.job import Job
 from deploy.stages.target import Target
 
 Build = Callable[..., Bundle]
@@ -288,3 +293,22 @@ def test_a_lock_says_the_same_again(make: Build, tmp_path: Path) -> None:
     (tmp_path / "deploy.lock").write_bytes((first.folder / "deploy.lock").read_bytes())
     again = make(lock=tmp_path / "deploy.lock", out=tmp_path / "again", runtime="ort")
     assert again.digest == first.digest
+
+
+@pytest.mark.parametrize(
+    ("predicted", "racing"),
+    [
+        ({"a": 1.0, "b": 1.4, "c": 2.0}, "ab"),
+        ({"a": 4.0, "b": 1.0, "c": 2.0}, "bc"),  # two at least
+        ({"a": 1.0, "b": 2.0, "c": None}, "ac"),  # who is not known takes part, and counts
+        ({"a": None, "b": None, "c": 1.0}, "abc"),
+        ({"a": 1.0, "b": 9.0}, "ab"),
+    ],
+)
+def test_who_cannot_win_by_the_table_does_not_race(
+    monkeypatch: pytest.MonkeyPatch, predicted: dict[str, float | None], racing: str
+) -> None:
+    subjects = [SimpleNamespace(runtime=SimpleNamespace(name=name)) for name in predicted]
+    monkeypatch.setattr(by_table, "bound", lambda job, subject: predicted[subject.runtime.name])
+    found = by_table.may_win(cast("Job", None), cast("list[Subject]", subjects))
+    assert "".join(subject.runtime.name for subject in found) == racing
