@@ -7,10 +7,15 @@ program by HiGHS (Huangfu and Hall 2018), which scipy brings.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -177,19 +182,36 @@ def _solved(costs: np.ndarray, rows: _Rows, picks: Sequence[tuple[str, Option]])
     from scipy.sparse import csr_array
 
     matrix = csr_array((rows.values, (rows.at, rows.columns)), shape=(len(rows.low), len(costs)))
-    result = milp(
-        costs,
-        constraints=LinearConstraint(matrix, rows.low, rows.high),
-        bounds=Bounds(0, 1),
-        integrality=np.array([1] * len(picks) + [0] * (len(costs) - len(picks))),
-        options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
-    )
+    with _stdout_silenced():
+        result = milp(
+            costs,
+            constraints=LinearConstraint(matrix, rows.low, rows.high),
+            bounds=Bounds(0, 1),
+            integrality=np.array([1] * len(picks) + [0] * (len(costs) - len(picks))),
+            options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
+        )
     if result.x is None:
         raise BackendError(
             f"choosing precisions failed: {result.message}", hint="give --precision int8 or float"
         )
     taken = result.x[: len(picks)] > 0.5
     return {block: option.precision for (block, option), yes in zip(picks, taken, strict=True) if yes}
+
+
+@contextmanager
+def _stdout_silenced() -> Iterator[None]:
+    """HiGHS prints when it repairs a solution, whatever its options say, and would spoil what a command found."""
+    sys.stdout.flush()
+    c = ctypes.CDLL(None) if sys.platform != "win32" else ctypes.cdll.msvcrt
+    kept = os.dup(1)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            c.fflush(None)
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 class _Rows:

@@ -167,3 +167,22 @@ def test_what_moves_data_goes_with_who_reads_it() -> None:
     assert fastest(Problem(blocks, (), follows)) == dict.fromkeys(blocks, "float")
     blocks["b"] = (Option("float", 3.0), Option("int8", 0.0))
     assert fastest(Problem(blocks, (), follows)) == {"pool": "int8", "a": "float", "b": "int8"}
+
+
+def test_what_the_solver_prints_stays_out_of_the_output(capfd, monkeypatch) -> None:
+    """In a process of its own libc keeps it until the end; here it would come at once."""
+    import ctypes
+
+    from scipy import optimize
+
+    solved = optimize.milp
+
+    def chatty(*given, **more):
+        ctypes.CDLL(None).printf(b"tmpSolver.run();\n")
+        return solved(*given, **more)
+
+    monkeypatch.setattr(optimize, "milp", chatty)
+    blocks = {"a": (Option("float", 2.0), Option("int8", 1.0, 5.0))}
+    assert fastest(Problem(blocks, ())) == {"a": "int8"}
+    ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr().out == ""
