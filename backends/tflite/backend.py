@@ -82,6 +82,7 @@ class TFLite:
             rounding,
             None if runtime.quant is None else runtime.quant.compute,
             integer_outputs=bool(runtime.options.get("integer_outputs")),
+            folds=runtime.options.get("delegate") == "xnnpack",
         )
         micro = bool(runtime.options.get("micro"))
         if micro:

@@ -49,6 +49,8 @@ class Emitter(Network):
     fused: set[ir.Node] = field(default_factory=set)
     rounding: frozenset[str] = frozenset()
     integers: frozenset[str] | None = None
+    folds: bool = False
+    """Convolutions of few channels may take the form that XNNPACK computes faster."""
     operation: str = ""
     _derived: dict[tuple[int, str, Order], int] = field(default_factory=dict)
     _views: dict[int, tuple[int, str]] = field(default_factory=dict)

@@ -30,12 +30,18 @@ class Emitted:
     wrong_ends: list[str] = field(default_factory=list)
 
 
-def emit(graph: ir.Model, rounding: Collection[str] = (), integers: Collection[str] | None = None) -> Emitted:
+def emit(
+    graph: ir.Model,
+    rounding: Collection[str] = (),
+    integers: Collection[str] | None = None,
+    *,
+    folds: bool = False,
+) -> Emitted:
     """Lower every node of a graph, noting what each says; those named in ``rounding`` as hybrid ones.
 
     ``integers`` are the operations that the runtime computes in INT8, None for all that can be.
     """
-    walk = Emitted(Emitter(rounding=frozenset(rounding)))
+    walk = Emitted(Emitter(rounding=frozenset(rounding), folds=folds))
     walk.out.integers = None if integers is None else frozenset(integers)
     inputs: dict[ir.Value, str] = {}
     for value in model_inputs(graph):
@@ -67,14 +73,16 @@ def emitted(
     integers: Collection[str] | None = None,
     *,
     integer_outputs: bool = False,
+    folds: bool = False,
 ) -> tuple[Emitter, dict[str, str]]:
     """The graph's operators, and of inner values whose tensor has another name that name.
 
-    With ``integer_outputs`` an output that is quantized is given as integers.
+    With ``integer_outputs`` an output that is quantized is given as integers. With ``folds`` convolutions of
+    few channels take the form that XNNPACK computes faster.
 
     Raises UnsupportedError listing everything that TFLite cannot express.
     """
-    walk = emit(graph, rounding, integers)
+    walk = emit(graph, rounding, integers, folds=folds)
     refused = [f"{v.op} '{v.node}': {v.reason}" for v in walk.verdicts if v.support == "unsupported"]
     wrong = walk.wrong_ends + refused
     if not wrong:

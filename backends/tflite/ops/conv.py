@@ -8,6 +8,7 @@ import onnx_ir as ir
 from backends.tflite.emitter import Emitter
 from backends.tflite.layout import LACKING, Order, plain
 from backends.tflite.network import Options, Setting
+from backends.tflite.ops.folded import folded
 from backends.tflite.ops.window import Window, image_order, padded, window
 from backends.tflite.optable import OpTable
 from backends.tflite.reading import Unsupported, stored_constant
@@ -43,7 +44,10 @@ def conv(node: ir.Node, out: Emitter) -> None:
     scale = None if params is None else bias_scale(out, image, kernel)
     bias = out.bias(node.inputs[2] if len(node.inputs) > 2 else None, shape[0], scale)
     laid = image_order(len(shape))
-    source = padded(out, out.read(image, laid, integer=params is not None), found)
+    source = out.read(image, laid, integer=params is not None)
+    if out.folds and groups == 1 and params is not None and params.type == "int8":
+        source, kernel, found = folded(out, source, kernel, found)
+    source = padded(out, source, found)
     settings = found.settings(activation)
     if depthwise:
         options: Options = ("DepthwiseConv2DOptions", {**settings, "depthMultiplier": shape[0] // groups})

@@ -160,7 +160,12 @@ def lowered(model: ir.Model, folder: Path) -> Artifact:
     [
         (SHUFFLE, {"w": 0, "v": 0}, (2, 4, 6, 6), ["CONV_2D", "RESHAPE", "TRANSPOSE", "RESHAPE", "CONV_2D"]),
         (FLATTEN, {"w": 0, "u": 0}, (2, 4, 3, 5), ["CONV_2D", "RESHAPE", "FULLY_CONNECTED"]),
-        (PATCHES, {"w": 0, "u": 1}, (2, 3, 8, 8), ["CONV_2D", "RESHAPE", "FULLY_CONNECTED"]),
+        (
+            PATCHES,
+            {"w": 0, "u": 1},
+            (2, 3, 8, 8),
+            ["RESHAPE", "CONV_2D", "RESHAPE", "FULLY_CONNECTED"],
+        ),
     ],
     ids=["shuffle", "flatten", "patches"],
 )
