@@ -65,6 +65,12 @@ def entered(job: Job, subjects: Sequence[Subject], decide: Decide) -> tuple[Entr
 def bound(job: Job, subject: Subject) -> float | None:
     """The milliseconds of the fastest form that may be asked of a runtime, whatever it does to accuracy; None
     where kernels of such a device were not measured."""
+    if id(subject) not in job.bounds:
+        job.bounds[id(subject)] = subject, _bound(job, subject)
+    return job.bounds[id(subject)][1]
+
+
+def _bound(job: Job, subject: Subject) -> float | None:
     known = job.foresight.runtimes.get(subject.runtime.name)
     if known is None or not known.alike:
         return None

@@ -82,6 +82,8 @@ class Job:
     )
     """What forms would take, as far as it was asked for: by subject (kept, so that its id stays its own) and
     float blocks."""
+    bounds: dict[int, tuple[Subject, float | None]] = field(default_factory=dict)
+    """The milliseconds of the fastest form of a subject, in the same way."""
     threads: int | None = None
     """With how many the file as given is timed; None: with as many as were asked for."""
 
