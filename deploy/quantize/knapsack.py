@@ -200,7 +200,7 @@ def _solved(costs: np.ndarray, rows: _Rows, picks: Sequence[tuple[str, Option]])
 
 @contextmanager
 def _stdout_silenced() -> Iterator[None]:
-    """HiGHS prints when it repairs a solution, whatever its options say, and would spoil what a command found."""
+    """HiGHS prints when it repairs a solution, whatever its options say: not among what a command found."""
     sys.stdout.flush()
     c = ctypes.CDLL(None) if sys.platform != "win32" else ctypes.cdll.msvcrt
     kept = os.dup(1)

@@ -2,8 +2,7 @@
 
 A race is held among what validation data allowed. Its winner is shown to the eval data. If they refuse it,
 the next one is, or where accuracy alone had chosen it the same runtime higher up the accuracy ladder, or with
-twice as many float blocks. The
-manifest counts the looks.
+twice as many float blocks. The manifest counts the looks.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def settle(job: Job, held: Race) -> tuple[Entrant, Race]:
         assert winner.decided.drop is not None
         said = f"eval data: {winner.name} drops {winner.decided.drop.drop:+.4f}, over the budget"
         job.progress.note(f"{said} of {job.request.budget.max_drop:.4f}")
-        if winner.mixed or winner.runner_up:
+        if not winner.first:
             others = tuple(e for e in held.entrants if e.name != winner.name)
             held = replace(held, entrants=others, refused=(*held.refused, winner))
             continue

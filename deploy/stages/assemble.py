@@ -96,7 +96,7 @@ def _manifest(
     made_of: Ingredients, foreseen: Foreseen, compiled: Compiled, plan: Plan, hashes: dict[str, str]
 ) -> Manifest:
     target, prepared, request = made_of.target, made_of.prepared, made_of.request
-    calibration, unranged = made_of.roles.calibration, request.precision in WITHOUT_RANGES
+    calibration, unranged = made_of.roles.calibration, compiled.precision in WITHOUT_RANGES
     facts, artifact = prepared.facts.source, compiled.artifact
     counts = {p: sum(b.precision == p for b in plan.blocks) for p in {b.precision for b in plan.blocks}}
     return Manifest(
@@ -170,7 +170,7 @@ def _lock(made_of: Ingredients, compiled: Compiled) -> Lock:
         choices=compiled.choices,
         float_blocks=compiled.float_blocks,
         rungs=compiled.rungs,
-        precision=made_of.request.precision,
+        precision=compiled.precision,
         threads=made_of.request.threads,
         any_threads=made_of.request.any_threads,
         options=compiled.options,

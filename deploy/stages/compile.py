@@ -21,7 +21,7 @@ from deploy.spec.ladder import RungName, RungRecord
 from deploy.spec.manifest import Choice, Evaluation, KnownHazard, Outcome, Verification
 from deploy.spec.measurement import Attempt, BlockTime, Comparison, Point
 from deploy.spec.plan import Plan
-from deploy.spec.project import WITHOUT_RANGES
+from deploy.spec.project import WITHOUT_RANGES, PrecisionRequest
 from deploy.spec.tensors import INTEGER, Precision
 from deploy.stages.accept import settle
 from deploy.stages.attempts import attempts, times_by_block
@@ -59,6 +59,7 @@ class Compiled(Frozen):
     choices: tuple[Choice, ...]
     float_blocks: tuple[str, ...]
     rungs: tuple[RungName, ...] = ()
+    precision: PrecisionRequest = "auto"
     ladder: tuple[RungRecord, ...] = ()
     comparison: Comparison | None
     why_not_measured: str = ""
@@ -125,6 +126,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         choices=decided.choices,
         float_blocks=tuple(sorted(decided.float_blocks)),
         rungs=winner.subject.refinement.rungs,
+        precision=winner.subject.form or job.request.precision,
         ladder=tuple(record for entrant in held.entrants for record in entrant.decided.rungs),
         comparison=comparison,
         why_not_measured=why_not,
@@ -212,7 +214,8 @@ def _verdict(job: Job, winner: Entrant, held: Race) -> Outcome:
         missed = [over, *missed]
     if missed:
         return Outcome(status="missed", reasons=(*missed, *reasons))
-    if request.precision in WITHOUT_RANGES:
+    chosen = any(choice.what == "precision" for choice in decided.choices)  # by an earlier build, then
+    if request.precision in WITHOUT_RANGES and not chosen:
         reasons.append(f"precision {request.precision} was asked for")
     elif not decided.candidate.plan.quantized and roles.calibration is None:
         reasons.append("no calibration data were given")

@@ -15,6 +15,7 @@ from deploy.quantize.candidate import Subject, build_candidate
 from deploy.quantize.decide import Decided, decide, decide_mixed
 from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import compare, race
+from deploy.stages.by_form import weights_alone
 from deploy.stages.by_table import chosen_freely, entered, may_win
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
@@ -23,8 +24,8 @@ from deploy.stages.pick import loses, why_float
 
 
 def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
-    """What is decided for each runtime but those ``left_out``: by accuracy alone, and beside that the mixture
-    which is fastest by what is known of its kernels' costs.
+    """What is decided for each runtime but those ``left_out``: by accuracy alone, beside that the mixture
+    which is fastest by what is known of its kernels' costs, and forms of weights alone where these may pay.
 
     A runtime whose toolchain fails, or writes another plan, is left out with a warning, unless it is the last
     one. Where the clock does not choose, the runtime enters alone that is fastest by what is known.
@@ -49,7 +50,7 @@ def _forms(job: Job, subject: Subject, last: bool) -> tuple[Entrant, ...]:
             raise
         job.progress.warn(f"{subject.runtime.name} is left out: {e.message}")
         return ()
-    return (decided, *_mixed(job, decided))
+    return (decided, *_mixed(job, decided), *weights_alone(job, subject))
 
 
 def _mixes(job: Job, subject: Subject) -> bool:
@@ -114,7 +115,7 @@ def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
         return Race(tuple(entrants))
     free = job.request.precision == "auto" and job.lock is None
     must_pay = free and any(e.integer and not e.subject.imported for e in entrants)
-    floats = tuple(_float_build(job, e) for e in entrants if not (e.mixed or e.runner_up)) if must_pay else ()
+    floats = tuple(_float_build(job, e) for e in entrants if e.first) if must_pay else ()
     contenders = {
         GIVEN: job.given(),
         **{e.name: e.contender() for e in (*entrants, *floats)},

@@ -21,13 +21,15 @@ class Entrant:
     """A form of the model that may ship: what was decided for one runtime.
 
     ``mixed``: by the costs of its blocks, else by accuracy alone. ``accepted``: eval data were asked.
-    ``runner_up``: tried on the way to what was decided, and timed with it.
+    ``runner_up``: tried on the way to what was decided, and timed with it. ``stored``: beside that, in a form
+    of its weights alone.
     """
 
     decided: Decided
     mixed: bool = False
     accepted: bool = False
     runner_up: bool = False
+    stored: bool = False
 
     @property
     def subject(self) -> Subject:
@@ -36,6 +38,11 @@ class Entrant:
     @property
     def runtime(self) -> str:
         return self.subject.runtime.name
+
+    @property
+    def first(self) -> bool:
+        """Whether it is what accuracy alone decided, from which the search may go on."""
+        return not (self.mixed or self.runner_up or self.stored)
 
     @property
     def integer(self) -> bool:

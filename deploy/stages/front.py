@@ -78,7 +78,7 @@ def _earlier(entrants: Sequence[Entrant]) -> Iterator[tuple[Entrant, Trial]]:
 
 
 def _key(entrant: Entrant, trial: Trial) -> object:
-    return entrant.runtime, trial.float_blocks, trial.rungs
+    return entrant.runtime, entrant.subject.form, trial.float_blocks, trial.rungs
 
 
 def _runner_up(job: Job, entrant: Entrant, trial: Trial, number: int) -> Entrant:
@@ -218,7 +218,7 @@ def _point(job: Job, form: _Form, number: int) -> Point:
         number=number,
         form=form_name(trial.plan),
         runtime=form.entrant.runtime,
-        precision=job.request.precision,
+        precision=form.entrant.subject.form or job.request.precision,
         float_blocks=tuple(sorted(trial.float_blocks)),
         rungs=trial.rungs,
         mixed=form.entrant.mixed,
