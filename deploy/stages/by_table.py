@@ -46,10 +46,10 @@ def entered(job: Job, subjects: Sequence[Subject], decide: Decide) -> tuple[Entr
     faster than what was decided before.
     """
     least = {subject.runtime.name: bound(job, subject) for subject in subjects}
-    order = sorted(subjects, key=lambda s: _or_never(least[s.runtime.name]))  # stable: preferred ones first
+    order = sorted(subjects, key=lambda s: or_never(least[s.runtime.name]))  # stable: preferred ones first
     best: _Ranked | None = None
     for subject in order:
-        if best is not None and _or_never(least[subject.runtime.name]) >= best.ms:
+        if best is not None and or_never(least[subject.runtime.name]) >= best.ms:
             break
         found = decide(subject, best is None and subject is order[-1])
         if found:
@@ -172,5 +172,6 @@ def _chosen(entrant: Entrant, choice: Choice) -> Entrant:
     return replace(entrant, decided=replace(decided, choices=(*decided.choices, choice)))
 
 
-def _or_never(ms: float | None) -> float:
+def or_never(ms: float | None) -> float:
+    """What is not known counts as never done."""
     return math.inf if ms is None else ms

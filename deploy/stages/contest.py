@@ -16,7 +16,7 @@ from deploy.quantize.decide import Decided, decide, decide_mixed
 from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import compare, race
 from deploy.stages.by_form import weights_alone
-from deploy.stages.by_table import chosen_freely, entered, may_win
+from deploy.stages.by_table import bound, chosen_freely, entered, may_win, or_never
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
 from deploy.stages.ladder import ladder_for
@@ -33,18 +33,34 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     subjects = [subject for subject in job.subjects if subject.runtime.name not in left_out]
     if not job.races:
         return entered(job, subjects, partial(_forms, job))
-    if job.request.tune == "quick" and job.lock is None and job.request.objective == "latency":
-        subjects = may_win(job, subjects)
-    entrants: list[Entrant] = []
-    for subject in subjects:
-        entrants += _forms(job, subject, not entrants and subject is subjects[-1])
-    return tuple(entrants)
+    quick = job.request.tune == "quick" and job.lock is None and job.request.objective == "latency"
+    if quick:
+        subjects = _promising(job, subjects)
+    found: dict[str, tuple[Entrant, ...]] = {}
+    for subject in sorted(subjects, key=lambda s: or_never(bound(job, s))):  # preferred first where alike
+        last = len(found) == len(subjects) - 1 and not any(found.values())
+        climbs = not (quick and any(map(_all_integer, found.values())))
+        found[subject.runtime.name] = _forms(job, subject, last, climbs)
+    return tuple(entrant for subject in subjects for entrant in found[subject.runtime.name])
 
 
-def _forms(job: Job, subject: Subject, last: bool) -> tuple[Entrant, ...]:
+def _promising(job: Job, subjects: Sequence[Subject]) -> list[Subject]:
+    kept = may_win(job, subjects)
+    for name in (s.runtime.name for s in subjects if all(s is not k for k in kept)):
+        job.progress.note(f"{name} does not race: its kernels are known to be too slow for this network")
+    return kept
+
+
+def _all_integer(entrants: Sequence[Entrant]) -> bool:
+    """Whether a runtime holds the budget with every block INT8: slower ones need not be cured, then."""
+    return any(e.integer and e.decided.within_budget and not e.decided.float_blocks for e in entrants)
+
+
+def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple[Entrant, ...]:
     """What is decided for one runtime; nothing where it fails, unless it is the ``last`` one."""
+    ask = job.waits_for_no_race and not _mixes(job, subject)
     try:
-        decided = decided_for(job, subject, ask=job.waits_for_no_race and not _mixes(job, subject))
+        decided = decided_for(job, subject, ask=ask, climbs=climbs)
     except (BackendError, UnsupportedError, VerificationError) as e:
         if last:
             raise
