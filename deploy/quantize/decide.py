@@ -67,13 +67,14 @@ def decide(
 ) -> Decided:
     """The artifact with as much INT8 as the budget allows.
 
-    ``judge`` scores on validation data while searching; ``accept`` on eval data, once if all goes well. Where
-    the budget is missed with every block INT8, the ``ladder`` is climbed first. If eval data refuse what validation data allowed, twice as many blocks go back to
-    float and they are looked at again; at least ``start`` blocks are float. ``precision`` "int8" and "w8a16"
-    keep every block so whatever it costs; the forms that need no ranges ("float", "fp16", "w8" ...) are a
-    single candidate. ``locked`` names the float blocks of an earlier build, and ``locked_rungs`` what it
-    climbed, which are then taken as they are; the plan is the same as that build's, given ``why_float`` where
-    they ended so for another reason than accuracy.
+    ``judge`` scores on validation data while searching; ``accept`` on eval data, once if all goes well.
+    Where the budget is missed with every block INT8, the ``ladder`` is climbed first. If eval data refuse
+    what validation data allowed, twice as many blocks go back to float and they are looked at again; at
+    least ``start`` blocks are float. ``precision`` "int8" and "w8a16" keep every block so whatever it
+    costs; the forms that need no ranges ("float", "fp16", "w8" ...) are a single candidate. ``locked``
+    names the float blocks of an earlier build, and ``locked_rungs`` what it climbed, which are then taken
+    as they are; the plan is the same as that build's, given ``why_float`` where they ended so for another
+    reason than accuracy.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in WITHOUT_RANGES:

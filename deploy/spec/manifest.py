@@ -150,9 +150,9 @@ class Lock(Frozen):
 
     ``rungs`` of the accuracy ladder come first, and ``float_blocks`` are those of the graph that they left.
     ``precision`` is the one that was asked for, or the form of weights alone that won; ``options`` are the
-    settings that were chosen, ``threads`` how many everything else ran with, ``any_threads`` whether the artifact's number was chosen;
-    ``looks`` how often the data that accept were looked at to
-    come to these choices.
+    settings that were chosen, ``threads`` how many everything else ran with, ``any_threads`` whether the
+    artifact's number was chosen; ``looks`` how often the data that accept were looked at to come to these
+    choices.
     """
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")

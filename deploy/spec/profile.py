@@ -49,7 +49,7 @@ class QuantRules(Frozen):
     output shares its input's parameters; ``unify`` operations all of whose operands share one set.
     ``pair_moved``: what they move needs a pair behind them too, so that the runtime sees integers go through.
     ``per_tensor``: operations whose weights have one scale where others have one for each channel.
-    ``centred``: by operation the operands (0 is the first) whose zero point has to be 0, be they weights or not.
+    ``centred``: by operation the operands (0 is the first) whose zero point has to be 0, weights or not.
     ``pairs``: how products of uint8 and int8 are added two by two in 16 bits that saturate, as CPUs without
     8-bit dot products do: ``running`` over all that is summed, or ``by-four`` channels at a time
     (`quantize/saturation.py`); ``exact`` where nothing saturates.
