@@ -63,7 +63,7 @@ def assign(
         params = QuantParams(
             type="int8", scale=_floats(stored_scale(scale, rules)), zero_point=(0,) * scale.size, axis=axis
         )
-        limit = 127 if rules.weight_bits == 8 else 64
+        limit = rules.largest_weight
         codes[name] = quantize_array(array, params, low=-limit, high=limit)
         tensors[name] = TensorPlan(**params.model_dump(), origin="weight", digest=data_digest(codes[name]))
     for bias, (source, weight) in placement.biases.items():
@@ -152,7 +152,7 @@ def activation_params(low: float, high: float, rules: QuantRules) -> QuantParams
 def _weight_scale(array: np.ndarray, axis: int | None, rules: QuantRules) -> np.ndarray:
     axes = tuple(i for i in range(array.ndim) if i != axis)
     largest = np.abs(array.astype(np.float64)).max(axis=axes if axis is not None else None)
-    return np.atleast_1d(largest / (127 if rules.weight_bits == 8 else 64))
+    return np.atleast_1d(largest / rules.largest_weight)
 
 
 def _wide_enough_for(bias: np.ndarray, scale: np.ndarray, input_scale: float) -> np.ndarray:

@@ -114,7 +114,7 @@ def _solve(
     norms = {int(i) for s in channels.slots if s.role == "norm" for i in np.unique(s.ids)}
     components = [c for c in _components(channels.count, tensors, layers) if not norms & set(c.tolist())]
     levels = RANGES[rules.activation][1] - RANGES[rules.activation][0]
-    limit = 127 if rules.weight_bits == 8 else 64
+    limit = rules.largest_weight
     symmetric = rules.symmetric_activation
     work = []
     for component in components:

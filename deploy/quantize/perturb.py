@@ -282,7 +282,7 @@ def _rounded(
     limit = 2 ** (bits - 1) - 1
     along = axis
     if treatment != "w4" and rules is not None:
-        limit = 64 if rules.weight_bits == 7 and bits == 8 else limit
+        limit = min(limit, rules.largest_weight)
         along = None if not rules.per_channel or op in rules.per_tensor else axis
     scale = weight_scales(array, along, limit, search=bits < 8)
     if treatment != "w4" and rules is not None:

@@ -88,7 +88,7 @@ def rounded(
     from deploy.train.round import Rounding, round_weights
 
     wanted = Rounding(
-        largest=_largest(rules),
+        largest=rules.largest_weight,
         samples=_SAMPLES,
         seconds=settings.seconds,
         seed=settings.seed,
@@ -125,7 +125,7 @@ def retrained(
             train=samples,
             validation=settings.validation if labelled else None,
             metric=settings.metric if labelled else None,
-            largest=_largest(rules),
+            largest=rules.largest_weight,
             scale_type=rules.scale,
             root=settings.root,
             workdir=Path(work),
@@ -148,8 +148,3 @@ def planned_epochs(graph: ir.Model, samples: int, settings: Retraining) -> int:
 def _need_torch() -> None:
     if find_spec("torch") is None:
         raise missing_extra("PyTorch", "torch")
-
-
-def _largest(rules: QuantRules) -> int:
-    """The greatest magnitude of a weight's code."""
-    return 127 if rules.weight_bits == 8 else 64

@@ -208,7 +208,7 @@ def _rounded_activation(
 
 
 def _rounded_weight(weight: np.ndarray, rules: QuantRules) -> np.ndarray:
-    limit = 127 if rules.weight_bits == 8 else 64
+    limit = rules.largest_weight
     peak = np.abs(weight).max(axis=0 if rules.per_channel else None)
     step = np.maximum(peak / limit, 1e-30)
     return np.asarray(np.rint(weight / step) * step, np.float32)

@@ -74,6 +74,11 @@ class QuantRules(Frozen):
     source: str = Field(min_length=1)
     date: date
 
+    @property
+    def largest_weight(self) -> int:
+        """The greatest magnitude of a weight's code."""
+        return 127 if self.weight_bits == 8 else 64
+
 
 class WeightGain(Frozen):
     """How many times the speed of float a product was in a form: of ``rows`` rows at most by a matrix of at
