@@ -19,7 +19,7 @@ from deploy.adapter.protocol import Arrays, Availability
 from deploy.bundle.read import Bundle
 from deploy.errors import BackendError, ToolchainError, UnsupportedError, UsageError
 from deploy.measure.latency import Timing
-from deploy.pipeline import build, dry_run
+from deploy.pipeline import dry_run
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Verdict
 from deploy.spec.plan import Plan
@@ -117,17 +117,6 @@ def clock(monkeypatch: pytest.MonkeyPatch, second: Second) -> dict[str, float]:
         "deploy.stages.baseline.peak_memory", lambda asked, feeds, scratch: dict.fromkeys(asked, 1)
     )
     return takes
-
-
-@pytest.fixture
-def make(network: Path, images: dict[str, np.ndarray], tmp_path: Path) -> Build:
-    def run(**settings: object) -> Bundle:
-        given = {
-            "target": "x86-avx2", "data": images, "out": tmp_path / "dist", "cache": tmp_path / "cache",
-        }  # fmt: skip
-        return build(network, **{**given, **settings})  # type: ignore[arg-type]
-
-    return run
 
 
 def chosen(bundle: Bundle) -> tuple[str, str]:

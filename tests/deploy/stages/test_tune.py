@@ -20,7 +20,6 @@ from deploy.bundle.read import Bundle, load_lock, open_artifact
 from deploy.data.interval import Drop
 from deploy.errors import BackendError, UsageError
 from deploy.measure.latency import Timing
-from deploy.pipeline import build
 from deploy.quantize.candidate import Candidate, Subject
 from deploy.spec.artifact import Artifact, Options
 from deploy.spec.measurement import Attempt
@@ -116,17 +115,6 @@ def clock(monkeypatch: pytest.MonkeyPatch, backend: Tunable) -> Clock:
             f"deploy.stages.{user}.peak_memory", lambda asked, feeds, scratch: dict.fromkeys(asked, 1)
         )
     return clock
-
-
-@pytest.fixture
-def make(network: Path, images: dict[str, np.ndarray], tmp_path: Path) -> Build:
-    def run(**settings: object) -> Bundle:
-        given = {
-            "target": "x86-avx2", "data": images, "out": tmp_path / "dist", "cache": tmp_path / "cache",
-        }  # fmt: skip
-        return build(network, **{**given, **settings})  # type: ignore[arg-type]
-
-    return run
 
 
 def tried(bundle: Bundle) -> dict[str, Attempt]:
