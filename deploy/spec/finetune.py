@@ -83,7 +83,7 @@ class Finetune(Frozen):
     they are, bit for bit.
     """
 
-    type: Literal["finetune"] = "finetune"
+    step: Literal["finetune"] = "finetune"
     epochs: int = Field(default=10, ge=1)
     batch: int = Field(default=64, ge=1)
     optimizer: Optimizer = "sgd"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from deploy.spec.document import SCHEMA, Frozen
-from deploy.spec.recipe import Step
+from deploy.spec.recipe import Steps
 from deploy.spec.tensors import Layout, Normalisation
 
 Observer = Literal["minmax", "percentile", "mse", "kl"]
@@ -139,4 +139,4 @@ class Project(Frozen):
     budget: Budget = Budget()
     quantize: QuantizeSection = QuantizeSection()
     build: BuildSection = BuildSection()
-    recipe: tuple[Step, ...] = ()
+    recipe: Steps = ()

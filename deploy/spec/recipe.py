@@ -2,36 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from deploy.spec.compression import Cluster, LowRank, Prune, Shrink, Sparsify
 from deploy.spec.document import Frozen
 from deploy.spec.finetune import Finetune
 
-STEPS: Mapping[str, type[Frozen]] = {"finetune": Finetune}
-"""The steps that this version can run, by their ``type``."""
+STEPS: Mapping[str, type[Frozen]] = {
+    "prune": Prune,
+    "shrink": Shrink,
+    "sparsify": Sparsify,
+    "lowrank": LowRank,
+    "cluster": Cluster,
+    "finetune": Finetune,
+}
+"""The steps that this version can run, by name."""
 
 
 def _known(step: object) -> object:
-    """A step of an unknown type is refused by name; the union alone would only list what it expected."""
+    """A step of an unknown name is refused by it; the union alone would only list what it expected."""
     if isinstance(step, Mapping):
-        name = step.get("type")
+        name = step.get("step")
         known = ", ".join(STEPS)
         if name is None:
-            raise ValueError(f"a step needs a type; this version knows {known}")
+            raise ValueError(f"say which step it is, step = '...'; this version knows {known}")
         if name not in STEPS:
             raise ValueError(f"no step is called '{name}'; this version knows {known}")
     return step
 
 
-Step = Annotated[Finetune, BeforeValidator(_known)]
-"""One step: its own settings and, by its ``type``, its own dispatch key. Once there are several this is their
-union with ``Field(discriminator="type")``."""
+Step = Annotated[
+    Annotated[Prune | Shrink | Sparsify | LowRank | Cluster | Finetune, Field(discriminator="step")],
+    BeforeValidator(_known),
+]
+"""One step: its own settings and, by ``step``, its own dispatch key."""
+
+_UNDONE: Mapping[tuple[str, str], str] = {
+    ("cluster", "prune"): "channels that are removed change the values that weights share",
+    ("cluster", "shrink"): "channels that are removed change the values that weights share",
+    ("cluster", "lowrank"): "factors of a shared weight share no values",
+    ("cluster", "sparsify"): "zeros and refitted weights share no values",
+    ("cluster", "finetune"): "training moves weights off the values that they share",
+    ("sparsify", "prune"): "channels that are removed break the pattern of zeros",
+    ("sparsify", "shrink"): "channels that are removed break the pattern of zeros",
+    ("sparsify", "lowrank"): "factors of a sparse weight are dense",
+    ("sparsify", "sparsify"): "the second would choose its zeros anew",
+    ("cluster", "cluster"): "the second would choose its values anew",
+}
+"""(earlier, later) step -> why the later one undoes the earlier."""
+
+
+def check_order(steps: Sequence[Step]) -> None:
+    """Raises ValueError where a step undoes what an earlier one did."""
+    for at, later in enumerate(steps):
+        for earlier in steps[:at]:
+            why = _UNDONE.get((earlier.step, later.step))
+            if why is not None:
+                number = steps.index(earlier) + 1
+                raise ValueError(
+                    f"step {at + 1} ({later.step}) undoes step {number} ({earlier.step}): {why}; "
+                    f"put {later.step} first"
+                    if earlier.step != later.step
+                    else f"step {at + 1} ({later.step}) undoes step {number}: {why}; leave one of them out"
+                )
+
+
+def _in_order(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    check_order(steps)
+    return steps
+
+
+Steps = Annotated[tuple[Step, ...], AfterValidator(_in_order)]
 
 
 class Recipe(Frozen):
     """Steps in the order in which they run. Empty: the graph is quantized as it came."""
 
-    steps: tuple[Step, ...] = ()
+    steps: Steps = ()

@@ -76,7 +76,7 @@ def compress(prepared: Prepared, roles: Roles, request: Request, cache: Cache, r
     if request.recipe.steps and not find_spec("torch"):
         raise missing_extra("PyTorch", "torch")
     for number, step in enumerate(request.recipe.steps, 1):
-        with record.stage(step.type) as stage:
+        with record.stage(step.step) as stage:
             train = _require(prepared, roles, step)
             validation = (
                 roles.validation if roles.validation is not None and roles.validation.labelled else None
@@ -87,7 +87,7 @@ def compress(prepared: Prepared, roles: Roles, request: Request, cache: Cache, r
                 graph=prepared.facts.clean_sha256,
                 teachers=[graph_digest(teacher) for teacher in teachers],
                 step=digest(step),
-                code=code_digest(step.loss, request.root),
+                code=code_digest(step.loss, request.root) if isinstance(step, Finetune) else "",
                 train=train.digest,
                 validation=None if validation is None else validation.digest,
                 metric=digest(request.metric),
@@ -100,7 +100,7 @@ def compress(prepared: Prepared, roles: Roles, request: Request, cache: Cache, r
             def write(folder: Path, task: Task, number: int = number) -> None:
                 if (task.prepared.folder / TRAINING).is_dir():
                     shutil.copytree(task.prepared.folder / TRAINING, folder / TRAINING)
-                done = _RUN[type(task.step)](task, folder / TRAINING / f"{number}-{task.step.type}")
+                done = _RUN[type(task.step)](task, folder / TRAINING / f"{number}-{task.step.step}")
                 advance(task.prepared, done.model, done.attempt, folder, request.threads)
 
             with cache.alone(key, lambda: record.progress.note(_BUSY)) as work:
@@ -114,12 +114,17 @@ def compress(prepared: Prepared, roles: Roles, request: Request, cache: Cache, r
 def _require(prepared: Prepared, roles: Roles, step: Step) -> Dataset:
     if prepared.facts.imported:
         raise UsageError(
-            f"[[recipe]] {step.type}: the model came quantized, and its integers are final",
+            f"[[recipe]] {step.step}: the model came quantized, and its integers are final",
             hint="hand in the float model that it was made from",
+        )
+    if type(step) not in _RUN:
+        raise UsageError(
+            f"[[recipe]] {step.step}: builds do not run this step yet",
+            hint="leave it out",
         )
     if roles.train is None:
         raise UsageError(
-            f"[[recipe]] {step.type}: there are no training data",
+            f"[[recipe]] {step.step}: there are no training data",
             hint='give --train samples.npz, or [data] train = "samples.npz" in deploy.toml',
         )
     return roles.train
@@ -130,7 +135,7 @@ def _teachers(
 ) -> tuple[ir.Model, ...]:
     """Who teaches: other sources, read like the one that is built, else ``given``, the graph before the
     recipe. They are part of the step's key, since a file may change and keep its name."""
-    if step.distill is None:
+    if not isinstance(step, Finetune) or step.distill is None:
         return ()
     opened = (
         open_source(name, root=request.root, shapes={}, seed=request.seed, cache=cache, progress=progress)
@@ -145,6 +150,7 @@ def _finetune(task: Task, curves: Path) -> Stepped:
     from deploy.train.weights import require_weights
 
     step, request = task.step, task.request
+    assert isinstance(step, Finetune)
     model, told = task.prepared.clean, ""
     require_weights(model, step.trainable)
     if step.batch_norm == "insert":

@@ -73,9 +73,9 @@ CASES = {
     "a number for a list": (changed('["x86-cpu"]', "7"), "deploy.toml:20", "build.targets"),
     "no model": (changed('[model]\npath = "model.onnx"\n', ""), "deploy.toml", "'model'"),
     "a later schema": (changed("schema = 1", "schema = 2"), "deploy.toml:1", "'schema'"),
-    "an unknown step": (GOOD + '[[recipe]]\ntype = "shrink"\n', "deploy.toml:22", "shrink"),
-    "a step without a type": (GOOD + "[[recipe]]\nepochs = 3\n", "deploy.toml:22", "needs a type"),
-    "a step's misspelt key": (GOOD + '[[recipe]]\ntype = "finetune"\nepoch = 3\n', "deploy.toml:24", "epoch"),
+    "an unknown step": (GOOD + '[[recipe]]\nstep = "melt"\n', "deploy.toml:22", "melt"),
+    "a step without a name": (GOOD + "[[recipe]]\nepochs = 3\n", "deploy.toml:22", "say which step it is"),
+    "a step's misspelt key": (GOOD + '[[recipe]]\nstep = "finetune"\nepoch = 3\n', "deploy.toml:24", "epoch"),
     "empty": ("", "deploy.toml", "'model'"),
 }
 

@@ -177,7 +177,14 @@ PROJECT = Project.model_validate({
     "model": {"path": "m.onnx", "shapes": {"x": [1, 3, 8, 8]}},
     "data": {"classes": "labels.txt"},
     "io": {"dtype": "uint8", "layout": "NHWC", "inputs": ["x"]},
-    "recipe": [{"type": "finetune", "epochs": 3, "distill": {"alpha": 0.3, "temperature_end": 1}}],
+    "recipe": [
+        {"step": "shrink", "width": 0.5, "widths": {"layer4.*": 0.25}},
+        {"step": "prune", "macs": 0.3, "protect": ["head"]},
+        {"step": "lowrank", "lost": 0.02},
+        {"step": "sparsify", "pattern": "unstructured", "sparsity": 0.5},
+        {"step": "finetune", "epochs": 3, "distill": {"alpha": 0.3, "temperature_end": 1}},
+        {"step": "cluster", "centres": 32},
+    ],
 })  # fmt: skip
 RECIPE = Recipe(
     steps=(
@@ -262,7 +269,7 @@ def test_documents_are_frozen() -> None:
 )
 def test_unfit_settings_of_training_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        Finetune.model_validate({"type": "finetune", **settings})
+        Finetune.model_validate({"step": "finetune", **settings})
 
 
 float32 = st.floats(min_value=2.0**-40, max_value=2.0**20, width=32)
