@@ -16,15 +16,8 @@ import onnx_ir as ir
 from backends.tflite import wide
 from backends.tflite.layout import LACKING, Order, between, own_axes, plain, same_memory, stored_sizes
 from backends.tflite.network import NO_OPTIONS, Flattened, Network, Options, Planned, Setting, Tensor
-from backends.tflite.reading import (
-    TYPES,
-    Unsupported,
-    activation_of,
-    dtype_of,
-    params_of,
-    quantize_of,
-    stored_constant,
-)
+from backends.tflite.reading import TYPES, activation_of, dtype_of, params_of, quantize_of, stored_constant
+from deploy.adapter.optable import Unsupported
 from deploy.graph.edit import sole_consumer
 from deploy.graph.qdq import dequantize_array
 from deploy.spec.plan import QuantParams

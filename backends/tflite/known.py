@@ -10,7 +10,8 @@ import onnx_ir as ir
 from backends.tflite.emitter import Emitter
 from backends.tflite.layout import channels_last, restored
 from backends.tflite.network import Options
-from backends.tflite.reading import TYPES, Unsupported, stored_constant
+from backends.tflite.reading import TYPES, stored_constant
+from deploy.adapter.optable import Unsupported
 from deploy.graph import symbolic
 from deploy.graph.edit import constant, sole_consumer
 from deploy.graph.symbolic import Known

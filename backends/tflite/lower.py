@@ -13,7 +13,8 @@ from backends.tflite.layout import plain
 from backends.tflite.network import Tensor
 from backends.tflite.ops import OPERATIONS
 from backends.tflite.ops.quant import dequantize, quantize
-from backends.tflite.reading import TYPES, Unsupported, widens
+from backends.tflite.reading import TYPES, widens
+from deploy.adapter.optable import Unsupported
 from deploy.errors import UnsupportedError
 from deploy.graph.shapes import model_inputs
 from deploy.spec.artifact import Verdict

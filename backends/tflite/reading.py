@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from deploy.adapter.optable import Unsupported
 from deploy.graph.edit import constant, constant_tensor, scalar
 from deploy.spec.plan import QuantParams
 from deploy.spec.tensors import RANGES, QuantType
@@ -13,10 +14,6 @@ TYPES = ("float32", "int8", "uint8", "int32", "int64", "bool")
 """What tensors can be of."""
 _STORED: dict[str, QuantType] = {"int8": "int8", "int16": "int16", "int32": "int32", "int4": "int4"}
 """What values can be quantized to, by the name of the type in the graph."""
-
-
-class Unsupported(Exception):  # noqa: N818 (it is a verdict, caught for each node)
-    """A node that cannot be said in TFLite, with the reason."""
 
 
 _BOUNDS: dict[str, tuple[float | None, float | None]] = {

@@ -6,7 +6,7 @@ being off by up to three. The versions are those of tensorflow/lite/tools/versio
 
 from __future__ import annotations
 
-from backends.tflite.reading import Unsupported
+from deploy.adapter.optable import Unsupported
 
 OPERATIONS = frozenset(
     (

@@ -27,7 +27,7 @@ from backends.tflite.ops import (
     transposed,
     unpool,
 )
-from backends.tflite.optable import joined
+from deploy.adapter.optable import joined
 
 OPERATIONS = joined(
     (

@@ -14,8 +14,9 @@ from backends.tflite.emitter import Emitter
 from backends.tflite.network import Options
 from backends.tflite.ops.elementwise import common_order, formula, numbers_of, operand, term
 from backends.tflite.optable import NUMBERS, OpTable
-from backends.tflite.reading import Unsupported, activation_of
+from backends.tflite.reading import activation_of
 from backends.tflite.terms import Term
+from deploy.adapter.optable import Unsupported
 
 ops = OpTable()
 

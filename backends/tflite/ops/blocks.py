@@ -17,7 +17,8 @@ from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import NHWC
 from backends.tflite.network import NO_OPTIONS, Options
 from backends.tflite.optable import OpTable
-from backends.tflite.reading import Unsupported, quantize_of
+from backends.tflite.reading import quantize_of
+from deploy.adapter.optable import Unsupported
 
 ops = OpTable()
 

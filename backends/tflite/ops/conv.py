@@ -11,7 +11,8 @@ from backends.tflite.network import Options, Setting
 from backends.tflite.ops.folded import folded
 from backends.tflite.ops.window import Window, image_order, padded, window
 from backends.tflite.optable import OpTable
-from backends.tflite.reading import Unsupported, stored_constant
+from backends.tflite.reading import stored_constant
+from deploy.adapter.optable import Unsupported
 from deploy.spec.plan import QuantParams
 from deploy.spec.tensors import QuantType
 

@@ -12,7 +12,7 @@ from backends.tflite.known import FIX_SIZES, as_int32, carry, integers, joined, 
 from backends.tflite.layout import NHWC, plain
 from backends.tflite.network import Options, Tensor
 from backends.tflite.optable import ANY, OpTable
-from backends.tflite.reading import Unsupported
+from deploy.adapter.optable import Unsupported
 from deploy.graph.edit import scalar
 from deploy.graph.qdq import quantize_array
 from deploy.spec.plan import QuantParams

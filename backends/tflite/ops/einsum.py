@@ -13,7 +13,8 @@ from backends.tflite.layout import Order
 from backends.tflite.network import Options
 from backends.tflite.ops.recurrent import product
 from backends.tflite.optable import OpTable
-from backends.tflite.reading import Unsupported, stored_constant
+from backends.tflite.reading import stored_constant
+from deploy.adapter.optable import Unsupported
 
 ops = OpTable()
 

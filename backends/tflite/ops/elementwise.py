@@ -13,8 +13,9 @@ from backends.tflite.known import known
 from backends.tflite.layout import Order, plain, same_memory
 from backends.tflite.network import Options
 from backends.tflite.optable import FLOATS, NUMBERS, Lowering, OpTable
-from backends.tflite.reading import Unsupported, dtype_of, idle, stored_constant
+from backends.tflite.reading import dtype_of, idle, stored_constant
 from backends.tflite.terms import Term, options, version
+from deploy.adapter.optable import Unsupported
 from deploy.spec.plan import QuantParams
 
 ops = OpTable()

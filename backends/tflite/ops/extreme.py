@@ -10,8 +10,8 @@ from backends.tflite.known import known
 from backends.tflite.network import Operator, Options, Tensor
 from backends.tflite.ops.softmax import last, number
 from backends.tflite.optable import NUMBERS, OpTable
-from backends.tflite.reading import Unsupported
 from backends.tflite.terms import Term, without
+from deploy.adapter.optable import Unsupported
 
 ops = OpTable()
 

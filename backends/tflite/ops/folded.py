@@ -14,7 +14,7 @@ import numpy as np
 
 from backends.tflite.emitter import Emitter
 from backends.tflite.ops.window import Window
-from backends.tflite.reading import Unsupported
+from deploy.adapter.optable import Unsupported
 
 _TILES = (4, 8)
 """Channels that XNNPACK's INT8 kernels read at once: with Arm's dot products; on x86 and with Arm's i8mm."""

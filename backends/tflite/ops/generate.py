@@ -10,7 +10,8 @@ from backends.tflite.known import FIX_SIZES, as_int32, carry, known, sizes
 from backends.tflite.layout import plain
 from backends.tflite.network import Options
 from backends.tflite.optable import ANY, NUMBERS, OpTable
-from backends.tflite.reading import Unsupported, dtype_of
+from backends.tflite.reading import dtype_of
+from deploy.adapter.optable import Unsupported
 
 ops = OpTable()
 

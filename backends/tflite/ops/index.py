@@ -11,8 +11,8 @@ from backends.tflite.layout import Order, plain
 from backends.tflite.network import Options
 from backends.tflite.ops.join import emit_slice
 from backends.tflite.optable import ANY, OpTable
-from backends.tflite.reading import Unsupported
 from backends.tflite.terms import Term
+from deploy.adapter.optable import Unsupported
 from deploy.spec.plan import QuantParams
 
 ops = OpTable()

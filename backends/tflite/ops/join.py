@@ -13,7 +13,7 @@ from backends.tflite.layout import Order, plain
 from backends.tflite.network import Options
 from backends.tflite.ops.elementwise import common_order
 from backends.tflite.optable import ANY, OpTable
-from backends.tflite.reading import Unsupported
+from deploy.adapter.optable import Unsupported
 from deploy.graph.symbolic import Known, Size
 from deploy.spec.plan import QuantParams
 

@@ -8,8 +8,9 @@ import onnx_ir as ir
 from backends.tflite.emitter import Emitter
 from backends.tflite.ops.elementwise import elementwise, operands, term, terms
 from backends.tflite.optable import ANY, NUMBERS, Lowering, OpTable
-from backends.tflite.reading import Unsupported, dtype_of
+from backends.tflite.reading import dtype_of
 from backends.tflite.terms import Term
+from deploy.adapter.optable import Unsupported
 
 ops = OpTable()
 

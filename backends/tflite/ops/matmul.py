@@ -17,8 +17,9 @@ from backends.tflite.layout import Order, plain
 from backends.tflite.network import ABSENT, Flattened, Options, Setting
 from backends.tflite.ops.conv import bias_scale
 from backends.tflite.optable import OpTable
-from backends.tflite.reading import Unsupported, stored_constant
+from backends.tflite.reading import stored_constant
 from backends.tflite.terms import Term
+from deploy.adapter.optable import Unsupported
 from deploy.graph.edit import constant, sole_consumer
 from deploy.spec.plan import QuantParams
 

@@ -16,8 +16,8 @@ from backends.tflite.layout import Order, channels_last, plain
 from backends.tflite.network import Options
 from backends.tflite.ops.elementwise import elementwise, numbers_of, operand, term
 from backends.tflite.optable import OpTable
-from backends.tflite.reading import Unsupported
 from backends.tflite.terms import Term
+from deploy.adapter.optable import Unsupported
 
 ops = OpTable()
 

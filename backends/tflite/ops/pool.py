@@ -20,7 +20,8 @@ from backends.tflite.network import NO_OPTIONS, Options, Setting
 from backends.tflite.ops.unpool import indices_of_maxima
 from backends.tflite.ops.window import Window, image_order, padded, window
 from backends.tflite.optable import OpTable
-from backends.tflite.reading import Unsupported, activation_of
+from backends.tflite.reading import activation_of
+from deploy.adapter.optable import Unsupported
 from deploy.spec.plan import QuantParams
 
 ops = OpTable()

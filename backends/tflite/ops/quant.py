@@ -12,7 +12,8 @@ import onnx_ir as ir
 from backends.tflite.emitter import Emitter
 from backends.tflite.network import Planned
 from backends.tflite.pixels import quantized_input
-from backends.tflite.reading import Unsupported, params_of, planned_name
+from backends.tflite.reading import params_of, planned_name
+from deploy.adapter.optable import Unsupported
 from deploy.graph.edit import is_constant
 
 

@@ -21,8 +21,8 @@ from backends.tflite.network import Options
 from backends.tflite.ops.fused_lstm import fused_lstm
 from backends.tflite.ops.join import cut_step, joined_step
 from backends.tflite.optable import OpTable
-from backends.tflite.reading import Unsupported
 from backends.tflite.terms import Term
+from deploy.adapter.optable import Unsupported
 from deploy.graph.edit import constant
 
 ops = OpTable()

@@ -30,7 +30,7 @@ from backends.tflite.ops.interpolation import (
 from backends.tflite.ops.shape import passed_on
 from backends.tflite.ops.window import image_order
 from backends.tflite.optable import ANY, OpTable
-from backends.tflite.reading import Unsupported
+from deploy.adapter.optable import Unsupported
 
 ops = OpTable()
 

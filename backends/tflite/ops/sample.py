@@ -13,8 +13,8 @@ from backends.tflite.known import FIX_SIZES, integers
 from backends.tflite.layout import channels_last, plain
 from backends.tflite.network import Options
 from backends.tflite.optable import OpTable
-from backends.tflite.reading import Unsupported
 from backends.tflite.terms import Term
+from deploy.adapter.optable import Unsupported
 
 ops = OpTable()
 

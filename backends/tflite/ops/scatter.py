@@ -11,7 +11,7 @@ from backends.tflite.layout import plain
 from backends.tflite.network import Options
 from backends.tflite.ops.index import coordinates, element_coordinates, whole_shape
 from backends.tflite.optable import ANY, OpTable
-from backends.tflite.reading import Unsupported
+from deploy.adapter.optable import Unsupported
 
 ops = OpTable()
 

@@ -19,8 +19,8 @@ from backends.tflite.known import (
 from backends.tflite.layout import Order, channels_last, plain, same_memory
 from backends.tflite.network import Flattened
 from backends.tflite.optable import ANY, OpTable
-from backends.tflite.reading import Unsupported
 from backends.tflite.regroup import regrouped
+from deploy.adapter.optable import Unsupported
 from deploy.graph.edit import scalar
 
 ops = OpTable()

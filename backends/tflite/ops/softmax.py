@@ -9,7 +9,7 @@ from backends.tflite.emitter import Emitter
 from backends.tflite.layout import Order
 from backends.tflite.network import Options
 from backends.tflite.optable import OpTable
-from backends.tflite.reading import Unsupported
+from deploy.adapter.optable import Unsupported
 
 ops = OpTable()
 

@@ -23,7 +23,8 @@ from backends.tflite.ops.blocks import carry, elements_first, spread
 from backends.tflite.ops.conv import bias_scale, floats
 from backends.tflite.ops.window import Window, image_order, padded
 from backends.tflite.optable import OpTable
-from backends.tflite.reading import Unsupported, stored_constant
+from backends.tflite.reading import stored_constant
+from deploy.adapter.optable import Unsupported
 from deploy.spec.plan import QuantParams
 
 ops = OpTable()

@@ -17,8 +17,8 @@ from backends.tflite.layout import NHWC, plain
 from backends.tflite.network import Options
 from backends.tflite.ops.window import Window, image_order, padded
 from backends.tflite.optable import OpTable
-from backends.tflite.reading import Unsupported
 from backends.tflite.terms import Term
+from deploy.adapter.optable import Unsupported
 from deploy.graph.edit import constant
 
 ops = OpTable()

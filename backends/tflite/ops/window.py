@@ -15,7 +15,7 @@ from backends.tflite.emitter import Emitter
 from backends.tflite.known import FIX_SIZES
 from backends.tflite.layout import ONE_ROW, Order, channels_last
 from backends.tflite.network import Tensor
-from backends.tflite.reading import Unsupported
+from deploy.adapter.optable import Unsupported
 
 Sizes = tuple[int, ...]
 
