@@ -40,9 +40,8 @@ class Tune(Protocol):
 
     def __call__(self, model: ir.Model, step: Finetune, prepare: Prepare | None = None, /) -> ir.Model:
         """The graph with better weights, by the project's labels, metric and teachers. ``prepare`` is handed
-        the module before training and gives what is called after every step (masks). Zeros of
-        ``Ground.sparse`` are kept anyway. Raises UsageError where there are no training data, and what
-        `train.finetune` raises."""
+        the module before training and gives what is called after every step. Raises UsageError where
+        there are no training data, and what `train.finetune` raises."""
 
 
 def _no_training(_model: ir.Model, _step: Finetune, _prepare: Prepare | None = None, /) -> ir.Model:
@@ -55,8 +54,8 @@ def _unknown(_model: ir.Model) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """``samples`` are the calibration samples, of which a step takes the first ``step.samples``; ``train`` and
-    ``validation`` are labelled ones; None where there are none. ``given`` is the graph before the recipe,
+    """``samples`` are the calibration samples, of which a step takes the first ``step.samples``; ``train``
+    and ``validation`` are labelled ones; None where there are none. ``given`` is the graph before the recipe,
     with the same inputs and outputs as every later one; ``teachers`` are those of the step's own training,
     else ``given``.
 
@@ -69,7 +68,7 @@ class Ground:
     can if the build quantizes; None where nothing is known of its kernels. It folds batch norm itself and
     takes some hundredths of a second. ``align`` is the multiple of channels that the target computes well, 1
     if any. ``pays`` says whether a runtime of the target is faster with 2:4 sparse weights, ``why`` says it
-    in words. ``sparse`` are weights whose zeros an earlier step made: they stay zero.
+    in words.
 
     ``workdir`` outlives a build that is killed; it belongs to this step alone.
     """
@@ -88,7 +87,6 @@ class Ground:
     align: int = 1
     pays: bool = False
     why: str = ""
-    sparse: tuple[str, ...] = ()
     seed: int = 0
     threads: int = 1
     root: Path | None = None
@@ -100,12 +98,10 @@ class StepResult:
     """``told`` says in a few words what was done, for the terminal and the report; ``rows`` say it place by
     place, in graph order.
 
-    ``sparse`` are the weights whose zeros later steps have to keep, ``shared`` those that hold few different
-    values, as a palette stores them.
+    ``shared`` are weights that hold few different values, as a palette stores them.
     """
 
     model: ir.Model
     told: str = ""
     rows: tuple[Step, ...] = ()
-    sparse: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
