@@ -35,6 +35,7 @@ from deploy.train.loss import check_labels, heads, make_task
 from deploy.train.run import Lesson, Run, matches, statistics_names
 from deploy.train.score import MakeMetric, ModuleRunner, chosen_metric, tensors
 from deploy.train.weights import require_weights, with_weights
+from deploy.train.zeros import keep_zeros
 
 CHECKPOINT_S = 30.0
 """Seconds between checkpoints, more where writing one takes more than a twentieth of that."""
@@ -92,7 +93,8 @@ def finetune(
     prepare: Prepare | None = None,
     progress: Progress = SILENT,
 ) -> Trained:
-    """Train a copy of ``model`` as ``step`` says; what is given stays as it is.
+    """Train a copy of ``model`` as ``step`` says; what is given stays as it is, and so do the zeros of
+    weights that are a quarter zeros or more (`zeros.py`).
 
     ``teachers`` of a step that distills; without any the graph as it came teaches. ``metric`` makes a fresh
     metric for validation, by default what labels and outputs suggest. Checkpoints lie in ``workdir``, one
@@ -155,6 +157,8 @@ class _Training:
         self.module = _module(model, step, self.device)
         inputs = tensor_specs(model.graph.inputs)
         images = image_inputs(inputs, step.augment)
+        if kept := keep_zeros(self.module.named_weights()):
+            progress.note(f"{len(kept)} sparse weights keep their zeros while they learn")
         loader = open_loader(train, step.batch, seed, workdir, progress=progress)
         lesson, digests = self._lesson(train, teachers, root, seed)
         self.loader: Loader = loader
