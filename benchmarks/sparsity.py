@@ -1,14 +1,16 @@
-"""What 2:4 sparsity, low rank and shared weights cost real networks, without any training.
+"""What 2:4 sparsity, low rank and shared weights cost real networks, most of it without any training.
 
-    python benchmarks/sparsity.py --cases DIR [--only NAME,NAME] [--parts sparse,rank,shared]
+    python benchmarks/sparsity.py --cases DIR [--only NAME,NAME] [--parts sparse,trained,rank,shared]
 
-Each folder of DIR holds model.onnx, calib.npz and eval.npz. Weights are changed in the cleaned graph, as
+Each folder of DIR holds model.onnx, calib.npz and eval.npz, and maybe train.npz. Weights are changed in the cleaned graph, as
 compression gets it, batch norm still in it; ONNX Runtime computes with them as floats, so nothing here is
 faster or slower: what is shown is what is lost. Calibration samples (256 at most, a quarter of them held out)
 serve the choice of weights, without labels; eval samples serve scoring alone.
 
 sparse    every product whose inputs are whole fours is 2:4 sparse: by magnitude or by optimal brain surgeon,
           with and without a better order of the channels before
+trained   the best of these, then finetuned with the zeros kept: the dense network teaches (no labels), on
+          train.npz with flips and shifts for images, on the calibration samples alone where there is none
 rank      products become two or three where that is fewer MACs and weights
 shared    all weights of a tensor are one of so many values; the file at rest is codebook and Huffman codes
 """
@@ -16,6 +18,7 @@ shared    all weights of a tensor are one of so many values; the file at rest is
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +28,10 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.adapter.batching import run_samples
-from deploy.compress.cluster import Cluster, cluster
+from deploy.compress.cluster import cluster
 from deploy.compress.codec import decode, encode
-from deploy.compress.lowrank import LowRank, factorize
-from deploy.compress.magnitude import prune_magnitude
-from deploy.compress.sparsify import Sparsify, masks, sparsify
+from deploy.compress.lowrank import factorize
+from deploy.compress.sparsify import masks, prove, sparsify
 from deploy.compress.step import Compressed
 from deploy.data.dataset import Dataset, open_dataset
 from deploy.execute.compare import prover
@@ -40,6 +42,10 @@ from deploy.graph.cost import macs
 from deploy.graph.edit import weight_bytes
 from deploy.graph.shapes import infer
 from deploy.graph.summary import tensor_specs
+from deploy.progress import SILENT
+from deploy.spec.compression import Cluster, LowRank, Sparsify
+from deploy.spec.finetune import Augment, Distill, Finetune
+from deploy.train.finetune import finetune
 
 _BATCH = 100
 _DECODED = 5
@@ -51,6 +57,7 @@ class Subject:
     graph: ir.Model
     calibration: Dataset
     evaluation: Dataset
+    train: Dataset | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ def opened(case: Path) -> Subject:
     specs = tensor_specs(model.graph.inputs)
     data, evaluation = (open_dataset(case / name, specs) for name in ("calib.npz", "eval.npz"))
     graph = clean(model, prover([next(data.batches(2)).feeds])).model
-    return Subject(case.name, infer(graph), data, evaluation)
+    train = open_dataset(case / "train.npz", specs) if (case / "train.npz").exists() else None
+    return Subject(case.name, infer(graph), data, evaluation, train)
 
 
 def score(graph: ir.Model, dataset: Dataset) -> Scored:
@@ -84,14 +92,17 @@ def lost(exact: Scored, found: Scored) -> str:
 
 
 def sparse(subject: Subject, exact: Scored) -> None:
+    def made(**given: object) -> Callable[[], Compressed]:
+        return lambda: sparsify(subject.graph, subject.calibration, Sparsify.model_validate(given))
+
+    half = {"pattern": "unstructured", "sparsity": 0.5}
     ways: dict[str, Callable[[], Compressed]] = {
-        "magnitude": lambda: sparsify(
-            subject.graph, subject.calibration, Sparsify("magnitude", permute=False)
-        ),
-        "magnitude, permuted": lambda: sparsify(subject.graph, subject.calibration, Sparsify("magnitude")),
-        "OBS": lambda: sparsify(subject.graph, subject.calibration, Sparsify(permute=False)),
-        "OBS, permuted": lambda: sparsify(subject.graph, subject.calibration, Sparsify()),
-        "half the weights, no pattern": lambda: prune_magnitude(subject.graph, 0.5),
+        "magnitude": made(method="magnitude", permute=False),
+        "magnitude, permuted": made(method="magnitude"),
+        "OBS": made(permute=False),
+        "OBS, permuted": made(),
+        "half the weights, no pattern": made(method="magnitude", **half),
+        "the same, OBS": made(**half),
     }
     for way, make in ways.items():
         begun = time.process_time()
@@ -102,11 +113,42 @@ def sparse(subject: Subject, exact: Scored) -> None:
         print(f"| {subject.name} | {way} | {told} | {count or '-'} | {seconds:.0f} |", flush=True)
 
 
+def trained(subject: Subject, exact: Scored) -> None:
+    """Settings were chosen without eval data; these are looked at once for each row."""
+    sparse_graph = sparsify(subject.graph, subject.calibration, Sparsify()).graph
+    names = sorted(masks(sparse_graph))
+    begun = time.process_time()
+    images = subject.train is not None
+    step = Finetune(
+        epochs=1 if images else 40,
+        batch=64 if images else 25,
+        optimizer="sgd" if images else "adamw",
+        lr=1e-2 if images else 2e-4,
+        weight_decay=0.0,
+        augment=Augment(crop=4, flip=True) if images else Augment(),
+        distill=Distill(alpha=0.0),
+    )
+    with tempfile.TemporaryDirectory() as work:
+        found = finetune(
+            sparse_graph,
+            step,
+            train=subject.train or subject.calibration,
+            teachers=(subject.graph,),
+            workdir=Path(work),
+            progress=SILENT,
+        ).model
+    prove(found, names)
+    seconds = time.process_time() - begun
+    for way, graph in (("OBS, permuted", sparse_graph), ("the same, finetuned", found)):
+        told = lost(exact, score(graph, subject.evaluation))
+        print(f"| {subject.name} | {way} | {told} | {len(names)} | {seconds:.0f} |", flush=True)
+
+
 def rank(subject: Subject, exact: Scored) -> None:
     for data in (None, subject.calibration):
         for allowed in (0.003, 0.01):
             begun = time.process_time()
-            found = factorize(subject.graph, data, LowRank(allowed)).graph
+            found = factorize(subject.graph, data, LowRank(lost=allowed)).graph
             seconds = time.process_time() - begun
             told = lost(exact, score(found, subject.evaluation))
             work = (macs(found) or 0) / (macs(subject.graph) or 1)
@@ -119,7 +161,7 @@ def rank(subject: Subject, exact: Scored) -> None:
 def shared(subject: Subject, exact: Scored) -> None:
     for centres, group in ((4, 16), (16, None), (16, 16), (64, None), (256, None)):
         begun = time.process_time()
-        found = cluster(subject.graph, Cluster(centres, group))
+        found = cluster(subject.graph, Cluster(centres=centres, group=group))
         seconds = time.process_time() - begun
         coded = encode(found.palettes)
         numbers = sum(palette.indices.size for palette in found.palettes.values())
@@ -142,6 +184,7 @@ def _decoding(coded: bytes) -> float:
 
 PARTS: dict[str, tuple[str, Callable[[Subject, Scored], None]]] = {
     "sparse": ("way | drop, points | noise, % | sparse layers | processor s", sparse),
+    "trained": ("way | drop, points | noise, % | sparse layers | processor s of training", trained),
     "rank": ("lost at most | drop, points | noise, % | MACs | weights | processor s", rank),
     "shared": (
         "values | drop, points | noise, % | times smaller, packed | at rest | MB/s read | processor s",

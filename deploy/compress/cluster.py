@@ -13,32 +13,21 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from deploy.adapter.batching import fixed_batch
+from deploy.compress.ground import Ground, StepResult
 from deploy.compress.kmeans import kmeans
-from deploy.compress.palette import MOST, Palette
 from deploy.compress.step import Compressed, Step
+from deploy.errors import UsageError
+from deploy.execute.compare import prover
 from deploy.graph.edit import constant, replace_weight
-from deploy.graph.weights import large_weights
+from deploy.graph.fuse import fuse
+from deploy.graph.palette import Palette
+from deploy.graph.summary import tensor_specs
+from deploy.graph.weights import SMALLEST, large_weights
+from deploy.spec.compression import Cluster
 
 _SPARSE = 0.25
 """Share of exact zeros from which they are not chance: they stay zero, as a value of their own."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """``centres``: 2 to 256 values for each codebook. ``group``: output channels that share one, None for
-    all of a tensor. A weight stays as it is where sharing moves it by more than ``tolerance``, as a share of
-    its squared sum; None takes all."""
-
-    centres: int = 16
-    group: int | None = None
-    tolerance: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.centres <= MOST:
-            raise ValueError(f"a codebook has 2 to {MOST} values, not {self.centres}")
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"a group has one channel or more, not {self.group}")
 
 
 @dataclass(frozen=True)
@@ -48,14 +37,39 @@ class Clustered(Compressed):
     palettes: dict[str, Palette] = field(default_factory=dict)
 
 
+def check(step: Cluster, model: ir.Model, ground: Ground) -> None:
+    """Raises UsageError where there is no weight large enough to share values."""
+    del step, ground
+    if not large_weights(model):
+        raise UsageError(
+            f"cluster: no weight of the model has {SMALLEST} numbers or more", hint="leave the step out"
+        )
+
+
+def run(step: Cluster, model: ir.Model, ground: Ground) -> StepResult:
+    """The graph, what can be folded into weights folded, so that they keep the values that they share."""
+    if ground.samples is not None:
+        count = fixed_batch(tensor_specs(model.graph.inputs)) or 2
+        feeds = next(ground.samples.batches(count)).feeds
+        model = fuse(model, prover([feeds], ground.threads)).model
+    found = cluster(model, step, seed=ground.seed)
+    told = f"{len(found.palettes)} weights have {step.centres} values at most"
+    if step.group is not None:
+        told += f" for {step.group} channels each"
+    return StepResult(found.graph, told, found.steps, tuple(found.palettes))
+
+
 def cluster(
-    model: ir.Model, settings: Cluster | None = None, *, importance: Mapping[str, np.ndarray] | None = None
+    model: ir.Model,
+    settings: Cluster,
+    *,
+    seed: int = 0,
+    importance: Mapping[str, np.ndarray] | None = None,
 ) -> Clustered:
     """A copy whose large float weights share values. ``importance`` of the shape of a weight, none negative,
     says how much the square of what each number is moved by counts (a Fisher information, the mean square
     of the inputs); each counts alike where it says nothing. A step's error is the squared sum of what moved
     over that of the weights, each times its importance."""
-    settings = settings or Cluster()
     copy = model.clone()
     palettes: dict[str, Palette] = {}
     steps = []
@@ -66,7 +80,7 @@ def cluster(
             steps.append(Step(name, "left as it is: it is not finite", False))
             continue
         worth = (importance or {}).get(name)
-        palette = shared(array, settings, worth, channel_axis(*uses[0], array.ndim))
+        palette = shared(array, settings, worth, channel_axis(*uses[0], array.ndim), seed)
         if palette.stored_bytes >= array.nbytes:
             steps.append(Step(name, "left as it is: codebooks would take more than they save", False))
             continue
@@ -85,7 +99,9 @@ def cluster(
     return Clustered(copy, tuple(steps), palettes)
 
 
-def shared(array: np.ndarray, settings: Cluster, importance: np.ndarray | None, axis: int) -> Palette:
+def shared(
+    array: np.ndarray, settings: Cluster, importance: np.ndarray | None, axis: int, seed: int = 0
+) -> Palette:
     """The palette of one weight; groups are cut along ``axis``. Zeros stay zero where they are no chance."""
     size = settings.group
     grouped = size is not None and size < array.shape[axis]
@@ -94,7 +110,7 @@ def shared(array: np.ndarray, settings: Cluster, importance: np.ndarray | None, 
     for start in range(0, array.shape[axis], width):
         place = (slice(None),) * axis + (slice(start, start + width),)
         heavy = None if importance is None else importance[place]
-        found, index = _codebook(array[place], settings, heavy)
+        found, index = _codebook(array[place], settings.centres, heavy, seed)
         books.append(np.concatenate([found, np.repeat(found[-1:], settings.centres - len(found))]))
         indices[place] = index
     codebook = np.stack(books)
@@ -103,17 +119,17 @@ def shared(array: np.ndarray, settings: Cluster, importance: np.ndarray | None, 
 
 
 def _codebook(
-    array: np.ndarray, settings: Cluster, importance: np.ndarray | None
+    array: np.ndarray, centres: int, importance: np.ndarray | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values in ascending order, as the array's own type, and the index of each number."""
     heavy = importance if importance is not None and importance.any() else None
     sparse = array == 0
     if not _SPARSE <= sparse.mean() < 1:
-        found = kmeans(array, settings.centres, heavy, settings.seed)
+        found = kmeans(array, centres, heavy, seed)
         return found.centres.astype(array.dtype), found.indices.astype(np.uint8)
     alive = ~sparse
     weights = None if heavy is None or not heavy[alive].any() else heavy[alive]
-    found = kmeans(array[alive], settings.centres - 1, weights, settings.seed)
+    found = kmeans(array[alive], centres - 1, weights, seed)
     place = int(np.searchsorted(found.centres, 0.0))
     indices = np.full(array.shape, place, np.uint8)
     indices[alive] = found.indices + (found.indices >= place)

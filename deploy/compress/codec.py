@@ -32,8 +32,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploy.compress.huffman import Coded, complete, read, write
-from deploy.compress.palette import MOST, Palette
 from deploy.errors import ModelError
+from deploy.graph.palette import MOST, Palette
 
 _MAGIC = b"DPAL\x01"
 _HEAD = struct.Struct("<4B5I")

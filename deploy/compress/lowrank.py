@@ -16,11 +16,14 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from deploy.compress.ground import Ground, StepResult
 from deploy.compress.layers import Layers, Moments
 from deploy.compress.pattern import Product, products
 from deploy.compress.step import Compressed, Step
 from deploy.compress.tucker import Factors, by_outputs, lost_power, tucker
 from deploy.data.dataset import Dataset
+from deploy.errors import UsageError
+from deploy.graph.cost import macs
 from deploy.graph.edit import (
     Attribute,
     add_initializer,
@@ -29,36 +32,17 @@ from deploy.graph.edit import (
     insert_before,
     names,
     replace_node,
+    weight_bytes,
 )
 from deploy.graph.shapes import infer, static_shape
 from deploy.progress import SILENT, Progress
+from deploy.spec.compression import LowRank
 from deploy.train.finetune import reproducible
 from deploy.train.units import Stop
 
 _BUDGETS = (4.0, 2.0, 1.0, 0.5, 0.25)
 """Of what may be lost, what Tucker's sides are allowed: their losses do not just add up."""
 _DAMP = 0.01
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """``lost``: the share of the power that a layer's factors may lose, of its weight's squares, or with
-    samples of what it makes of them. ``multiple`` rounds ranks up to what a device computes well.
-    ``tolerance``: by how much the error of what leaves a layer's block may rise on samples held out; None
-    takes all. ``samples`` as in `Sparsify`."""
-
-    lost: float = 0.01
-    multiple: int = 1
-    tolerance: float | None = None
-    samples: int = 256
-    seed: int = 0
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lost < 1:
-            raise ValueError(f"what may be lost is a share below 1, not {self.lost}")
-        if self.multiple < 1:
-            raise ValueError(f"ranks are rounded to a multiple of 1 or more, not {self.multiple}")
 
 
 @dataclass(frozen=True)
@@ -72,16 +56,60 @@ class Size:
         return self.macs < other.macs and self.numbers < other.numbers
 
 
+def check(step: LowRank, model: ir.Model, ground: Ground) -> None:
+    """Raises UsageError where there is no product to split, or no samples to judge the error by."""
+    if not any(product.groups == 1 for product in products(model)):
+        raise UsageError("lowrank: the model has no product of weights to split", hint="leave the step out")
+    if step.tolerance is not None and ground.samples is None:
+        raise UsageError(
+            "lowrank: there are no samples to judge the error of a layer by",
+            hint="give calibration samples, or leave tolerance out",
+        )
+
+
+def run(step: LowRank, model: ir.Model, ground: Ground) -> StepResult:
+    """The graph in factors where that is less to compute, by samples where there are any, and trained where
+    ``step`` asks for it."""
+    found = factorize(
+        model,
+        ground.samples,
+        step,
+        align=ground.align,
+        seed=ground.seed,
+        threads=ground.threads,
+        progress=ground.progress,
+    )
+    rows, graph = found.steps, found.graph
+    count = sum(row.kept for row in rows)
+    told = f"{count} of {len(rows)} products split"
+    before, after = macs(model), macs(graph)
+    if before and after is not None:
+        size = weight_bytes(graph) / max(weight_bytes(model), 1)
+        told += f", {after / before:.0%} of the MACs and {size:.0%} of the weights left"
+    if count and step.finetune is not None:
+        graph = ground.tune(graph, step.finetune)
+    return StepResult(graph, told, rows)
+
+
 def factorize(
-    model: ir.Model, dataset: Dataset | None, settings: LowRank | None = None, progress: Progress = SILENT
+    model: ir.Model,
+    dataset: Dataset | None,
+    settings: LowRank,
+    *,
+    align: int = 1,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Progress = SILENT,
 ) -> Compressed:
     """A copy in which products are factors where both MACs and weights become fewer; shapes are inferred.
 
-    A step says which ranks, and what that saves; its errors are those of what leaves the block on samples
+    ``settings.lost`` is the share of power that a layer's factors may lose: of its weight's squares, or with
+    samples of what it makes of them. Ranks are rounded up to multiples of ``settings.align``, else ``align``.
+    A row says which ranks, and what that saves; its errors are those of what leaves the block on samples
     held out, or the share of the weight's squares lost where there are no samples. Raises DataError where
     there are fewer than two batches of samples, UnsupportedError listing nodes that torch has no kernel for.
     """
-    settings = settings or LowRank()
+    settings = settings if settings.align is not None else settings.model_copy(update={"align": align})
     wanted = {p.weight: p for p in products(model) if p.groups == 1}
     steps = [
         Step(p.node.name or "", "left whole: its groups are small products", False)
@@ -92,8 +120,8 @@ def factorize(
     if dataset is None:
         steps.extend(_by_squares(product, settings, found) for product in wanted.values())
     else:
-        with reproducible(settings.threads), torch.no_grad():
-            layers = Layers(model, wanted, dataset, settings.samples, settings.seed)
+        with reproducible(threads), torch.no_grad():
+            layers = Layers(model, wanted, dataset, settings.samples, seed)
             for stop, product in layers.visit(progress):
                 steps.append(_by_samples(layers, stop, product, settings, found))
     result = model.clone()
@@ -154,10 +182,10 @@ def _smallest(
     product: Product, weight: np.ndarray, gram: np.ndarray | None, settings: LowRank
 ) -> Factors | None:
     """The factors with the fewest MACs that lose no more than they may; None where none are smaller."""
-    tried = [by_outputs(weight, gram, settings.lost, settings.multiple)]
+    tried = [by_outputs(weight, gram, settings.lost, settings.align or 1)]
     if weight.shape[2] > 1:
         for budget in _BUDGETS:
-            one = tucker(weight, gram, min(budget * settings.lost, 1.0), settings.multiple)
+            one = tucker(weight, gram, min(budget * settings.lost, 1.0), settings.align or 1)
             if lost_power(one.weight(), weight, gram) <= settings.lost:
                 tried.append(one)
                 break

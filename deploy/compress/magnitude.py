@@ -53,6 +53,15 @@ def sparsity_at(step: int, schedule: Schedule) -> float:
     return schedule.final + (schedule.initial - schedule.final) * (1 - done) ** 3
 
 
+def share_in_round(number: int, rounds: int, final: float) -> float:
+    """The share of zeros in round ``number``, from 1, of so many that end with ``final``.
+
+    >>> [round(share_in_round(number, 4, 0.8), 2) for number in (1, 2, 3, 4)]
+    [0.46, 0.7, 0.79, 0.8]
+    """
+    return sparsity_at(number, Schedule(final, 0, rounds))
+
+
 def magnitude_masks(
     weights: Mapping[str, np.ndarray], sparsity: float, scope: Scope = "layer"
 ) -> dict[str, np.ndarray]:
@@ -98,18 +107,3 @@ def prune_magnitude(model: ir.Model, sparsity: float, scope: Scope = "layer") ->
         if share > 0:
             replace_weight(copy, places[name], 1, weights[name] * kept)
     return Compressed(copy, tuple(steps))
-
-
-def rewound(
-    weights: Mapping[str, np.ndarray], early: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The weights as they were ``early`` in training, under the masks found at its end; those without a mask
-    as they were early too. Raises ValueError where a name or a shape is missing or differs."""
-    found = {}
-    for name, array in weights.items():
-        before = early.get(name)
-        if before is None or before.shape != array.shape:
-            raise ValueError(f"there is no early '{name}' of shape {array.shape} to rewind to")
-        mask = masks.get(name)
-        found[name] = before.copy() if mask is None else np.where(mask, before, np.zeros_like(before))
-    return found

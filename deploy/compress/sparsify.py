@@ -1,18 +1,17 @@
-"""2:4 sparsity without training: channels in a better order, then weights that make up for those that go.
+"""Sparsity: channels in a better order, zeros chosen, and weights that make up for those that go.
 
 Layers are taken in graph order (`layers.py`). On samples that were held out the error of what leaves the
 layer's block decides: between the ways below, and whether the layer stays dense.
 
-    magnitude    the two largest of each four stay as they are
-    obs          `obs.solve` on the Gram matrices of the layer's inputs, lightly and strongly damped
+    magnitude    the largest stay as they are: two of each four, or wherever they lie (`magnitude.py`)
+    obs          the others make up for those that go, by the Gram matrix of the layer's inputs: `obs.solve`
+                 for 2:4, lightly and strongly damped, `obs.leanest` and `obs.refit` for zeros in no pattern
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -20,105 +19,195 @@ import torch
 from torch import Tensor
 
 from deploy.compress import obs
+from deploy.compress.ground import Ground, StepResult
 from deploy.compress.layers import Layers, Moments
+from deploy.compress.magnitude import magnitude_masks, prune_magnitude, share_in_round
 from deploy.compress.pattern import Product, fits, mask_2_4, products, sparse_2_4
 from deploy.compress.permute import Search, permute
 from deploy.compress.step import Compressed, Step
 from deploy.data.dataset import Dataset
-from deploy.errors import VerificationError
+from deploy.errors import UsageError, VerificationError
 from deploy.graph.edit import constant, replace_weight
 from deploy.progress import SILENT, Progress
+from deploy.spec.compression import Sparsify
 from deploy.train.finetune import reproducible
 from deploy.train.units import Stop
 
 _DAMPS = (0.01, 0.1)
 
-Method = Literal["magnitude", "obs"]
+
+def check(step: Sparsify, model: ir.Model, ground: Ground) -> None:
+    """Raises UsageError where no target gains by the pattern, nothing has it, or samples are missing."""
+    if step.pattern == "2:4" and not (ground.pays or step.anyway):
+        raise UsageError(
+            f"sparsify: 2:4 makes nothing faster here: {ground.why or 'the target does not skip zeros'}",
+            hint="leave the step out, or set anyway = true for smaller files at rest",
+        )
+    every = list(products(model))
+    if not any(step.pattern == "unstructured" or fits(product) for product in every):
+        what = "no product has inputs in whole fours" if every else "the model has no product of weights"
+        raise UsageError(f"sparsify: {what}", hint="leave the step out")
+    if ground.samples is None and (step.method == "obs" or step.tolerance is not None):
+        raise UsageError(
+            "sparsify: there are no samples to choose the zeros by",
+            hint='give calibration samples, or set method = "magnitude" without a tolerance',
+        )
 
 
-@dataclass(frozen=True)
-class Sparsify:
-    """``permute`` orders channels first. A layer stays dense where sparsity raises the error of its outputs,
-    a share of their power, by more than ``tolerance``; None takes all. ``samples`` are taken from the first,
-    every fourth batch of them held out."""
+def run(step: Sparsify, model: ir.Model, ground: Ground) -> StepResult:
+    """The graph with the zeros that ``step`` asks for, in rounds where it does, trained in between.
 
-    method: Method = "obs"
-    permute: bool = True
-    tolerance: float | None = None
-    samples: int = 256
-    seed: int = 0
-    threads: int = 1
-    search: Search = field(default_factory=Search)
+    Raises VerificationError where a later part of the step broke the 2:4 pattern.
+    """
+    graph, rows = model, tuple[Step, ...]()
+    for number in range(1, step.rounds + 1):
+        share = None if step.sparsity is None else share_in_round(number, step.rounds, step.sparsity)
+        found = sparsify(
+            graph,
+            ground.samples,
+            step,
+            share=share,
+            seed=ground.seed,
+            threads=ground.threads,
+            progress=ground.progress,
+        )
+        graph, rows = found.graph, found.steps
+        if step.rewind and number == step.rounds:
+            graph = _rewound(model, graph)
+        if step.finetune is not None:
+            sparse = list(masks(graph)) if step.pattern == "2:4" else []
+            graph = ground.tune(graph, step.finetune)
+            prove(graph, sparse)
+    return StepResult(graph, _told(step, graph), rows)
 
 
 def sparsify(
-    model: ir.Model, dataset: Dataset, settings: Sparsify | None = None, progress: Progress = SILENT
+    model: ir.Model,
+    dataset: Dataset | None,
+    step: Sparsify,
+    *,
+    share: float | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    search: Search | None = None,
+    progress: Progress = SILENT,
 ) -> Compressed:
-    """A copy with 2:4 sparse weights along the axes that products sum over, proved on the graph itself.
+    """A copy with sparse weights, by ``step`` without its rounds and training.
 
-    ``model`` has inferred shapes. Only products whose summed axis is whole fours are touched; a step of each
-    says what was done. Equal seed, threads and machine give equal weights. Raises DataError where there are
-    fewer than two batches of samples, UnsupportedError listing nodes that torch has no kernel for.
+    ``model`` has inferred shapes. 2:4 lies along the axes that products sum over, which are whole fours, and
+    is proved on the graph; what came so stays as it is. Without a pattern the share of zeros is ``share``,
+    else ``step.sparsity``. A row of each product says what was done. Without ``dataset`` magnitudes alone
+    decide. Equal seed, threads and machine give equal weights. Raises DataError where there are fewer than
+    two batches of samples, UnsupportedError listing nodes that torch has no kernel for.
     """
-    settings = settings or Sparsify()
-    steps: list[Step] = []
-    if settings.permute:
-        ordered = permute(model, settings.search)
-        model, steps = ordered.graph, list(ordered.steps)
-    with reproducible(settings.threads), torch.no_grad():
-        found, more = _chosen(model, dataset, settings, progress)
+    share = step.sparsity if share is None else share
+    if dataset is None and share is not None:
+        return prune_magnitude(model, share, step.scope)
+    rows: list[Step] = []
+    if step.pattern == "2:4" and step.permute and not masks(model):  # another order breaks what is there
+        ordered = permute(model, search or Search(seed=seed))
+        model, rows = ordered.graph, list(ordered.steps)
+    zeros = _Zeros(model, step, share)
+    if dataset is None:
+        found = {name: array * zeros.kept[name] for name, array in zeros.wanted.items()}
+        more = [Step(p.node.name or "", "2:4 by magnitude", True) for p in zeros.products.values()]
+    else:
+        with reproducible(threads), torch.no_grad():
+            layers = Layers(model, zeros.products, dataset, step.samples, seed)
+            found, more = _chosen(layers, zeros, progress)
     result = model.clone()
     nodes = {product.weight: product.node for product in products(result)}
     for name, array in found.items():
         replace_weight(result, nodes[name], 1, array)
-    prove(result, list(found))
-    return Compressed(result, (*steps, *more))
+    if share is None:
+        prove(result, list(found))
+    order = [product.node.name for product in products(model)]
+    rows += sorted((*zeros.left, *more), key=lambda row: order.index(row.place))
+    return Compressed(result, tuple(rows))
 
 
-def _chosen(
-    model: ir.Model, dataset: Dataset, settings: Sparsify, progress: Progress
-) -> tuple[dict[str, np.ndarray], list[Step]]:
-    """The sparse weights by name, and a step for each product of the model."""
-    every = list(products(model))
-    wanted = {p.weight: p for p in every if fits(p)}
-    steps = [
-        Step(p.node.name or "", "left dense: its inputs are not whole fours", False)
-        for p in every
-        if not fits(p)
-    ]
+class _Zeros:
+    """What is to become sparse, and how: ``kept`` is true at what magnitudes alone keep of ``wanted``."""
+
+    def __init__(self, model: ir.Model, step: Sparsify, share: float | None) -> None:
+        self.step, self.share = step, share
+        self.left: list[Step] = []
+        """Rows of the products that stay as they are."""
+        self.products: dict[str, Product] = {}
+        there = masks(model) if share is None else {}
+        for product in products(model):
+            why = ""
+            if share is None and not fits(product):
+                why = "left dense: its inputs are not whole fours"
+            elif product.weight in there:
+                why = "left as it came, 2:4 sparse"
+            if why:
+                self.left.append(Step(product.node.name or "", why, False))
+            else:
+                self.products[product.weight] = product
+        arrays = _weights(model)
+        self.wanted = {name: arrays[name] for name in self.products}
+        if share is None:
+            axes = {name: product.axis for name, product in self.products.items()}
+            self.kept = {name: mask_2_4(np.abs(a), axes[name]) for name, a in self.wanted.items()}
+        else:
+            self.kept = magnitude_masks(self.wanted, share, step.scope)
+
+    @property
+    def name(self) -> str:
+        return "2:4" if self.share is None else f"{self.share:.0%} zeros"
+
+    def ways(self, layers: Layers, stop: Stop, product: Product) -> dict[str, Tensor]:
+        """What the weight may become, by the way that leads there."""
+        dense = torch.tensor(self.wanted[product.weight])
+        kept = torch.from_numpy(self.kept[product.weight])
+        found = {"magnitude": dense * kept}
+        moments = layers.moments(stop, product, dense) if self.step.method == "obs" else None
+        if moments is None:
+            return found
+        for damp in _DAMPS if self.share is None else _DAMPS[:1]:
+            found[f"obs damped by {damp:g}"] = (
+                _solved(moments, dense, damp) if self.share is None else self._refitted(moments, dense, kept)
+            )
+        return found
+
+    def _refitted(self, moments: Moments, dense: Tensor, kept: Tensor) -> Tensor:
+        """Zeros in no pattern: those that the layer misses least, or with scope "global" those of magnitude,
+        which compare between layers; what stays makes up for them."""
+        layer = moments.layer
+        packed, alive = layer.packed(dense), layer.packed(kept)
+        forms = [obs.damped(gram, _DAMPS[0]) for gram in moments.gram]
+        if self.step.scope == "layer" and self.share is not None:
+            alive = obs.leanest(packed, forms, self.share)
+        groups = [
+            obs.refit(own * mask, own, form, pull)
+            for own, mask, form, pull in zip(packed, alive, forms, moments.pull, strict=True)
+        ]
+        return layer.unpacked(torch.stack(groups), dense)
+
+
+def _chosen(layers: Layers, zeros: _Zeros, progress: Progress) -> tuple[dict[str, np.ndarray], list[Step]]:
+    """The sparse weights by name, and a row for each product in question."""
     found: dict[str, np.ndarray] = {}
-    layers = Layers(model, wanted, dataset, settings.samples, settings.seed)
+    rows = []
     for stop, product in layers.visit(progress):
         name, place = product.weight, product.node.name or ""
         before = layers.error(stop)
-        ways = _ways(layers, stop, product, settings.method)
+        ways = zeros.ways(layers, stop, product)
         errors = {way: layers.error(stop, name, array) for way, array in ways.items()}
         best = min(errors, key=lambda way: (math.isnan(errors[way]), errors[way]))
-        limit = settings.tolerance
+        limit = zeros.step.tolerance
         if limit is not None and not errors[best] <= before + limit:
-            told = f"left dense: 2:4 by {best} raises the error by more than {limit:g}"
-            steps.append(Step(place, told, False, before, errors[best]))
+            told = f"left dense: {zeros.name} by {best} raises the error by more than {limit:g}"
+            rows.append(Step(place, told, False, before, errors[best]))
             continue
-        told = f"2:4 by {best}"
+        told = f"{zeros.name} by {best}"
         if best != "magnitude":
             told += f", an error of {errors['magnitude']:.2g} by magnitude alone"
         layers.put(name, ways[best])
         found[name] = ways[best].numpy()
-        steps.append(Step(place, told, True, before, errors[best]))
-    return found, steps
-
-
-def _ways(layers: Layers, stop: Stop, product: Product, method: Method) -> dict[str, Tensor]:
-    """What the weight may become, by the way that leads there."""
-    array = constant(product.node.inputs[1])
-    assert array is not None
-    dense = torch.tensor(array)
-    found = {"magnitude": dense * torch.from_numpy(mask_2_4(np.abs(array), product.axis))}
-    moments = layers.moments(stop, product, dense) if method == "obs" else None
-    if moments is not None:
-        for damp in _DAMPS:
-            found[f"obs damped by {damp:g}"] = _solved(moments, dense, damp)
-    return found
+        rows.append(Step(place, told, True, before, errors[best]))
+    return found, rows
 
 
 def _solved(moments: Moments, dense: Tensor, damp: float) -> Tensor:
@@ -132,6 +221,33 @@ def _solved(moments: Moments, dense: Tensor, damp: float) -> Tensor:
         gram, pull = moments.gram[group][order][:, order], moments.pull[group][:, order]
         result[group][:, order] = obs.solve(packed[group][:, order], gram, pull, damp=damp)
     return layer.unpacked(result, dense)
+
+
+def _rewound(given: ir.Model, graph: ir.Model) -> ir.Model:
+    """The graph that was ``given``, under the zeros of ``graph``."""
+    copy = given.clone()
+    kept = {name: array != 0 for name, array in _weights(graph).items()}
+    early = _weights(given)
+    for product in list(products(copy)):
+        if product.weight in kept:
+            replace_weight(copy, product.node, 1, early[product.weight] * kept[product.weight])
+    return copy
+
+
+def _weights(model: ir.Model) -> dict[str, np.ndarray]:
+    """The weights of products."""
+    found = {product.weight: constant(product.node.inputs[1]) for product in products(model)}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def _told(step: Sparsify, graph: ir.Model) -> str:
+    arrays = _weights(graph)
+    if step.pattern == "2:4":
+        sparse = masks(graph)
+        share = sum(mask.size for mask in sparse.values()) / max(sum(a.size for a in arrays.values()), 1)
+        return f"{len(sparse)} of {len(arrays)} products 2:4 sparse, {share:.0%} of their weights"
+    zeros = sum(int((a == 0).sum()) for a in arrays.values()) / max(sum(a.size for a in arrays.values()), 1)
+    return f"{zeros:.1%} of the weights are zero, in no pattern: smaller at rest, no faster"
 
 
 def masks(model: ir.Model) -> dict[str, np.ndarray]:

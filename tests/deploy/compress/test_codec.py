@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from deploy.compress.codec import _HEAD, _MAGIC, decode, encode
 from deploy.compress.huffman import write
-from deploy.compress.palette import Palette, palette_of
 from deploy.errors import ModelError
+from deploy.graph.palette import Palette, palette_of
 
 BODY = len(_MAGIC) + 4
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deploy.compress.lowrank import LowRank, factorize
+from deploy.compress.ground import Ground
+from deploy.compress.lowrank import check, factorize
+from deploy.compress.lowrank import run as lowrank_run
 from deploy.compress.pattern import products
 from deploy.compress.tucker import by_outputs, lost_power, tucker
-from deploy.errors import DataError
+from deploy.errors import DataError, UsageError
 from deploy.graph.cost import macs
 from deploy.graph.edit import constant, replace_weight, weight_bytes
+from deploy.spec.compression import LowRank
+from deploy.spec.finetune import Finetune
 
 
 def gram_of(inputs: int, taps: int, seed: int = 0) -> np.ndarray:
@@ -129,14 +133,39 @@ def test_weights_of_full_rank_stay_whole(residual, run) -> None:
 
 
 def test_the_tolerance_is_kept(residual, data) -> None:
-    found = factorize(residual, data(residual), LowRank(lost=0.1, samples=64, tolerance=0.0))
+    found = factorize(residual, data(residual), LowRank(lost=0.1, samples=64, tolerance=1e-9))
     assert any("raises the error" in step.what for step in found.steps)
-    assert all(step.after <= step.before for step in found.steps if step.kept)
+    assert all(step.after <= step.before + 1e-9 for step in found.steps if step.kept)
 
 
 def test_what_makes_no_sense_is_refused(residual, data) -> None:
-    for given in ({"lost": 1.0}, {"lost": -0.1}, {"multiple": 0}):
+    for given in ({"lost": 1.0}, {"lost": -0.1}, {"align": 0}):
         with pytest.raises(ValueError):
             LowRank(**given)
     with pytest.raises(DataError):
         factorize(residual, data(residual, 4), LowRank())
+
+
+def test_the_step_rounds_ranks_to_the_target_and_trains_what_is_left(build, data, tmp_path) -> None:
+    text, shapes = FORMS["matmul"]
+    model = of_low_rank(build(text, shapes))
+    trained = []
+
+    def tune(graph, step, prepare=None):
+        trained.append(step)
+        return graph.clone()
+
+    step = LowRank(lost=1e-4, samples=64, finetune=Finetune(epochs=3))
+    ground = Ground(samples=data(model), given=model, workdir=tmp_path, align=8, tune=tune)
+    check(step, model, ground)
+    found = lowrank_run(step, model, ground)
+    assert "rank 8," in found.rows[0].what
+    assert trained == [step.finetune]
+    share = macs(found.model) / macs(model)
+    assert f"1 of 1 products split, {share:.0%} of the MACs" in found.told
+
+
+def test_a_step_without_anything_to_split_is_refused(build, data, tmp_path) -> None:
+    model = build("g (float[n,3] x) => (float[n,3] y) { y = Relu(x) }", {})
+    with pytest.raises(UsageError, match="no product"):
+        check(LowRank(), model, Ground(samples=None, given=model, workdir=tmp_path))

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from deploy.compress.magnitude import Schedule, magnitude_masks, prune_magnitude, rewound, sparsity_at
+from deploy.compress.magnitude import Schedule, magnitude_masks, prune_magnitude, sparsity_at
 from deploy.compress.pattern import products
 from deploy.graph.edit import constant
 
@@ -54,13 +54,3 @@ def test_a_pruned_graph_has_so_many_zeros(residual, run, data, scope) -> None:
     feeds = next(data(residual, 8).batches(8)).feeds
     assert np.isfinite(run(found.graph, feeds)).all()
     assert not (run(found.graph, feeds) == run(residual, feeds)).all()
-
-
-def test_rewinding_takes_early_weights_under_late_masks() -> None:
-    late = {"w": np.array([5.0, 0.1, -3.0]), "b": np.array([2.0])}
-    early = {"w": np.array([1.0, 2.0, 3.0]), "b": np.array([-1.0])}
-    found = rewound(late, early, {"w": np.array([True, False, True])})
-    assert found["w"].tolist() == [1, 0, 3]
-    assert found["b"].tolist() == [-1]
-    with pytest.raises(ValueError, match="'w'"):
-        rewound(late, {"w": np.zeros(2), "b": early["b"]}, {})

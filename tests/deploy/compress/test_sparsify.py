@@ -7,19 +7,23 @@ import onnx_ir as ir
 import pytest
 
 from deploy.compress import layers
+from deploy.compress.ground import Ground
 from deploy.compress.layers import goal
 from deploy.compress.pattern import products, sparse_2_4
 from deploy.compress.permute import Search
-from deploy.compress.sparsify import Sparsify, masks, prove, sparsify
-from deploy.errors import DataError, VerificationError
+from deploy.compress.sparsify import check, masks, prove, sparsify
+from deploy.compress.sparsify import run as run_step
+from deploy.errors import DataError, UsageError, VerificationError
 from deploy.frontend import onnx_file
 from deploy.graph.edit import constant, replace_weight
+from deploy.spec.compression import Sparsify
+from deploy.spec.finetune import Finetune
 
 QUICK = Search(exchanges=2, shakes=1)
 
 
-def settings(**given):
-    return Sparsify(search=QUICK, samples=64, **given)
+def sparsified(model, dataset, **given):
+    return sparsify(model, dataset, Sparsify(samples=64, **given), search=QUICK)
 
 
 def arrays(model: ir.Model) -> dict[str, np.ndarray]:
@@ -32,7 +36,7 @@ def test_making_up_beats_leaving_out(name, request, run, data, tmp_path) -> None
     fresh = next(data(model, 32, seed=9).batches(32)).feeds
     want, errors = run(model, fresh), {}
     for method in ("magnitude", "obs"):
-        found = sparsify(model, data(model), settings(method=method, permute=False))
+        found = sparsified(model, data(model), method=method, permute=False)
         onnx_file.write(found.graph, tmp_path / "sparse.onnx")
         written = onnx_file.read(tmp_path / "sparse.onnx").model
         sparse = [p for p in products(written) if p.axis is not None and p.weight != "head"]
@@ -43,7 +47,7 @@ def test_making_up_beats_leaving_out(name, request, run, data, tmp_path) -> None
 
 
 def test_steps_say_what_was_done_and_permuting_comes_first(residual, run, data) -> None:
-    found = sparsify(residual, data(residual), settings())
+    found = sparsified(residual, data(residual))
     places = [step.place for step in found.steps if step.what.startswith("2:4")]
     assert places == [p.node.name for p in products(residual)]
     assert any("reordered" in step.what for step in found.steps)
@@ -58,13 +62,13 @@ def test_steps_say_what_was_done_and_permuting_comes_first(residual, run, data) 
 
 def test_equal_settings_give_equal_weights_and_the_graph_given_stays(residual, data) -> None:
     before = {name: array.copy() for name, array in arrays(residual).items()}
-    one, other = (arrays(sparsify(residual, data(residual), settings()).graph) for _ in range(2))
+    one, other = (arrays(sparsified(residual, data(residual)).graph) for _ in range(2))
     assert all(one[name].tobytes() == other[name].tobytes() for name in before)
     assert all((arrays(residual)[name] == array).all() for name, array in before.items())
 
 
 def test_layers_beyond_the_tolerance_stay_dense(residual, data) -> None:
-    strict = sparsify(residual, data(residual), settings(permute=False, tolerance=0.0))
+    strict = sparsified(residual, data(residual), permute=False, tolerance=1e-9)
     dense = [step for step in strict.steps if not step.kept]
     assert dense
     assert all("left dense" in step.what for step in dense)
@@ -75,7 +79,7 @@ def test_layers_beyond_the_tolerance_stay_dense(residual, data) -> None:
 
 def test_layers_that_do_not_fit_are_named(build, data) -> None:
     model = build("g (float[n,3,5,5] x) => (float[n,8,N,M] y) { [c] y = Conv(x, w) }", {"w": (8, 3, 3, 3)})
-    (step,) = sparsify(model, data(model), settings()).steps
+    (step,) = sparsified(model, data(model)).steps
     assert (step.place, step.kept) == ("c", False)
     assert "whole fours" in step.what
 
@@ -83,11 +87,11 @@ def test_layers_that_do_not_fit_are_named(build, data) -> None:
 def test_groups_are_solved_each_for_itself(build, run, data) -> None:
     text = "g (float[n,16,5,5] x) => (float[n,8,N,M] y) { y = Conv<group=2>(x, w) }"
     model = build(text, {"w": (8, 8, 3, 3)})
-    found = sparsify(model, data(model), settings(permute=False))
+    found = sparsified(model, data(model), permute=False)
     fresh = next(data(model, 32, seed=9).batches(32)).feeds
     want = run(model, fresh)
     lost = ((run(found.graph, fresh) - want) ** 2).mean() / (want**2).mean()
-    simple = sparsify(model, data(model), settings(permute=False, method="magnitude"))
+    simple = sparsified(model, data(model), permute=False, method="magnitude")
     assert lost < 0.5 * ((run(simple.graph, fresh) - want) ** 2).mean() / (want**2).mean()
 
 
@@ -105,7 +109,7 @@ def test_later_layers_aim_at_the_end_of_their_sum(residual, encoder) -> None:
 
 
 def test_a_zero_that_is_lost_is_named(residual, data) -> None:
-    found = sparsify(residual, data(residual), settings(permute=False)).graph
+    found = sparsified(residual, data(residual), permute=False).graph
     prove(found, ["w2", "w3"])
     node = next(p.node for p in products(found) if p.weight == "w3")
     replace_weight(found, node, 1, np.ones((16, 24, 3, 3), np.float32))
@@ -125,4 +129,81 @@ def test_large_inner_values_take_fewer_samples(residual, data, monkeypatch) -> N
 
 def test_too_few_samples_are_refused(residual, data) -> None:
     with pytest.raises(DataError, match="two batches"):
-        sparsify(residual, data(residual, 16), settings())
+        sparsified(residual, data(residual, 16))
+
+
+def test_zeros_in_no_pattern_are_made_up_for(residual, run, data) -> None:
+    fresh = next(data(residual, 32, seed=9).batches(32)).feeds
+    want, errors = run(residual, fresh), {}
+    for method, scope in (("magnitude", "layer"), ("obs", "layer"), ("obs", "global")):
+        wish = {"pattern": "unstructured", "sparsity": 0.6, "method": method, "scope": scope}
+        found = sparsified(residual, data(residual), **wish).graph
+        zeros = sum(int((a == 0).sum()) for a in arrays(found).values())
+        assert zeros / sum(a.size for a in arrays(found).values()) == pytest.approx(0.6, abs=0.01)
+        errors[method, scope] = float(((run(found, fresh) - want) ** 2).mean())
+    assert errors["obs", "layer"] < 0.5 * errors["magnitude", "layer"]
+    assert errors["obs", "global"] < errors["magnitude", "layer"]
+
+
+@pytest.mark.parametrize("rewind", [False, True])
+def test_rounds_grow_by_the_cubic_schedule_with_training_between(rewind, residual, tmp_path) -> None:
+    seen = []
+
+    def tune(graph, step, prepare=None):
+        """Every weight that is alive grows by a tenth."""
+        seen.append(arrays(graph))
+        copy = graph.clone()
+        for product in list(products(copy)):
+            replace_weight(copy, product.node, 1, arrays(graph)[product.weight] * np.float32(1.1))
+        return copy
+
+    wish = Sparsify(
+        pattern="unstructured", sparsity=0.8, method="magnitude", rounds=3, rewind=rewind,
+        finetune=Finetune(),
+    )  # fmt: skip
+    ground = Ground(samples=None, given=residual, workdir=tmp_path, tune=tune)
+    check(wish, residual, ground)
+    found = run_step(wish, residual, ground)
+    shares = [np.mean([float((a == 0).mean()) for a in one.values()]) for one in seen]
+    assert shares == pytest.approx([0.8 * (1 - (1 - n / 3) ** 3) for n in (1, 2, 3)], abs=0.01)
+    before = arrays(residual)
+    for name, array in arrays(found.model).items():
+        alive = array != 0
+        assert not (alive & (seen[0][name] == 0)).any()
+        times = 1.1 if rewind else 1.1**3
+        np.testing.assert_allclose(array[alive], before[name][alive] * times, rtol=1e-5)
+    assert found.told == "80.0% of the weights are zero, in no pattern: smaller at rest, no faster"
+
+
+def test_what_came_sparse_stays_as_it_came(residual, data, tmp_path) -> None:
+    once = sparsified(residual, data(residual), method="magnitude").graph
+    ground = Ground(samples=data(once), given=once, workdir=tmp_path, pays=True)
+    found = run_step(Sparsify(samples=64), once, ground)
+    assert all((arrays(found.model)[name] == array).all() for name, array in arrays(once).items())
+    assert found.told == "4 of 4 products 2:4 sparse, 100% of their weights"
+    assert {row.what for row in found.rows} == {"left as it came, 2:4 sparse"}
+
+
+def test_a_step_that_cannot_work_is_refused_before_it_runs(residual, build, data, tmp_path) -> None:
+    ground = Ground(samples=data(residual), given=residual, workdir=tmp_path, why="ort skips no zeros")
+    with pytest.raises(UsageError, match="ort skips no zeros"):
+        check(Sparsify(), residual, ground)
+    check(Sparsify(anyway=True), residual, ground)
+    bare = Ground(samples=None, given=residual, workdir=tmp_path, pays=True)
+    with pytest.raises(UsageError, match="no samples"):
+        check(Sparsify(), residual, bare)
+    thin = build("g (float[n,3,5,5] x) => (float[n,8,N,M] y) { y = Conv(x, w) }", {"w": (8, 3, 3, 3)})
+    with pytest.raises(UsageError, match="whole fours"):
+        check(Sparsify(method="magnitude"), thin, bare)
+
+
+def test_training_that_breaks_the_pattern_is_found(residual, data, tmp_path) -> None:
+    def tune(graph, step, prepare=None):
+        copy = graph.clone()
+        node = next(p.node for p in products(copy) if p.weight == "w3")
+        replace_weight(copy, node, 1, np.ones((16, 24, 3, 3), np.float32))
+        return copy
+
+    ground = Ground(samples=data(residual), given=residual, workdir=tmp_path, pays=True, tune=tune)
+    with pytest.raises(VerificationError, match="w3"):
+        run_step(Sparsify(method="magnitude", finetune=Finetune()), residual, ground)
