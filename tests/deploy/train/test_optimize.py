@@ -48,7 +48,7 @@ def test_one_cycle_is_torchs(total: int, rise: float) -> None:
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_short_trainings_have_a_rate(schedule: str, total: int) -> None:
-    step = Finetune.model_validate({"type": "finetune", "schedule": schedule, "lr": 0.1})
+    step = Finetune.model_validate({"schedule": schedule, "lr": 0.1})
     assert all(0 < rate <= 0.1 for rate in rates(step, total)[:1])
 
 
@@ -59,7 +59,7 @@ def test_filters_and_matrices_decay_biases_and_norms_do_not(tiny: ir.Model) -> N
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_groups_of_the_optimizer(tiny: ir.Model, name: str, kind: type[torch.optim.Optimizer]) -> None:
     weights = GraphModule(tiny).named_weights()
-    step = Finetune.model_validate({"type": "finetune", "optimizer": name, "weight_decay": 0.02})
+    step = Finetune.model_validate({"optimizer": name, "weight_decay": 0.02})
     optimizer = make_optimizer(weights, decaying(tiny), step)
     assert isinstance(optimizer, kind)
     with_decay, without = optimizer.param_groups
