@@ -58,6 +58,10 @@ class Distill(Frozen):
     sources; several are an ensemble, whose probabilities are averaged; without any the model as it was
     before the recipe teaches. ``features`` are inner values that are to be matched, weighted by
     ``feature_weight``.
+
+    ``views``: teachers are asked beforehand about so many moved and mirrored views of each image, and epochs
+    take these in turn, so that a large teacher costs its time once; 0 asks them anew about every batch. What
+    else changes images comes after that, and where two are mixed, so are their answers.
     """
 
     alpha: float = Field(default=0.5, ge=0, le=1)
@@ -66,6 +70,13 @@ class Distill(Frozen):
     teachers: tuple[str, ...] = ()
     features: tuple[FeaturePair, ...] = ()
     feature_weight: float = Field(default=1.0, gt=0)
+    views: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _asked_beforehand(self) -> Distill:
+        if self.views and self.features:
+            raise ValueError("views are asked about beforehand, inner values cannot be; set views = 0")
+        return self
 
 
 class Finetune(Frozen):

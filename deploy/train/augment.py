@@ -83,35 +83,79 @@ def image_inputs(inputs: tuple[TensorSpec, ...], settings: Augment) -> dict[str,
     return found
 
 
+@dataclass(frozen=True)
+class View:
+    """Where each image is looked at: ``move`` (2, n, 1) are the pixels by which it is moved down and to the
+    right, ``mirrored`` (n, 1) says which are turned left to right. None: no image is."""
+
+    move: Tensor | None
+    mirrored: Tensor | None
+
+    def of(self, rows: np.ndarray) -> View:
+        """Those of some images."""
+        return View(
+            None if self.move is None else self.move[:, rows],
+            None if self.mirrored is None else self.mirrored[rows],
+        )
+
+
+def draw_view(count: int, settings: Augment, generator: torch.Generator) -> View:
+    """Of so many images, as ``settings`` say."""
+    reach = settings.crop
+    move = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator) if reach else None
+    return View(move, torch.rand(count, 1, generator=generator) < 0.5 if settings.flip else None)
+
+
 def augment(
     feeds: Tensors,
     targets: Tensors,
     settings: Augment,
     images: Mapping[str, Layout],
     generator: torch.Generator,
+    view: View | None = None,
 ) -> Augmented:
     """``feeds`` and ``targets`` of one batch, changed as ``settings`` say; what was given stays as it is.
 
-    Targets that are pictures of an image's size (n, H, W) or (n, C, H, W) move with it.
+    Targets that are pictures of an image's size (n, H, W) or (n, C, H, W) move with it. A ``view`` that is
+    given is not drawn.
     """
     if settings.identity:
         return Augmented(feeds, targets)
-    feeds, targets = dict(feeds), dict(targets)
-    count = len(next(iter(feeds.values())))
     if images and (settings.crop or settings.flip):
-        first = next(iter(images))
-        height, width = _planes(feeds[first], images[first]).shape[2:]
-        rows, columns = _places(count, height, width, settings, generator)
-        for name, layout in images.items():
-            if _planes(feeds[name], layout).shape[2:] == (height, width):
-                feeds[name] = _back(pick(_planes(feeds[name], layout), rows, columns), layout)
-        for name, target in targets.items():
-            if target.ndim in (3, 4) and target.shape[-2:] == (height, width):
-                plane = target if target.ndim == 4 else target.unsqueeze(1)
-                targets[name] = pick(plane, rows, columns).reshape(target.shape)
+        count = len(next(iter(feeds.values())))
+        view = view or draw_view(count, settings, generator)
+        feeds, targets = looked_at(feeds, targets, view, images)
+    feeds, targets = dict(feeds), dict(targets)
     for name, layout in images.items():
         feeds[name] = _back(colour(_planes(feeds[name], layout), settings, generator), layout)
     return _mixed(feeds, targets, settings, images, generator)
+
+
+def looked_at(
+    feeds: Tensors, targets: Tensors, view: View, images: Mapping[str, Layout]
+) -> tuple[Tensors, Tensors]:
+    """Images, and targets of their size, moved and mirrored."""
+    feeds, targets = dict(feeds), dict(targets)
+    first = next(iter(images))
+    count, _, height, width = _planes(feeds[first], images[first]).shape
+    rows, columns = _places(count, height, width, view)
+    for name, layout in images.items():
+        if _planes(feeds[name], layout).shape[2:] == (height, width):
+            feeds[name] = _back(pick(_planes(feeds[name], layout), rows, columns), layout)
+    for name, target in targets.items():
+        if target.ndim in (3, 4) and target.shape[-2:] == (height, width):
+            plane = target if target.ndim == 4 else target.unsqueeze(1)
+            targets[name] = pick(plane, rows, columns).reshape(target.shape)
+    return feeds, targets
+
+
+def channels_last(feeds: Mapping[str, Tensor], images: Mapping[str, Layout]) -> Tensors:
+    """The same numbers in the order in memory in which convolutions are quickest; a sum over them may round
+    otherwise."""
+    return {
+        name: value.contiguous(memory_format=torch.channels_last) if images.get(name) == "NCHW" else value
+        for name, value in feeds.items()
+    }
 
 
 def _planes(image: Tensor, layout: Layout) -> Tensor:
@@ -122,18 +166,14 @@ def _back(image: Tensor, layout: Layout) -> Tensor:
     return image if layout == "NCHW" else image.permute(0, 2, 3, 1).contiguous()
 
 
-def _places(
-    count: int, height: int, width: int, settings: Augment, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _places(count: int, height: int, width: int, view: View) -> tuple[Tensor, Tensor]:
     """For each image the rows (n, H) and columns (n, W) that it is made of."""
-    reach = settings.crop
     rows, columns = torch.arange(height).repeat(count, 1), torch.arange(width).repeat(count, 1)
-    if reach:
-        move = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
+    if view.move is not None:
+        move = view.move
         rows, columns = (rows + move[0]).clamp(0, height - 1), (columns + move[1]).clamp(0, width - 1)
-    if settings.flip:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
+    if view.mirrored is not None:
+        columns = torch.where(view.mirrored, columns.flip(1), columns)
     return rows, columns
 
 

@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploy.cache import flush
-from deploy.data.dataset import Dataset
 from deploy.errors import DeployError, ModelError, UsageError
 from deploy.execute.module import GraphModule
-from deploy.progress import SILENT, Progress
-from deploy.spec.finetune import Distill
-from deploy.train.loader import FULL, found_room, new_file, note_room, require_no_room
+from deploy.spec.finetune import Distill, TrainingPrecision
 from deploy.train.loss import Head, Tensors, scores_before
-from deploy.train.score import tensors
-
-_SHARE_OF_DISK = 0.5
+from deploy.train.score import wide
 
 
 @dataclass(frozen=True)
 class Teacher:
     """One frozen graph. ``inputs`` are its input names, in the order of the student's; ``heads`` its outputs,
-    in the order of the student's heads."""
+    in the order of the student's heads. It computes in ``precision``."""
 
     module: GraphModule
     inputs: dict[str, str]
     heads: tuple[Head, ...]
+    precision: TrainingPrecision = "float"
 
     def run(self, feeds: Tensors, want: Sequence[str] = ()) -> dict[str, Tensor]:
         """Outputs and inner values for the student's ``feeds``, without gradients."""
-        with torch.no_grad():
-            names = dict.fromkeys((*(head.read for head in self.heads), *want))
-            wanted = [name for name in names if name not in self.module.program.outputs]
+        names = dict.fromkeys((*(head.read for head in self.heads), *want))
+        wanted = [name for name in names if name not in self.module.program.outputs]
+        device = next(iter(feeds.values())).device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
             found: dict[str, Tensor] = self.module({o: feeds[n] for o, n in self.inputs.items()}, wanted)
-            return found
+        return {name: wide(value) for name, value in found.items()}
 
     def scores(self, feeds: Tensors) -> list[Tensor]:
         """What `Head.scores` reads, one tensor for each head."""
@@ -58,6 +49,7 @@ def open_teacher(
     inputs: Sequence[str],
     feeds: Tensors,
     results: Tensors,
+    precision: TrainingPrecision = "float",
 ) -> Teacher:
     """``model`` as teacher number ``place`` (from 1) of a student with these ``heads`` and ``inputs``.
 
@@ -85,7 +77,7 @@ def open_teacher(
         read, probabilities = scores_before(values[name]) if head.kind != "values" else (name, False)
         heads.append(replace(head, output=name, read=read, probabilities=probabilities))
     module = module.to(next(iter(feeds.values())).device)._apply(torch.clone)  # see score.tensors
-    teacher = Teacher(module, fed, tuple(heads))
+    teacher = Teacher(module, fed, tuple(heads), precision)
     try:
         found = teacher.run(feeds)
     except DeployError as e:
@@ -181,91 +173,6 @@ def require_values(module: GraphModule, names: Sequence[str], whose: str) -> Non
             f"[recipe] distill: {whose} has no value '{missing[0]}'",
             hint="`deploy inspect` lists nodes and the values between them",
         )
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What teachers said, by sample: for each teacher an array (samples, ...) for each head."""
-
-    arrays: tuple[tuple[np.ndarray, ...], ...]
-
-    def of(self, rows: np.ndarray, device: torch.device) -> list[list[Tensor]]:
-        """For each teacher a tensor for each head."""
-        return [[torch.from_numpy(array[rows]).to(device) for array in own] for own in self.arrays]
-
-
-def remember(
-    teachers: Sequence[Teacher],
-    dataset: Dataset,
-    batch: int,
-    folder: Path,
-    digests: Sequence[str],
-    device: torch.device,
-    progress: Progress = SILENT,
-) -> Answers | None:
-    """All teachers' answers on ``dataset``, kept in ``folder`` for a run that goes on later; None, with a
-    warning, where they would take more than half of the free disk. Whether they would is found once for each
-    ``folder``, as in `open_loader`; raises UsageError as that does."""
-    arrays = []
-    for teacher, digest in zip(teachers, digests, strict=True):
-        name = hashlib.sha256(f"{digest} {dataset.digest} {teacher.heads} {batch}".encode()).hexdigest()[:32]
-        place = folder / f"teacher-{name}"
-        room = found_room(place)
-        try:
-            fits = place.is_dir() or (
-                room is not False and _record(teacher, dataset, batch, place, device, begun=bool(room))
-            )
-        except OSError as e:
-            if e.errno not in FULL:
-                raise
-            require_no_room(place, e)
-            fits = False
-        note_room(place, fits)
-        if not fits:
-            progress.warn(f"{folder}: no room for what the teacher says; it runs anew for every batch")
-            return None
-        arrays.append(
-            tuple(
-                np.load(place / f"{i}.npy", mmap_mode="r", allow_pickle=False)
-                for i in range(len(teacher.heads))
-            )
-        )
-    return Answers(tuple(arrays))
-
-
-def _record(
-    teacher: Teacher, dataset: Dataset, batch: int, place: Path, device: torch.device, *, begun: bool
-) -> bool:
-    """Write one teacher's answers; the folder appears whole or not at all. False where they would take too
-    much of the disk, which is not asked where the training has ``begun`` with them."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in place.parent.glob(f"{place.name}.new-*"):  # a run that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{place.name}.new-", dir=place.parent))
-    arrays: list[np.ndarray] = []
-    start = 0
-    try:
-        for block in dataset.batches(batch):
-            found = [t.float().cpu().numpy() for t in teacher.scores(tensors(block.feeds, device))]
-            if not arrays:
-                size = sum(a[0].nbytes for a in found) * len(dataset)
-                if not begun and size > shutil.disk_usage(scratch).free * _SHARE_OF_DISK:
-                    return False
-                arrays = [
-                    new_file(scratch / f"{i}.npy", a.dtype, (len(dataset), *a.shape[1:]))
-                    for i, a in enumerate(found)
-                ]
-            for array, values in zip(arrays, found, strict=True):
-                array[start : start + len(block)] = values
-            start += len(block)
-        for array in arrays:
-            assert isinstance(array, np.memmap)
-            array.flush()
-        flush(scratch)
-        scratch.rename(place)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return True
 
 
 def require_one_answer(results: Mapping[str, Tensor], count: int) -> None:

@@ -7,7 +7,7 @@ interrupted: a batch depends on its number, on the weights and on nothing else.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,12 @@ from deploy.measure.accuracy import evaluate
 from deploy.progress import SILENT, Progress
 from deploy.spec.document import digest
 from deploy.spec.finetune import Finetune
+from deploy.spec.tensors import Layout
 from deploy.train import checkpoint
+from deploy.train.answers import draw_views, remember, require_mixable
 from deploy.train.augment import image_inputs
 from deploy.train.curve import Epoch, History
-from deploy.train.distill import Features, open_teacher, remember, require_one_answer, require_values
+from deploy.train.distill import Features, open_teacher, require_one_answer, require_values
 from deploy.train.loader import Loader, Shuffled, number, open_loader
 from deploy.train.loss import check_labels, heads, make_task
 from deploy.train.run import Lesson, Run, matches, statistics_names
@@ -160,12 +162,12 @@ class _Training:
         if kept := keep_zeros(self.module.named_weights()):
             progress.note(f"{len(kept)} sparse weights keep their zeros while they learn")
         loader = open_loader(train, step.batch, seed, workdir, progress=progress)
-        lesson, digests = self._lesson(train, teachers, root, seed)
+        lesson, digests = self._lesson(train, teachers, images, root, seed)
         self.loader: Loader = loader
         self.state = Run(
             self.module,
             step,
-            Lesson(lesson.heads, lesson.task, images, lesson.teachers, lesson.answers, lesson.features),
+            lesson,
             loader.batches,
             seed,
             self.device,
@@ -192,7 +194,12 @@ class _Training:
         }
 
     def _lesson(
-        self, train: Dataset, teachers: Sequence[ir.Model], root: Path | None, seed: int
+        self,
+        train: Dataset,
+        teachers: Sequence[ir.Model],
+        images: Mapping[str, Layout],
+        root: Path | None,
+        seed: int,
     ) -> tuple[Lesson, list[str]]:
         step, settings = self.step, self.step.distill
         if not train.labelled and (settings is None or settings.alpha > 0):
@@ -214,13 +221,13 @@ class _Training:
         outputs = self.module.program.outputs
         task = make_task(found, step, outputs, root) if train.labelled else None
         if settings is None:
-            return Lesson(found, task, {}), []
+            return Lesson(found, task, images), []
         with torch.no_grad():
             want = [h.read for h in found if h.read not in outputs] + [p.student for p in features]
             results = self.module(feeds, want)
         models = list(teachers) or [self.source]
         opened = tuple(
-            open_teacher(other, place, found, self.module.program.inputs, feeds, results)
+            open_teacher(other, place, found, self.module.program.inputs, feeds, results, step.precision)
             for place, other in enumerate(models, 1)
         )
         digests = [onnx_file.digest(other) for other in models]
@@ -229,11 +236,17 @@ class _Training:
             inner = opened[0].run(feeds, [pair.teacher for pair in features])
             torch.manual_seed(number(seed, 2**32))
             matched = Features(settings, results, inner).to(self.device)
-            return Lesson(found, task, {}, opened, None, matched), digests
+            return Lesson(found, task, images, opened, None, matched), digests
         answers = None
-        if step.augment.identity and settings.alpha < 1:
-            answers = remember(opened, train, step.batch, self.workdir, digests, self.device, self.progress)
-        return Lesson(found, task, {}, opened, answers), digests
+        if (step.augment.identity or settings.views) and settings.alpha < 1:
+            moves = bool(images) and (step.augment.crop > 0 or step.augment.flip)
+            views = draw_views(settings.views, len(train), step.augment, seed) if moves else None
+            answers = remember(
+                opened, train, step.batch, self.workdir, digests, images, self.device, views, self.progress
+            )
+            if answers is not None:
+                require_mixable(answers, step.augment)
+        return Lesson(found, task, images, opened, answers), digests
 
     def _tried(self, feeds: dict[str, Tensor], want: Sequence[str]) -> dict[str, Tensor]:
         """The graph's answer to two samples at once, which must be its answers to each."""

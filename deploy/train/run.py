@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from deploy.execute.module import GraphModule
 from deploy.spec.finetune import Finetune
 from deploy.spec.tensors import Layout
-from deploy.train.augment import Augmented, augment
+from deploy.train.answers import Answers
+from deploy.train.augment import Augmented, augment, channels_last
 from deploy.train.checkpoint import Checkpoint, Facts
 from deploy.train.curve import Epoch, History, Point
-from deploy.train.distill import Answers, Features, Teacher, soft_loss, temperature
+from deploy.train.distill import Features, Teacher, soft_loss, temperature
 from deploy.train.loader import Samples, number
 from deploy.train.loss import Head, Task, Tensors
 from deploy.train.optimize import Average, average, decaying, learning_rate, make_optimizer, set_rate
-from deploy.train.score import tensors
+from deploy.train.score import tensors, wide
 
 _POINTS = 400
 
@@ -143,18 +144,20 @@ class Run:
         place = self.position
         torch.manual_seed(number(self.seed, place.epoch, place.batch, 1))  # what the graph itself draws
         generator = torch.Generator().manual_seed(number(self.seed, place.epoch, place.batch))
+        answers = self.lesson.answers
         changed = augment(
             tensors(samples.feeds, torch.device("cpu")),
             tensors(samples.targets, torch.device("cpu")),
             self.step.augment,
             self.lesson.images,
             generator,
+            None if answers is None else answers.view(samples.rows, place.epoch),
         )
         rate = self.rate
         set_rate(self.optimizer, rate)
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(_moved(changed, self.device), samples)
+        loss = self._loss(_moved(changed, self.lesson.images, self.device), samples)
         value = loss.item()
         if not math.isfinite(value):
             return f"the loss is {value}"
@@ -184,7 +187,7 @@ class Run:
         lesson, settings = self.lesson, self.step.distill
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.step.precision == "bf16"):
             results = self.module(batch.feeds, self._wanted)
-        results = {name: _wide(value) for name, value in results.items()}
+        results = {name: wide(value) for name, value in results.items()}
         parts: list[Tensor] = []
         alpha = 1.0 if settings is None else settings.alpha
         if lesson.task is not None and alpha > 0:
@@ -194,11 +197,13 @@ class Run:
         taught, inner = self._taught(batch, samples)
         if alpha < 1:
             heat = temperature(settings, self.done / max(1, self.total - 1))
-            soft = [
-                soft_loss(head, head.scores(results), [own[index] for own in taught], heat)
-                for index, head in enumerate(lesson.heads)
-            ]
-            parts.append((1 - alpha) * torch.stack(soft).sum())
+            soft = _soft(lesson.heads, results, taught, heat)
+            if batch.blend is not None and lesson.answers is not None:
+                place = batch.blend.partner.to(self.device)
+                partners = [[answer[place] for answer in own] for own in taught]
+                other = _soft(lesson.heads, results, partners, heat)
+                soft = (1 - batch.blend.share) * soft + batch.blend.share * other
+            parts.append((1 - alpha) * soft)
         if lesson.features is not None:
             parts.append(settings.feature_weight * lesson.features(results, inner))
         return torch.stack(parts).sum()
@@ -207,7 +212,7 @@ class Run:
         """What each teacher says for each head, and inner values of the first."""
         lesson = self.lesson
         if lesson.answers is not None:
-            return lesson.answers.of(samples.rows, self.device), {}
+            return lesson.answers.of(samples.rows, self.position.epoch, self.device), {}
         taught: list[list[Tensor]] = []
         inner: dict[str, Tensor] = {}
         for index, teacher in enumerate(lesson.teachers):
@@ -258,16 +263,21 @@ class Run:
         return History(tuple(self.position.points), tuple(self.position.epochs), metric)
 
 
-def _wide(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def _moved(batch: Augmented, device: torch.device) -> Augmented:
+def _moved(batch: Augmented, images: Mapping[str, Layout], device: torch.device) -> Augmented:
     return Augmented(
-        {name: value.to(device) for name, value in batch.feeds.items()},
+        {name: value.to(device) for name, value in channels_last(batch.feeds, images).items()},
         {name: value.to(device) for name, value in batch.targets.items()},
         batch.blend,
     )
+
+
+def _soft(heads: Sequence[Head], results: Tensors, taught: Sequence[Sequence[Tensor]], heat: float) -> Tensor:
+    """How far all heads are from what their teachers say."""
+    parts = [
+        soft_loss(head, head.scores(results), [own[index] for own in taught], heat)
+        for index, head in enumerate(heads)
+    ]
+    return torch.stack(parts).sum()
 
 
 def blended(task: Task, results: Tensors, batch: Augmented) -> Tensor:

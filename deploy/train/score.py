@@ -63,6 +63,11 @@ def tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str,
     return {name: torch.tensor(array).to(device) for name, array in arrays.items()}
 
 
+def wide(value: torch.Tensor) -> torch.Tensor:
+    """Halves as floats."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
 def _free(spec: TensorSpec) -> TensorSpec:
     if spec.shape and isinstance(spec.shape[0], int):
         return spec.model_copy(update={"shape": ("n", *spec.shape[1:])})
