@@ -2,10 +2,10 @@
 
     python benchmarks/sparsity.py --cases DIR [--only NAME,NAME] [--parts sparse,trained,rank,shared]
 
-Each folder of DIR holds model.onnx, calib.npz and eval.npz, and maybe train.npz. Weights are changed in the cleaned graph, as
-compression gets it, batch norm still in it; ONNX Runtime computes with them as floats, so nothing here is
-faster or slower: what is shown is what is lost. Calibration samples (256 at most, a quarter of them held out)
-serve the choice of weights, without labels; eval samples serve scoring alone.
+Each folder of DIR holds model.onnx, calib.npz and eval.npz, and maybe train.npz. Weights are changed in the
+cleaned graph, as compression gets it, batch norm still in it; ONNX Runtime computes with them as floats, so
+nothing here is faster or slower: what is shown is what is lost. Calibration samples (256 at most, a quarter
+of them held out) serve the choice of weights, without labels; eval samples serve scoring alone.
 
 sparse    every product whose inputs are whole fours is 2:4 sparse: by magnitude or by optimal brain surgeon,
           with and without a better order of the channels before
