@@ -25,12 +25,12 @@ from deploy.graph.labels import rank_of, varying
 from deploy.graph.shapes import infer
 from deploy.graph.tie_rules import reduced
 
-_MIXING = (
+MIXING = (
     *("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"),
     *("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"),
 )
 """What adds channels up."""
-_NORMS = ("LayerNormalization", "GroupNormalization", "InstanceNormalization")
+NORMS = ("LayerNormalization", "GroupNormalization", "InstanceNormalization")
 
 
 def masked(model: ir.Model, groups: Groups, removed: Collection[int]) -> ir.Model:
@@ -39,9 +39,9 @@ def masked(model: ir.Model, groups: Groups, removed: Collection[int]) -> ir.Mode
     gone[list(removed)] = True
     writing = _Writing(copied(model), groups, gone)
     for node in list(writing.model.graph):
-        if node.op_type in _MIXING:
+        if node.op_type in MIXING:
             writing.zero_what_is_read(node)
-        elif node.op_type in _NORMS:
+        elif node.op_type in NORMS:
             writing.norm(node)
     return infer(writing.model)
 
