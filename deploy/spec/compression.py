@@ -18,7 +18,8 @@ from deploy.spec.finetune import Finetune
 Criterion = Literal["obs", "l1", "l2", "batch_norm", "taylor", "random"]
 Scope = Literal["measured", "global", "layer"]
 
-GOALS = ("macs", "parameters", "latency", "size")
+Goal = Literal["macs", "parameters", "latency", "size"]
+GOALS: tuple[Goal, ...] = ("macs", "parameters", "latency", "size")
 """What a step may aim at; one of them at a time."""
 
 
@@ -57,7 +58,7 @@ class Prune(Frozen):
     max_drop: float | None = Field(default=None, ge=0)
 
     @property
-    def goal(self) -> str:
+    def goal(self) -> Goal:
         """The name of the one goal that is given."""
         return next(name for name in GOALS if getattr(self, name) is not None)
 
@@ -82,7 +83,7 @@ class Shrink(Frozen):
 
     ``widths`` says otherwise for the nodes that a pattern names; the first pattern that fits holds. Which
     channels stay is up to ``criterion``; ``fresh`` draws all weights anew (He et al. 2015) instead of keeping
-    those of the channels that stay.
+    those of the channels that stay. A student is never undone for what it costs unless ``max_drop`` is said.
     """
 
     step: Literal["shrink"] = "shrink"
@@ -92,6 +93,7 @@ class Shrink(Frozen):
     fresh: bool = False
     protect: tuple[str, ...] = ()
     align: int | None = Field(default=None, ge=1)
+    max_drop: float | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _shares(self) -> Shrink:
