@@ -125,7 +125,7 @@ class Layers:
             lacking = self._value(stop, aim.value, i, False) - self._value(stop, aim.value, i, True)
             if aim.slope is not None:
                 lacking = lacking * aim.inverse(lacking.ndim)
-            m = _outputs(lacking, layer)
+            m = outputs_of(lacking, layer)
             if x.shape[2] > share:
                 drawn = torch.randperm(x.shape[2], generator=generator)[:share]
                 x, m = x[:, :, drawn], m[:, :, drawn]
@@ -151,7 +151,7 @@ class Layers:
         return self.pieces.run(stop.steps, values, [name], self.plan if changed else None)[name]
 
 
-def _outputs(y: Tensor, layer: Layer) -> Tensor:
+def outputs_of(y: Tensor, layer: Layer) -> Tensor:
     """What a layer makes as (groups, outputs, places), places in the order of `Layer.columns`."""
     if layer.node.op_type != "Conv":
         return y.reshape(1, -1, y.shape[-1]).transpose(1, 2)
