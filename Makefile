@@ -3,6 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# One worker for each core. Whoever is idle takes half of what another has left, so neighbours stay together.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+# Hundreds of processes that tests start would each compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 
 .PHONY: help install demo test test-all check docs site clean
@@ -35,10 +40,10 @@ demo: $(VENV)/.core
 	cd examples/digits && ../../$(BIN)/deploy inspect dist/jetson
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
