@@ -1,0 +1,1 @@
+"""The reference interpreter: evaluates a saved program operation by operation, with NumPy."""

@@ -1,0 +1,140 @@
+"""What a kernel sees: one call of an operation, its operands by name, typed.
+
+A float16 value travels as float32 whose numbers are float16's: NumPy computes float16 one number at a time.
+Lists are tuples of arrays. Whatever does not fit is refused with the parameter's name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+Operand = np.ndarray | tuple[np.ndarray, ...]
+"""A tensor, or a list of them."""
+Result = Operand | tuple[Operand, ...]
+
+LARGEST = 2**33
+"""Bytes of the largest value that is made."""
+
+
+class Refused(Exception):  # noqa: N818 (a verdict on one call)
+    """An operation that cannot be evaluated, with the reason."""
+
+
+class Call:
+    """One operation with its operands; ``results`` are the types that the program gives to its results."""
+
+    __slots__ = ("_operands", "results", "type")
+
+    def __init__(self, type_: str, operands: Mapping[str, Sequence[Operand]], results: Sequence[str]) -> None:
+        self.type, self._operands, self.results = type_, operands, results
+
+    def has(self, name: str) -> bool:
+        """Whether the parameter is given."""
+        return name in self._operands
+
+    def operands(self, name: str) -> Sequence[Operand]:
+        """All values of a parameter."""
+        found = self._operands.get(name)
+        if not found:
+            raise Refused(f"'{name}' is missing")
+        return found
+
+    def array(self, name: str) -> np.ndarray:
+        """A tensor."""
+        found = self.maybe(name)
+        if found is None:
+            raise Refused(f"'{name}' is missing")
+        return found
+
+    def maybe(self, name: str) -> np.ndarray | None:
+        """A tensor, None where it is left out."""
+        found = self._operands.get(name)
+        if not found:
+            return None
+        if len(found) != 1 or not isinstance(found[0], np.ndarray):
+            raise Refused(f"'{name}' is no single tensor")
+        return found[0]
+
+    def arrays(self, name: str) -> list[np.ndarray]:
+        """Tensors, one or more."""
+        found = [value for value in self.operands(name) if isinstance(value, np.ndarray)]
+        if len(found) != len(self.operands(name)):
+            raise Refused(f"'{name}' holds a list")
+        return found
+
+    def listed(self, name: str) -> tuple[np.ndarray, ...]:
+        """A list."""
+        (found,) = self.operands(name)
+        if isinstance(found, np.ndarray):
+            raise Refused(f"'{name}' is no list")
+        return found
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A whole number."""
+        found = self.maybe(name)
+        if found is None:
+            if default is None:
+                raise Refused(f"'{name}' is missing")
+            return default
+        if found.size != 1 or found.dtype.kind not in "iub":
+            raise Refused(f"'{name}' is no whole number")
+        return int(found.reshape(-1)[0])
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A number."""
+        found = self.maybe(name)
+        if found is None:
+            if default is None:
+                raise Refused(f"'{name}' is missing")
+            return default
+        if found.size != 1 or found.dtype.kind not in "fiub":
+            raise Refused(f"'{name}' is no number")
+        return float(found.reshape(-1)[0])
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """True or false."""
+        return bool(self.number(name, default))
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A text."""
+        found = self.maybe(name)
+        if found is None:
+            if default is None:
+                raise Refused(f"'{name}' is missing")
+            return default
+        if found.size != 1 or found.dtype.kind != "U":
+            raise Refused(f"'{name}' is no text")
+        return str(found.reshape(-1)[0])
+
+    def integers(self, name: str, default: Sequence[int] | None = None) -> list[int]:
+        """A row of whole numbers."""
+        found = self.maybe(name)
+        if found is None:
+            if default is None:
+                raise Refused(f"'{name}' is missing")
+            return list(default)
+        if found.dtype.kind not in "iub" or found.ndim > 1:
+            raise Refused(f"'{name}' is no row of whole numbers")
+        return [int(number) for number in found.reshape(-1)]
+
+
+Kernel = Callable[[Call], Result]
+
+
+def sized(shape: Sequence[int], itemsize: int = 4) -> tuple[int, ...]:
+    """A shape that an operation makes out of numbers, checked before memory is asked for."""
+    if any(size < 0 for size in shape):
+        raise Refused(f"it makes an array of sizes {list(shape)}")
+    if math.prod(shape) * itemsize > LARGEST:
+        raise Refused(f"it makes an array of sizes {list(shape)}, more than {LARGEST / 2**30:.0f} GiB")
+    return tuple(shape)
+
+
+def axis_of(axis: int, rank: int) -> int:
+    """An axis that may be counted from the end."""
+    if not -rank <= axis < rank:
+        raise Refused(f"axis {axis} of a tensor of rank {rank}")
+    return axis % rank
