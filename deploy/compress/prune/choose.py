@@ -12,7 +12,7 @@ import difflib
 import fnmatch
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +26,7 @@ _WIDTHS = 4
 """An alignment that is not insisted on is halved until so many widths are left to choose from."""
 
 
-def matching(model: ir.Model, patterns: Sequence[str]) -> list[str]:
+def matching(model: ir.Model, patterns: Iterable[str], where: str = "prune: protect") -> list[str]:
     """The nodes that ``patterns`` name (``layer4.*``). Raises UsageError for one that fits none."""
     names = [node.name or "" for node in model.graph]
     found: dict[str, None] = {}
@@ -37,7 +37,7 @@ def matching(model: ir.Model, patterns: Sequence[str]) -> list[str]:
             near = [name for name in names if word and word.lower() in name.lower()]
             near = near or difflib.get_close_matches(word, names, n=3, cutoff=0.5)
             raise UsageError(
-                f"prune: protect = '{pattern}' is the name of no node",
+                f"{where} = '{pattern}' is the name of no node",
                 hint=f"did you mean {' or '.join(near[:3])}?" if near else "`deploy inspect` lists the nodes",
             )
         found |= dict.fromkeys(here)
