@@ -40,6 +40,7 @@ from deploy.execute.reference import open_graph
 from deploy.graph.edit import constant
 from deploy.graph.legalize import held_back
 from deploy.quantize.candidate import Candidate, Subject
+from deploy.quantize.zeros import prove_zeros
 from deploy.spec.manifest import Verification
 
 _FLOOR_FACTOR = 4.0
@@ -104,6 +105,7 @@ def verify(
             executed_by=runner.executed_by,
             first_divergence=divergence,
             operations=single if passed else 0,
+            sparsity=prove_zeros(candidate.plan.blocks, candidate.qdq, candidate.artifact, subject.backend),
         ),
         {name: got[name] for name in want},
     )

@@ -23,6 +23,7 @@ from deploy.quantize.forms import WeightForm, form_plans, store_weights
 from deploy.quantize.place import Chain, Placement, outline, place
 from deploy.quantize.ranges import Histogram
 from deploy.quantize.refine import NOTHING_REFINED, Refinement
+from deploy.quantize.zeros import with_zeros
 from deploy.spec.artifact import Artifact, Description, Options
 from deploy.spec.plan import BlockPlan, Plan, TensorPlan, differences
 from deploy.spec.profile import Runtime
@@ -185,7 +186,7 @@ def build_candidate(
         target=subject.target,
         runtime=subject.runtime.name,
         tensors=dict(tensors),
-        blocks=blocks,
+        blocks=with_zeros(blocks, qdq),
     )
     workdir.mkdir(parents=True, exist_ok=True)
     artifact = subject.backend.lower(qdq, plan, subject.runtime, workdir, SILENT)

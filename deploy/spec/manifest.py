@@ -43,13 +43,27 @@ class Outcome(Frozen):
     reasons: tuple[str, ...] = ()
 
 
+class SparsityProof(Frozen):
+    """Whether what was written has the 2:4 zeros that the plan's blocks say, along the summed axis.
+
+    Of so many ``products`` that many are ``proved``, ``by`` the weights as they were read from the file, or
+    by the digests of their integers. ``broken`` says of the others by how much they are not.
+    """
+
+    pattern: Literal["2:4"] = "2:4"
+    products: int = Field(ge=1)
+    proved: int = Field(ge=0)
+    by: Literal["weights", "digests"]
+    broken: tuple[str, ...] = ()
+
+
 class Verification(Frozen):
     """How far the artifact is from the reference graph, against what was allowed.
 
     Errors are the largest absolute difference over the outputs, divided by the largest reference magnitude.
     ``noise_floor`` is the same figure between two runs of the reference by one runtime, optimised and not.
     ``operations``: where the whole strays further than noise, how many of them were checked one by one, fed
-    the reference's values, and all found right.
+    the reference's values, and all found right. ``sparsity``: of a plan with 2:4 sparse blocks.
     """
 
     passed: bool
@@ -60,6 +74,7 @@ class Verification(Frozen):
     executed_by: str
     first_divergence: str | None = None
     operations: int = 0
+    sparsity: SparsityProof | None = None
 
 
 class SourceInfo(Frozen):

@@ -176,6 +176,11 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
         facts.append(Fact("verified", f"by {proof.executed_by} on {samples}: {allowed}"))
     else:
         facts.append(Fact("not verified", proof.first_divergence or f"error {proof.error:.2g}", "bad"))
+    if (zeros := proof.sparsity) is not None:
+        told = (
+            f"{zeros.proved} of {figures.plural(zeros.products, 'product')}, by their {zeros.by} in the file"
+        )
+        facts.append(Fact("2:4 sparse", "; ".join((told, *zeros.broken)), "bad" if zeros.broken else ""))
     if manifest.deferred:
         facts.append(Fact("deferred", f"finished on the device: {', '.join(manifest.artifact.files)}"))
     return tuple(facts)

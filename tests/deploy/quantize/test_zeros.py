@@ -1,0 +1,93 @@
+"""2:4 zeros on their way into artifacts: through quantization, and read again out of what was written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from backends.openvino import OpenVino
+from backends.ort import OnnxRuntime
+from backends.tensorrt import TensorRT
+from backends.tflite import TFLite
+from deploy.quantize.candidate import build_candidate
+from deploy.quantize.zeros import prove_zeros
+
+PAD = "<pads=[1,1,1,1]>"
+NET = f"""g (float[N,4,6,6] x) => (float[N,6] y) {{
+    [c1] a = Conv{PAD}(x, w1, b1)  [r1] b = Relu(a)
+    [c2] c = Conv{PAD}(b, w2, b2)  [r2] d = Relu(c)
+    [pool] e = GlobalAveragePool(d)  [flat] f = Flatten(e)
+    [fc] y = Gemm(f, w3)
+}}"""
+DRAW = np.random.default_rng(0)
+
+
+def sparse(shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """Two of each four neighbours along ``axis`` are nothing."""
+    array = np.moveaxis(DRAW.standard_normal(shape).astype(np.float32), axis, -1)
+    fours = array.reshape(*array.shape[:-1], -1, 4)
+    gone = np.argsort(DRAW.random(fours.shape), axis=-1)[..., :2]
+    np.put_along_axis(fours, gone, 0, axis=-1)
+    return np.ascontiguousarray(np.moveaxis(fours.reshape(array.shape), -1, axis))
+
+
+@pytest.fixture
+def subject(graph, quantize, symmetric, as_subject):
+    weights = {"w1": (8, 4, 3, 3), "b1": (8,), "w2": sparse((8, 8, 3, 3), 1), "b2": (8,)}
+    model = graph(NET, {**weights, "w3": sparse((8, 6), 0)})
+    return as_subject(model, symmetric, quantize(model, symmetric))
+
+
+BACKENDS = {"ort": OnnxRuntime, "tensorrt": TensorRT, "openvino": OpenVino, "tflite": TFLite}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_zeros_are_proved_in_what_each_backend_writes(name, subject, tmp_path) -> None:
+    subject = replace(subject, backend=BACKENDS[name]())
+    candidate = build_candidate(subject, (), tmp_path)
+    assert {b.id: b.sparsity for b in candidate.plan.blocks if b.id != "pool"} == {
+        "c1": None, "c2": "2:4", "fc": "2:4",
+    }  # fmt: skip
+    proof = prove_zeros(candidate.plan.blocks, candidate.qdq, candidate.artifact, subject.backend)
+    assert proof is not None
+    assert (proof.products, proof.proved, proof.broken) == (2, 2, ())
+    assert proof.by == ("weights" if name in ("ort", "tensorrt") else "digests")
+
+
+def test_floats_are_proved_where_the_file_can_be_looked_into(subject, tmp_path) -> None:
+    everything = {block.id for block in subject.blocks}
+    found = {}
+    for name in ("ort", "tflite"):
+        own = replace(subject, backend=BACKENDS[name]())
+        candidate = build_candidate(own, everything, tmp_path / name)
+        found[name] = prove_zeros(candidate.plan.blocks, candidate.qdq, candidate.artifact, own.backend)
+    assert found["ort"].proved == 2
+    assert found["tflite"].proved == 0
+    assert found["tflite"].broken == (
+        "c2: unproved, its weights are floats", "fc: unproved, its weights are floats",
+    )  # fmt: skip
+
+
+def test_a_zero_that_was_lost_on_the_way_is_told(subject, tmp_path) -> None:
+    candidate = build_candidate(subject, (), tmp_path)
+    path = candidate.artifact.main
+    written = onnx.load(path)
+    (stored,) = (t for t in written.graph.initializer if t.name.startswith("w3") and len(t.dims) == 2)
+    codes = numpy_helper.to_array(stored).copy()
+    codes[:4, 0] = 5
+    stored.CopyFrom(numpy_helper.from_array(codes, stored.name))
+    onnx.save(written, path)
+    proof = prove_zeros(candidate.plan.blocks, candidate.qdq, candidate.artifact, subject.backend)
+    assert (proof.products, proof.proved) == (2, 1)
+    assert proof.broken == ("fc: 8.3% of its fours hold more than two numbers",)
+
+
+def test_dense_networks_have_nothing_to_prove(graph, quantize, symmetric, as_subject, tmp_path) -> None:
+    model = graph(NET, {"w1": (8, 4, 3, 3), "b1": (8,), "w2": (8, 8, 3, 3), "b2": (8,), "w3": (8, 6)})
+    subject = as_subject(model, symmetric, quantize(model, symmetric))
+    candidate = build_candidate(subject, (), tmp_path)
+    assert prove_zeros(candidate.plan.blocks, candidate.qdq, candidate.artifact, subject.backend) is None
