@@ -73,7 +73,7 @@ def counted(model: ir.Model, groups: Groups, resource: Goal) -> Widths:
     if resource == "macs":
         for macs, parts in groups.loads:
             found.add(float(macs), [(part.reshape(-1), float(part.size)) for part in parts])
-        return found.widths(_macs(model, groups))
+        return found.widths(macs_of_sample(model, groups))
     sizes: dict[str, tuple[int, ...]] = dict(groups.shapes)
     each = dict.fromkeys(sizes, 1.0)
     if resource == "size":
@@ -123,8 +123,8 @@ class _Terms:
         return Widths(max(0.0, total - touched), found.factors, found.terms, found.constants, found.slopes)
 
 
-def _macs(model: ir.Model, groups: Groups) -> float:
-    """Of one sample; where sizes are free, at those that groups were found with."""
+def macs_of_sample(model: ir.Model, groups: Groups) -> float:
+    """MACs of one sample; where sizes are free, at those that groups were found with."""
     known = cost.macs(model)
     if known is None:
         samples = next(iter(groups.inputs.values()))[0] if batch_axis(model) is not None else 1

@@ -24,6 +24,8 @@ _SECONDS = 10.0
 _PAIRS = 30_000
 """Exchanges between two families that are looked at in a turn."""
 _TURNS = 50
+_TIES = 1e-6
+"""Of the largest harm, what all channels of a family cost extra."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def least_harm(choices: Sequence[Choice], amount: Amount, goal: float, dear: boo
     that the choices allow must suffice (`require_reachable`). Raises BackendError where the solver fails.
     """
     goal *= 1 + SLACK
+    choices = [_told_apart(choice, choices) for choice in choices]
     full = np.array([c.kept[0] for c in choices], float)
     whole = float(amount(full[None])[0])
     if whole <= goal:
@@ -88,6 +91,13 @@ def least_harm(choices: Sequence[Choice], amount: Amount, goal: float, dear: boo
         at = found
     best = _improved(choices, amount, goal, best, dear)
     return _widths(choices, best).astype(int)
+
+
+def _told_apart(choice: Choice, all_of_them: Sequence[Choice]) -> Choice:
+    """Of two widths that harm alike, the wider one is better."""
+    unit = _TIES * (max(c.harm[-1] for c in all_of_them) or 1.0)
+    harm = tuple(h + unit * (1 - k / choice.kept[0]) for k, h in zip(choice.kept, choice.harm, strict=True))
+    return Choice(choice.kept, harm)
 
 
 def _widths(choices: Sequence[Choice], at: Sequence[int]) -> np.ndarray:
@@ -156,7 +166,7 @@ def _improved(choices: Sequence[Choice], amount: Amount, goal: float, at: list[i
         change = harms[own[:, 0], own[:, 1]] - harms[own[:, 0], now[own[:, 0]]]
         two = own[:, 0] != other[:, 0]
         change += two * (harms[other[:, 0], other[:, 1]] - harms[other[:, 0], now[other[:, 0]]])
-        less = change < -1e-12 * max(1.0, float(np.abs(harms).max()))
+        less = change < -1e-12 * float(harms.max())
         near = own[:, 1] == now[own[:, 0]] - 1
         better = np.flatnonzero(less & near if dear else less)
         better = better[np.argsort(change[better], kind="stable")]
