@@ -134,7 +134,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         missed={miss.words: miss.told for miss in misses(job, winner, clocked) if miss.told},
         attempts=attempts(job, clocked, winner),
         front=front(job, held, winner),
-        blocks=() if clocked.times is None else times_by_block(job, clocked, winner),
+        blocks=times_by_block(job, clocked, winner) if clocked.times and job.request.tune != "off" else (),
         explained=explained(job, held, winner),
         hazards=_hazards(winner),
         outcomes={name: record.outcomes[name] for name in STAGES if name in record.outcomes},
