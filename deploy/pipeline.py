@@ -27,7 +27,7 @@ from deploy.spec.project import (
     PrecisionRequest,
     Tune,
 )
-from deploy.spec.recipe import Recipe
+from deploy.spec.recipe import Preset, Recipe, Step, recipe_of
 from deploy.stages import steps
 from deploy.stages.assemble import assemble
 from deploy.stages.compress import compress
@@ -35,8 +35,9 @@ from deploy.stages.foresee import foresee
 from deploy.stages.job import Ingredients
 from deploy.stages.legalize import legalize
 from deploy.stages.preview import Preview, preview
+from deploy.stages.recipe import check_targets, ready
 from deploy.stages.record import Record, open_cache
-from deploy.stages.replay import follow_lock
+from deploy.stages.replay import follow_lock, read_lock
 from deploy.stages.request import Data, Request
 from deploy.stages.target import find_target
 
@@ -57,7 +58,9 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
         baseline = steps.baseline(source, prepared)
         del source  # with its weights: from here on they are mapped from the cache
         roles = steps.open_data(prepared, request, record)
-        prepared = compress(prepared, roles, request, cache, record)
+        lock = read_lock(request, prepared)
+        request = ready(request, prepared, target, roles, lock, progress)
+        prepared = compress(prepared, target, roles, request, lock, cache, record)
         prepared = legalize(target, prepared, request.threads, cache, record)
         able = steps.check(target, prepared, request, record)
         made_of = Ingredients(able, prepared, roles, request)
@@ -76,6 +79,7 @@ def dry_run(request: Request, progress: Progress = SILENT) -> Preview:
 
 def build_all(request: Request, targets: Sequence[str], progress: Progress = SILENT) -> list[Bundle]:
     """Build the same request for several targets, one after the other. All target names are checked first."""
+    check_targets(request.recipe, targets)
     for target in targets:
         find_target(target, request.runtime)
     return [run(replace(request, target=target), progress) for target in targets]
@@ -89,7 +93,7 @@ def build(
     validation: Data | None = None,
     train: Data | None = None,
     eval: Data | None = None,
-    recipe: Recipe = Recipe(),
+    recipe: Recipe | Preset | Sequence[Step] = Recipe(),
     budget: Budget = Budget(),
     objective: Objective = "latency",
     tune: Tune = "quick",
@@ -120,7 +124,8 @@ def build(
     ``source`` is an ONNX file, a ``.pt2`` program or ``package.module:function``, which makes a PyTorch model
     by running the user's code. ``data``, ``validation``, ``train`` and ``eval`` are paths of npz or npy files
     or image folders, ``python:`` references, or arrays by name with samples along the first axis, labels
-    under ``labels`` and the numbers of groups (one patient, one recording) under ``groups``. ``budget`` is in
+    under ``labels`` and the numbers of groups (one patient, one recording) under ``groups``. ``recipe`` are
+    compression steps, or the name of a ready one: "fast", "balanced" or "smallest". ``budget`` is in
     the metric's unit, milliseconds and bytes; within it ``objective`` is made best, with as much trying as
     ``tune`` says; with "auto" ``threads`` are as many as are fastest here. ``shapes`` pins free dimensions.
     ``io`` lets the artifact take raw pixels. ``classes`` are
@@ -142,7 +147,7 @@ def build(
             validation=validation,
             train=train,
             eval=eval,
-            recipe=recipe,
+            recipe=recipe_of(recipe),
             budget=budget,
             objective=objective,
             tune=tune,

@@ -32,6 +32,7 @@ IoLayout = Literal["NHWC", "NCHW"]
 Observer = Literal["minmax", "percentile", "mse", "kl"]
 Objective = Literal["latency", "size", "memory", "accuracy"]
 Tune = Literal["off", "quick", "full"]
+Preset = Literal["fast", "balanced", "smallest"]
 
 _DATA, _QUALITY, _EFFORT, _OUTPUT = "Data", "Precision and budget", "Effort", "Output"
 
@@ -189,6 +190,15 @@ def build(
             "full: also train, and try threads and options of the runtimes.",
         ),
     ] = None,
+    recipe: Annotated[
+        Preset | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_EFFORT,
+            help="What is taken away before quantization: fast (no training), balanced or smallest; instead "
+            "of the file's [[recipe]].",
+        ),
+    ] = None,
     samples: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", rich_help_panel=_EFFORT, help="Calibration samples used, at most."),
@@ -261,6 +271,7 @@ def build(
     Ends with exit code 9 where the budget was missed; the bundle is written all the same.
     """
     from deploy.adapter.profiles import load_profile
+    from deploy.stages.recipe import check_targets
 
     quiet = settle(context, verbose, quiet)
     flags = Flags(
@@ -278,6 +289,7 @@ def build(
         max_size=None if max_size is None else parse_size(max_size),
         objective=objective,
         tune=tune,
+        recipe=recipe,
         metric=metric,
         out=out,
         shapes=parse_shapes(shape),
@@ -299,6 +311,7 @@ def build(
         from deploy.cli.terminal import show_note
 
         show_note(f"{FILE} is not read, since a model was named")
+    check_targets(wanted[0].recipe, [request.target for request in wanted])
     if dry_run:
         _preview(wanted, json=json)
         return

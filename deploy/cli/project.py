@@ -13,6 +13,7 @@ from deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from deploy.spec.project import IoLayout, IoType, Objective, Observer, PrecisionRequest, Project, Tune
+    from deploy.spec.recipe import Preset
     from deploy.stages.request import Request
 
 FILE = "deploy.toml"
@@ -37,6 +38,7 @@ class Flags:
     max_size: int | None = None
     objective: Objective | None = None
     tune: Tune | None = None
+    recipe: Preset | None = None
     metric: str | None = None
     out: Path | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -97,7 +99,7 @@ def requests(flags: Flags, here: Path) -> list[Request]:
 
 
 def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request]:
-    from deploy.spec.recipe import Recipe
+    from deploy.spec.recipe import recipe_of
     from deploy.stages.request import Request
 
     data, quantize, build = project.data, project.quantize, project.build
@@ -134,7 +136,7 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
             validation=_flag_path(flags.validation, root) or data.validation,
             train=_flag_path(flags.train, root) or data.train,
             eval=_flag_path(flags.eval, root) or data.eval,
-            recipe=Recipe(steps=project.recipe),
+            recipe=recipe_of(flags.recipe or build.recipe or project.recipe),
             budget=budget,
             objective=flags.objective or build.objective,
             tune=flags.tune or build.tune,

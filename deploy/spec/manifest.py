@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from deploy.spec.ablation import Ablation, StepChoice
 from deploy.spec.artifact import Artifact
 from deploy.spec.document import SCHEMA, Frozen
 from deploy.spec.explanation import Explained
@@ -125,7 +126,8 @@ class Sizes(Frozen):
 
 class Manifest(Frozen):
     """Everything needed to trust, run and rebuild a bundle. ``notes`` is what reading the model warned of,
-    ``classes`` the names of the classes in the order of their numbers, empty where nobody gave them."""
+    ``classes`` the names of the classes in the order of their numbers, empty where nobody gave them.
+    ``compression`` are the steps of the recipe that were kept, and what they left."""
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     target: str
@@ -133,6 +135,7 @@ class Manifest(Frozen):
     runtime: str
     source: SourceInfo
     recipe: Recipe
+    compression: Ablation | None = None
     plan_sha256: str
     precision: dict[Precision, int]
     files: dict[str, str]
@@ -164,7 +167,8 @@ class Lock(Frozen):
     """``deploy.lock``: every choice that came from a measurement, and what it was made for.
 
     ``rungs`` of the accuracy ladder come first, and ``float_blocks`` are those of the graph that they left.
-    ``precision`` is the one that was asked for, or the form of weights alone that won; ``options`` are the
+    ``recipe`` says what became of each step of it, None in locks written before. ``precision`` is the one
+    that was asked for, or the form of weights alone that won; ``options`` are the
     settings that were chosen, ``threads`` how many everything else ran with, ``any_threads`` whether the
     artifact's number was chosen; ``looks`` how often the data that accept were looked at to come to these
     choices.
@@ -179,6 +183,7 @@ class Lock(Frozen):
     choices: tuple[Choice, ...]
     float_blocks: tuple[str, ...]
     rungs: tuple[RungName, ...] = ()
+    recipe: tuple[StepChoice, ...] | None = None
     precision: PrecisionRequest = "auto"
     threads: int = 1
     any_threads: bool = False
@@ -199,7 +204,7 @@ class Measurements(Frozen):
 
     ``missed`` says by how much limits were missed, by the manifest's reason, where that is a matter of
     measuring; ``doubts`` say what the clock could not tell; ``front`` are the forms among which one may
-    choose; ``ladder`` the rungs that were tried.
+    choose; ``compression`` every try of a step of the recipe; ``ladder`` the rungs that were tried.
     """
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
@@ -209,6 +214,7 @@ class Measurements(Frozen):
     missed: dict[str, str] = {}
     attempts: tuple[Attempt, ...] = ()
     front: tuple[Point, ...] = ()
+    compression: Ablation | None = None
     ladder: tuple[RungRecord, ...] = ()
     blocks: tuple[BlockTime, ...] = ()
     explained: Explained = Explained()

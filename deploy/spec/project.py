@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from deploy.spec.document import SCHEMA, Frozen
-from deploy.spec.recipe import Steps
+from deploy.spec.recipe import Preset, Steps
 from deploy.spec.tensors import Layout, Normalisation
 
 Observer = Literal["minmax", "percentile", "mse", "kl"]
@@ -116,11 +116,13 @@ Threads = Annotated[int | Literal["auto"], BeforeValidator(_threads)]
 
 class BuildSection(Frozen):
     """For which targets, and where to. ``threads`` run and measure: ``auto`` lets the artifact run with as
-    many as are fastest here. Equal seeds give equal bundles."""
+    many as are fastest here. Equal seeds give equal bundles. ``recipe`` names a ready one instead of steps
+    under ``[[recipe]]``: what it does follows from model, data and target."""
 
     targets: tuple[str, ...] = ()
     objective: Objective = "latency"
     tune: Tune = "quick"
+    recipe: Preset | None = None
     out: str = "dist"
     seed: int = Field(default=0, ge=0)
     threads: Threads = 1
@@ -140,3 +142,9 @@ class Project(Frozen):
     quantize: QuantizeSection = QuantizeSection()
     build: BuildSection = BuildSection()
     recipe: Steps = ()
+
+    @model_validator(mode="after")
+    def _one_recipe(self) -> Project:
+        if self.recipe and self.build.recipe is not None:
+            raise ValueError("[build] recipe names one, and [[recipe]] says another step by step; keep one")
+        return self

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from deploy.errors import UsageError
 from deploy.spec.compression import Cluster, LowRank, Prune, Shrink, Sparsify
 from deploy.spec.document import Frozen
 from deploy.spec.finetune import Finetune
@@ -78,7 +79,26 @@ def _in_order(steps: tuple[Step, ...]) -> tuple[Step, ...]:
 Steps = Annotated[tuple[Step, ...], AfterValidator(_in_order)]
 
 
-class Recipe(Frozen):
-    """Steps in the order in which they run. Empty: the graph is quantized as it came."""
+Preset = Literal["fast", "balanced", "smallest"]
+"""Recipes by name: ``fast`` trains nothing; ``balanced`` takes away what a short training makes up for;
+``smallest`` takes away as much as it can. Which steps that means depends on model, data and target."""
 
+
+class Recipe(Frozen):
+    """Steps in the order in which they run. Empty: the graph is quantized as it came. A ``preset`` becomes
+    steps as soon as model, data and target are known; ``notes`` say what it leaves out, and why."""
+
+    preset: Preset | None = None
     steps: Steps = ()
+    notes: tuple[str, ...] = ()
+
+
+def recipe_of(given: Recipe | Preset | Sequence[Step]) -> Recipe:
+    """A recipe from its name or its steps. Raises UsageError for a name that there is not."""
+    if isinstance(given, Recipe):
+        return given
+    if isinstance(given, str):
+        if given not in get_args(Preset):
+            raise UsageError(f"no recipe is called '{given}'", hint=f"one of {', '.join(get_args(Preset))}")
+        return Recipe(preset=given)
+    return Recipe(steps=tuple(given))

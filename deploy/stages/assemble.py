@@ -25,19 +25,21 @@ from deploy.bundle.report.page import PAGE, write_page
 from deploy.bundle.write import copy_artifact
 from deploy.errors import DeployError
 from deploy.frontend.onnx_file import write as write_graph
+from deploy.spec.ablation import StepChoice
 from deploy.spec.document import digest, render
 from deploy.spec.manifest import CalibrationInfo, Lock, Manifest, Measurements, Sizes
 from deploy.spec.plan import Plan
 from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.tensors import TensorSpec
 from deploy.stages.compile import Compiled
-from deploy.stages.compress import TRAINING
+from deploy.stages.compress import choices
 from deploy.stages.foresee import Foreseen
 from deploy.stages.front import carried
 from deploy.stages.interface import fed_specs
 from deploy.stages.job import Ingredients
 from deploy.stages.record import Record
 from deploy.stages.replay import front_of
+from deploy.stages.training import CURVES
 
 
 def assemble(
@@ -75,16 +77,18 @@ def assemble(
         why_not=compiled.why_not_measured,
         doubts=compiled.doubts,
         missed=compiled.missed,
-        attempts=(*compiled.attempts[:1], *prepared.facts.steps, *compiled.attempts[1:]),
+        attempts=compiled.attempts,
         front=compiled.front if pick is None else carried(front_of(made_of.request), pick),
+        compression=prepared.ablation,
         ladder=compiled.ladder,
         blocks=compiled.blocks,
         explained=compiled.explained,
         stages=tuple(record.times),
     )
     (folder / MEASUREMENTS).write_text(render(measurements))
-    if (prepared.folder / TRAINING).is_dir():
-        shutil.copytree(prepared.folder / TRAINING, folder / TRAINING)
+    for name, path in prepared.curves:
+        (folder / CURVES).mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / CURVES / name)
     (folder / LOG).write_text(record.log())
     try:
         write_page(load_bundle(folder))
@@ -105,6 +109,7 @@ def _manifest(
         runtime=plan.runtime,
         source=facts,
         recipe=request.recipe,
+        compression=None if prepared.ablation is None else prepared.ablation.lasting,
         plan_sha256=digest(plan),
         precision=dict(sorted(counts.items())),
         files=hashes,
@@ -170,9 +175,15 @@ def _lock(made_of: Ingredients, compiled: Compiled) -> Lock:
         choices=compiled.choices,
         float_blocks=compiled.float_blocks,
         rungs=compiled.rungs,
+        recipe=_choices(made_of),
         precision=compiled.precision,
         threads=made_of.request.threads,
         any_threads=made_of.request.any_threads,
         options=compiled.options,
         looks=0 if compiled.evaluation is None else compiled.evaluation.looks,
     )
+
+
+def _choices(made_of: Ingredients) -> tuple[StepChoice, ...]:
+    ablation = made_of.prepared.ablation
+    return () if ablation is None else choices(ablation, made_of.request.recipe.steps)

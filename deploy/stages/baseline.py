@@ -76,10 +76,14 @@ class Examiner:
         before = self._baseline.result()
         return before.value - drop if before.higher_is_better else before.value + drop
 
+    def score_under(self, drop: Drop) -> Score:
+        """The score of the runner whose examination gave ``drop``."""
+        return next(score for known, score in self._examined if known is drop)
+
     def evaluation(self, role: Role, drop: Drop) -> Evaluation:
         """The figures of the runner whose examination gave ``drop``: the last one need not be the winner."""
         assert self._baseline is not None
-        before, after = self._baseline.result(), next(s for d, s in self._examined if d is drop)
+        before, after = self._baseline.result(), self.score_under(drop)
         return Evaluation(
             metric=self.metric,
             unit=before.unit,

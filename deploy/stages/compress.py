@@ -1,220 +1,331 @@
-"""Compression: the recipe's steps, one after the other, graph in and graph out, for all targets alike.
+"""Compression: the recipe's steps, one after the other, graph in and graph out.
 
-What a step trained on is part of its key; a build that was killed while it trained goes on from the last
-checkpoint when it is started again.
+Each try of a step is kept in the cache by all that it depends on; what depends on the target goes in only for
+steps that ask for it, so targets share the others. A build that was killed while it trained goes on from the
+last checkpoint. What a step may cost is decided in `guard.py`, what it needs is asked in `recipe.py` before
+any of them runs.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
 import onnx_ir as ir
 
+from deploy.bundle.report import figures
 from deploy.cache import Cache
-from deploy.data.dataset import Dataset
-from deploy.data.metrics import make_metric
 from deploy.data.python_ref import code_digest
-from deploy.data.scores import Metric
-from deploy.errors import UsageError, missing_extra
+from deploy.errors import BackendError, DataError, ModelError, UnsupportedError
 from deploy.frontend.onnx_file import digest as graph_digest
 from deploy.graph.edit import weight_bytes
 from deploy.progress import Progress
-from deploy.spec.document import digest
+from deploy.spec.ablation import Ablation, PlaceRecord, StepChoice, StepRecord
+from deploy.spec.compression import LowRank, Prune, Shrink, Sparsify
+from deploy.spec.document import digest, parse, render
 from deploy.spec.finetune import Finetune
-from deploy.spec.measurement import Attempt
+from deploy.spec.manifest import Lock
 from deploy.spec.recipe import Step
 from deploy.stages.capture import open_source
+from deploy.stages.costs import costs_of
+from deploy.stages.ground import alignment, ground_for, runner, sparsity_pays
+from deploy.stages.guard import TRIES, Stretch, allowed, goal, softened, stretches, within
 from deploy.stages.prepare import Prepared, advance, load
 from deploy.stages.record import Record
 from deploy.stages.request import Request, Roles
-
-if TYPE_CHECKING:
-    from deploy.train.curve import History
-    from deploy.train.finetune import Trained
+from deploy.stages.target import Target
+from deploy.stages.training import CURVES, Training, training_of
+from deploy.stages.yardstick import Judged, Yardstick
 
 _BUSY = "another build is at the same step: waiting for what comes of it"
-TRAINING = "training"
-"""The folder of curves, in the cache entry and in the bundle."""
+_RECORD, _JUDGED = "step.json", "judged.json"
 
 
 @dataclass(frozen=True)
-class Task:
-    """One step with all that it works on."""
+class _Work:
+    """What all steps of one recipe share."""
 
-    step: Step
-    prepared: Prepared
-    teachers: tuple[ir.Model, ...]
-    train: Dataset
-    validation: Dataset | None
-    request: Request
+    yard: Yardstick
+    judged: Judged
+    lock: Lock | None
+    cache: Cache
     record: Record
-    work: Path
-    """Keeps checkpoints; it outlives a build that is killed."""
+
+    @property
+    def request(self) -> Request:
+        return self.yard.request
+
+    @property
+    def roles(self) -> Roles:
+        return self.yard.roles
+
+    @property
+    def progress(self) -> Progress:
+        return self.record.progress
 
 
 @dataclass(frozen=True)
-class Stepped:
-    """What a step made, and what is to be said of it as a row of what was tried."""
+class _Tried:
+    """A step that ran: what the graph is now, and what is to be said."""
 
-    model: ir.Model
-    attempt: Attempt
+    prepared: Prepared
+    record: StepRecord
 
 
-def compress(prepared: Prepared, roles: Roles, request: Request, cache: Cache, record: Record) -> Prepared:
-    """The graph after all steps; the one given where there are none.
+def compress(
+    prepared: Prepared,
+    target: Target,
+    roles: Roles,
+    request: Request,
+    lock: Lock | None,
+    cache: Cache,
+    record: Record,
+) -> Prepared:
+    """The graph after all steps, with the record of what each won and cost; the one given without a recipe.
 
-    Raises UsageError where a step lacks what it needs, and what the steps raise.
+    Steps that cost too much are softened or undone, unless a ``lock`` says what became of them. Raises what
+    the steps raise; of a preset's steps those that cannot work here are left out, and that is told.
     """
-    given = prepared.clean
-    if request.recipe.steps and not find_spec("torch"):
-        raise missing_extra("PyTorch", "torch")
-    for number, step in enumerate(request.recipe.steps, 1):
-        with record.stage(step.step) as stage:
-            train = _require(prepared, roles, step)
-            validation = (
-                roles.validation if roles.validation is not None and roles.validation.labelled else None
+    steps = request.recipe.steps
+    if not steps:
+        return prepared
+    yard = Yardstick(prepared, roles, request, target, costs_of(target, request.threads), record.progress)
+    work = _Work(yard, _judged(yard, cache, record), lock, cache, record)
+    every, made = tuple(stretches(steps)), list[_Tried]()
+    lost = 0.0
+    now = prepared
+    for place, stretch in enumerate(every):
+        choice = None if lock is None or lock.recipe is None else lock.recipe[stretch.number - 1]
+        limit = allowed(stretch, every[place + 1 :], lost, request.budget.max_drop, yard.quantizes)
+        tried = _settled(work, stretch, now, lost, limit, choice)
+        made += tried
+        if tried and tried[-1].record.kept:
+            now = tried[-1].prepared
+            lost = tried[-1].record.figures.drop or 0.0
+    return replace(now, ablation=_ablation(work, made))
+
+
+def choices(ablation: Ablation, steps: Sequence[Step]) -> tuple[StepChoice, ...]:
+    """What became of every step, for a lock."""
+    kept = {record.number: record.softened for record in ablation.steps if record.kept}
+    return tuple(
+        StepChoice(step=step.step, softened=kept.get(number, 0), kept=number in kept)
+        for number, step in enumerate(steps, 1)
+    )
+
+
+def _settled(
+    work: _Work, stretch: Stretch, before: Prepared, lost: float, limit: float, choice: StepChoice | None
+) -> list[_Tried]:
+    """All tries of a step and of the trainings behind it; the last ones are kept if any are."""
+    name, found = f"step {stretch.number} ({stretch.head.step})", list[_Tried]()
+    if choice is not None and not choice.kept:
+        return found
+    for times in (choice.softened,) if choice is not None else range(TRIES):
+        head = softened(stretch.head, times, weight_bytes(before.clean))
+        if head is None:
+            break
+        if times and choice is None:
+            work.progress.warn(f"{name} is tried again with {goal(head)}: {found[-1].record.undone}")
+        tried = _tries(work, stretch, head, times, before)
+        cost = _cost(tried, lost)
+        if not tried or not stretch.guarded or choice is not None or cost is None or within(cost, limit):
+            return [*found, *(_with(one, limit if stretch.guarded else None, "") for one in tried)]
+        unit = work.judged.unit
+        told = f"it costs {figures.difference(cost, unit)} where {figures.difference(limit, unit)} is allowed"
+        found += (_with(one, limit, told) for one in tried)
+    work.progress.warn(f"{name} is left out: {found[-1].record.undone}")
+    return found
+
+
+def _with(tried: _Tried, limit: float | None, undone: str) -> _Tried:
+    changed = tried.record.model_copy(update={"allowed": limit, "undone": undone})
+    return replace(tried, record=changed)
+
+
+def _cost(tried: Sequence[_Tried], lost: float) -> float | None:
+    """What a step and its trainings have lost; None where nothing tells."""
+    drop = tried[-1].record.figures.drop if tried else None
+    return None if drop is None else drop - lost
+
+
+def _tries(work: _Work, stretch: Stretch, head: Step, times: int, before: Prepared) -> list[_Tried]:
+    """A step and the trainings behind it, once. Of a preset nothing where it cannot work here."""
+    found: list[_Tried] = []
+    for offset, step in enumerate((head, *stretch.trainings)):
+        now = found[-1].prepared if found else before
+        try:
+            found.append(_once(work, stretch.number + offset, step, times, now))
+        except (UnsupportedError, ModelError, DataError, BackendError) as e:
+            if work.request.recipe.preset is None:
+                raise
+            work.progress.warn(f"{step.step} is left out of the recipe: {e.message}")
+            break
+    return found
+
+
+def _once(work: _Work, number: int, step: Step, times: int, before: Prepared) -> _Tried:
+    """One step, from the cache where it ran before."""
+    with work.record.stage(step.step) as stage:
+        teachers = _teachers(work, step)
+        key = _key(work, step, before, teachers)
+        with work.cache.alone(key, lambda: work.progress.note(_BUSY)) as folder:
+            write = partial(_write, work, step, before, teachers, folder)
+            entry, stage.cached = work.cache.fetch(key, write)
+        record = parse(StepRecord, (entry / _RECORD).read_text(), origin=entry / _RECORD)
+        record = record.model_copy(update={"number": number, "softened": times})
+        after = load(entry)
+        stem = f"{number}-{step.step}" + (f"-softened-{times}" if times else "")
+        curves = [(_named(stem, path), path) for path in sorted((entry / CURVES).glob("*"))]
+        drop = record.figures.drop
+        unit = work.judged.unit
+        lost = "" if drop is None else f", {figures.signed(0.0 - drop, unit)}"
+        stage.outcome = f"{record.told or goal(step)}{lost}"
+    return _Tried(replace(after, curves=(*before.curves, *curves)), record)
+
+
+def _named(stem: str, path: Path) -> str:
+    """How a curve is called in the bundle: by its step, and by its number where a step trains often."""
+    return f"{stem}{path.suffix}" if path.stem == "1" else f"{stem}-{path.name}"
+
+
+def _write(
+    work: _Work,
+    step: Step,
+    before: Prepared,
+    teachers: tuple[ir.Model, ...],
+    kept: Path,
+    folder: Path,
+) -> None:
+    """Run a step; ``kept`` outlives a build that is killed, ``folder`` becomes the entry of the cache."""
+    request, begin = work.request, time.perf_counter()
+    tune = Training(
+        request=request,
+        roles=work.roles,
+        teachers=teachers,
+        work=kept,
+        curves=folder / CURVES,
+        progress=work.progress,
+    )
+    result = runner(step)(step, before.clean, ground_for(work.yard, tune, kept, teachers))
+    clean, fused = advance(before, result.model, folder, request.threads)
+    record = StepRecord(
+        number=1,
+        step=step,
+        figures=work.yard.figures(clean, fused),
+        told=result.told,
+        places=tuple(
+            PlaceRecord(
+                place=row.place,
+                what=row.what,
+                kept=row.kept,
+                before=None if row.before != row.before else row.before,
+                after=None if row.after != row.after else row.after,
             )
-            teachers = _teachers(given, step, request, cache, record.progress)
-            key = cache.key(
-                "compress",
-                graph=prepared.facts.clean_sha256,
-                teachers=[graph_digest(teacher) for teacher in teachers],
-                step=digest(step),
-                code=code_digest(step.loss, request.root) if isinstance(step, Finetune) else "",
-                train=train.digest,
-                validation=None if validation is None else validation.digest,
-                metric=digest(request.metric),
-                metric_code=code_digest(request.metric.name, request.root),
-                seed=request.seed,
-                threads=request.threads,
-                torch=version("torch"),
-            )
-
-            def write(folder: Path, task: Task, number: int = number) -> None:
-                if (task.prepared.folder / TRAINING).is_dir():
-                    shutil.copytree(task.prepared.folder / TRAINING, folder / TRAINING)
-                done = _RUN[type(task.step)](task, folder / TRAINING / f"{number}-{task.step.step}")
-                advance(task.prepared, done.model, done.attempt, folder, request.threads)
-
-            with cache.alone(key, lambda: record.progress.note(_BUSY)) as work:
-                task = Task(step, prepared, teachers, train, validation, request, record, work)
-                folder, stage.cached = cache.fetch(key, partial(write, task=task))
-            prepared = load(folder)
-            stage.outcome = prepared.facts.steps[-1].outcome
-    return prepared
+            for row in result.rows
+        ),
+        shared=result.shared,
+        seconds=round(time.perf_counter() - begin, 3),
+    )
+    (folder / _RECORD).write_text(render(record))
 
 
-def _require(prepared: Prepared, roles: Roles, step: Step) -> Dataset:
-    if prepared.facts.imported:
-        raise UsageError(
-            f"[[recipe]] {step.step}: the model came quantized, and its integers are final",
-            hint="hand in the float model that it was made from",
-        )
-    if type(step) not in _RUN:
-        raise UsageError(
-            f"[[recipe]] {step.step}: builds do not run this step yet",
-            hint="leave it out",
-        )
-    if roles.train is None:
-        raise UsageError(
-            f"[[recipe]] {step.step}: there are no training data",
-            hint='give --train samples.npz, or [data] train = "samples.npz" in deploy.toml',
-        )
-    return roles.train
-
-
-def _teachers(
-    given: ir.Model, step: Step, request: Request, cache: Cache, progress: Progress
-) -> tuple[ir.Model, ...]:
-    """Who teaches: other sources, read like the one that is built, else ``given``, the graph before the
-    recipe. They are part of the step's key, since a file may change and keep its name."""
-    if not isinstance(step, Finetune) or step.distill is None:
+def _teachers(work: _Work, step: Step) -> tuple[ir.Model, ...]:
+    """Who teaches: other sources, read like the one that is built, else the graph before the recipe; nobody
+    where nothing is distilled. They are part of the step's key, since a file may change and keep its name."""
+    trains, request = training_of(step), work.request
+    if trains is None or trains.distill is None:
         return ()
     opened = (
-        open_source(name, root=request.root, shapes={}, seed=request.seed, cache=cache, progress=progress)
-        for name in step.distill.teachers
+        open_source(
+            name, root=request.root, shapes={}, seed=request.seed, cache=work.cache, progress=work.progress
+        )
+        for name in trains.distill.teachers
     )
-    return tuple(one.source.model for one in opened) or (given,)
+    return tuple(one.source.model for one in opened) or (work.yard.before.clean,)
 
 
-def _finetune(task: Task, curves: Path) -> Stepped:
-    from deploy.train.batchnorm import normalise
-    from deploy.train.finetune import finetune
-    from deploy.train.weights import require_weights
-
-    step, request = task.step, task.request
-    assert isinstance(step, Finetune)
-    model, told = task.prepared.clean, ""
-    require_weights(model, step.trainable)
-    if step.batch_norm == "insert":
-        normalised = normalise(model, task.train, trainable=step.trainable, threads=request.threads)
-        model = normalised.model
-        told = f"{normalised.count} batch norms put back, outputs moved by {normalised.change:.1g}; "
-    trained = finetune(
-        model,
-        step,
-        train=task.train,
-        validation=task.validation,
-        teachers=task.teachers,
-        metric=validated_by(request),
-        root=request.root,
-        workdir=task.work,
+def _key(work: _Work, step: Step, before: Prepared, teachers: tuple[ir.Model, ...]) -> str:
+    """All that the result of a step depends on, and nothing else."""
+    request, roles, trains = work.request, work.roles, training_of(step)
+    parts: dict[str, object] = {}
+    if trains is not None:
+        parts["loss"] = code_digest(trains.loss, request.root)
+        parts["teachers"] = [graph_digest(teacher) for teacher in teachers]
+    if trains is not None or (isinstance(step, Prune) and step.criterion == "taylor"):
+        parts["train"] = None if roles.train is None else roles.train.digest
+    if not isinstance(step, Finetune):
+        parts["samples"] = None if roles.calibration is None else roles.calibration.digest
+    if isinstance(step, Prune | Shrink | LowRank) and step.align is None:
+        parts["align"] = alignment(work.yard.target)
+    if isinstance(step, Sparsify):
+        parts["pays"] = sparsity_pays(work.yard.target)
+    if isinstance(step, Prune) and step.latency is not None:
+        parts["costs"] = [work.yard.foresight.key, digest(work.yard.target.profile), request.precision]
+        parts["runtimes"] = [route.runtime.name for route in work.yard.target.routes]
+    return work.cache.key(
+        "compress",
+        graph=before.facts.clean_sha256,
+        before=work.yard.before.facts.clean_sha256,
+        step=digest(step),
+        validation=None if roles.validation is None else roles.validation.digest,
+        metric=digest(request.metric),
+        metric_code=code_digest(request.metric.name, request.root),
         seed=request.seed,
         threads=request.threads,
-        progress=task.record.progress,
+        torch=version("torch") if find_spec("torch") else "",
+        **parts,
     )
-    _save_curves(trained.history, curves, task.record.progress)
-    attempt = Attempt(
-        name=f"trained for {len(trained.history.epochs) - (trained.before is not None)} epochs",
-        runtime="torch",
-        bytes=weight_bytes(trained.model),
-        score=trained.score,
-        drop=None,
-        outcome=told + _scores(trained),
+
+
+def _judged(yard: Yardstick, cache: Cache, record: Record) -> Judged:
+    """The graph before the recipe, scored once."""
+    request, validation = yard.request, yard.roles.validation
+    key = cache.key(
+        "judged",
+        graph=yard.before.facts.fused_sha256,
+        validation=None if validation is None else validation.digest,
+        metric=digest(request.metric),
+        metric_code=code_digest(request.metric.name, request.root),
     )
-    return Stepped(trained.model, attempt)
-
-
-def validated_by(request: Request) -> Callable[[], Metric] | None:
-    """What the project judges by, where that can be said without another model to compare with."""
-    section = request.metric
-    if section.name in ("auto", "agreement"):
-        return None
-
-    def make() -> Metric:
-        return make_metric(
-            section.name, output=section.output, ignore_label=section.ignore_label, root=request.root
+    with record.stage("score") as stage:
+        folder, stage.cached = cache.fetch(
+            key, lambda new: cast(None, (new / _JUDGED).write_text(render(yard.judged())))
         )
-
-    return make
-
-
-def _save_curves(history: History, path: Path, progress: Progress) -> None:
-    from deploy.train.curve import save_csv, save_picture
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_csv(history, path.with_suffix(".csv"))
-    if find_spec("matplotlib"):
-        save_picture(history, path.with_suffix(".svg"))
-    else:
-        progress.note("no picture of the training: pip install 'deploy-compiler[plots]'")
+        found = parse(Judged, (folder / _JUDGED).read_text(), origin=folder / _JUDGED)
+        score = found.figures.score
+        stage.outcome = "no samples to judge by" if score is None else figures.score(score, found.unit)
+    return found
 
 
-def _scores(trained: Trained) -> str:
-    stopped = f"; {trained.stopped}" if trained.stopped else ""
-    if trained.score is None or trained.before is None:
-        return f"the last weights, not validated{stopped}" + (f"; {trained.worse}" if trained.worse else "")
-    if trained.best == 0:
-        return f"no epoch was better than the graph as it came, {trained.before:.4g}{stopped}"
-    return f"{trained.before:.4g} became {trained.score:.4g} (epoch {trained.best}){stopped}"
-
-
-_RUN: Mapping[type[Step], Callable[[Task, Path], Stepped]] = {Finetune: _finetune}
-"""Step -> what runs it."""
+def _ablation(work: _Work, made: Sequence[_Tried]) -> Ablation:
+    """The record of all steps, with the times of the graphs that are kept."""
+    kept = [tried for tried in made if tried.record.kept]
+    ms, basis = work.yard.times([work.yard.before.clean, *(tried.prepared.clean for tried in kept)])
+    took = dict(zip((id(tried) for tried in kept), ms[1:], strict=True))
+    records = [
+        tried.record.model_copy(
+            update={"figures": tried.record.figures.model_copy(update={"latency_ms": took.get(id(tried))})}
+        )
+        for tried in made
+    ]
+    judged, roles = work.judged, work.roles
+    role = (
+        "random" if roles.random else "calibration" if roles.validation is roles.calibration else "validation"
+    )
+    return Ablation(
+        metric=judged.metric,
+        unit=judged.unit,
+        higher_is_better=judged.higher_is_better,
+        role=role if judged.metric else "",
+        samples=0 if roles.validation is None else len(roles.validation),
+        basis=basis,
+        before=judged.figures.model_copy(update={"latency_ms": ms[0]}),
+        steps=tuple(records),
+    )

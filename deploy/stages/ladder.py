@@ -8,8 +8,8 @@ from deploy.quantize.retrain import Retraining
 from deploy.spec.ladder import ALL, CHEAP
 from deploy.spec.project import WITHOUT_RANGES
 from deploy.stages.by_table import may_win
-from deploy.stages.compress import validated_by
 from deploy.stages.job import Job
+from deploy.stages.training import validated_by
 
 _SECONDS = 60.0
 """What each rung that trains may take, by plan."""

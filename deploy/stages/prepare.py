@@ -39,9 +39,9 @@ from deploy.graph.hazards import grouped, hazards
 from deploy.graph.interface import adapt_inputs
 from deploy.graph.shapes import infer, model_inputs, name_dimensions, pin
 from deploy.graph.summary import tensor_specs
+from deploy.spec.ablation import Ablation
 from deploy.spec.document import Frozen, parse, render
 from deploy.spec.manifest import KnownHazard, SourceInfo
-from deploy.spec.measurement import Attempt
 from deploy.spec.plan import TensorPlan
 from deploy.spec.profile import Rewriting, Runtime
 from deploy.spec.project import InputSection, IoSection
@@ -69,8 +69,6 @@ class Facts(Frozen):
     imported: dict[str, TensorPlan] = {}
     notes: tuple[str, ...]
     hazards: tuple[KnownHazard, ...] = ()
-    steps: tuple[Attempt, ...] = ()
-    """What the recipe's steps made of the graph, in order."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,8 @@ class Prepared:
     """``clean`` and ``fused`` compute what the file computes; both are read lazily from the cache.
 
     ``own`` holds, by a profile's rules, what these made of the fused graph where they changed anything.
+    ``ablation`` says what a recipe's steps won and cost; ``curves`` are the files of their trainings, by the
+    names that they get in the bundle.
     """
 
     folder: Path
@@ -94,6 +94,8 @@ class Prepared:
     clean: ir.Model
     fused: ir.Model
     own: Mapping[tuple[Rewriting, ...], FloatGraph] = field(default_factory=dict)
+    ablation: Ablation | None = None
+    curves: tuple[tuple[str, Path], ...] = ()
 
     def graph_for(self, runtime: Runtime) -> FloatGraph:
         """What a runtime compiles: the fused graph, or its own form of it."""
@@ -177,10 +179,10 @@ def prepare(
     (folder / _FACTS).write_text(render(facts))
 
 
-def advance(before: Prepared, model: ir.Model, attempt: Attempt, folder: Path, threads: int) -> None:
-    """Write what a step of the recipe made of the clean graph, fused anew, into ``folder``."""
+def advance(before: Prepared, model: ir.Model, folder: Path, threads: int) -> tuple[ir.Model, ir.Model]:
+    """Write what a step of the recipe made of the clean graph, fused anew, into ``folder``; both graphs."""
     feeds = before.trial
-    other = other_feeds(model, before.facts.inputs, feeds, len(before.facts.steps) + 1, threads)
+    other = other_feeds(model, before.facts.inputs, feeds, 1, threads)
     model = infer(model)
     fused = fuse(model, prover([feeds, other], threads))
     fused_model = infer(fused.model)
@@ -193,10 +195,10 @@ def advance(before: Prepared, model: ir.Model, attempt: Attempt, folder: Path, t
             "fused_sha256": digest(fused_model),
             "notes": (*before.facts.notes, *rolled_back(fused)),
             "hazards": grouped(hazards(model)),
-            "steps": (*before.facts.steps, attempt),
         }
     )
     (folder / _FACTS).write_text(render(facts))
+    return model, fused_model
 
 
 def load(folder: Path) -> Prepared:

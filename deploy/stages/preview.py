@@ -14,8 +14,9 @@ from deploy.stages import steps
 from deploy.stages.job import check_request, subject_for
 from deploy.stages.legalize import legalize
 from deploy.stages.prepare import Prepared
+from deploy.stages.recipe import ready
 from deploy.stages.record import Record
-from deploy.stages.replay import follow_lock
+from deploy.stages.replay import follow_lock, read_lock
 from deploy.stages.request import Request, Roles
 from deploy.stages.target import Route, Target, able_to, find_target, judged
 
@@ -56,6 +57,7 @@ def preview(request: Request, cache: Cache, record: Record) -> Preview:
     prepared = steps.clean(source, request, cache, record)
     request, target = follow_lock(request, target, prepared)
     roles = steps.open_data(prepared, request, record)
+    request = ready(request, prepared, target, roles, read_lock(request, prepared), record.progress)
     prepared = legalize(target, prepared, request.threads, cache, record)
     check_request(request, prepared)
     target = able_to(target, request.precision, integer_outputs=request.io.outputs is not None)

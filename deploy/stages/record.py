@@ -30,6 +30,8 @@ class Record:
     times: list[StageTime] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
     """What came out of each stage, in a few words."""
+    said: list[str] = field(default_factory=list)
+    """The same in order: a recipe may have a stage twice."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
@@ -41,13 +43,14 @@ class Record:
         seconds = time.perf_counter() - begin
         self.times.append(StageTime(name=name, seconds=round(seconds, 3), cached=stage.cached))
         self.outcomes[name] = stage.outcome
+        self.said.append(stage.outcome)
         self.progress.finish(name, seconds, stage.cached, stage.outcome)
 
     def log(self) -> str:
         """One line a stage, for build.log."""
         return "".join(
-            f"{t.name:<10} {t.seconds:8.2f} s  {'cached  ' if t.cached else ''}{self.outcomes[t.name]}\n"
-            for t in self.times
+            f"{t.name:<10} {t.seconds:8.2f} s  {'cached  ' if t.cached else ''}{said}\n"
+            for t, said in zip(self.times, self.said, strict=True)
         )
 
 

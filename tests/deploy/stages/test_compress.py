@@ -15,6 +15,7 @@ from deploy.bundle.read import Bundle
 from deploy.bundle.verify import verify_bundle
 from deploy.errors import UsageError
 from deploy.pipeline import build
+from deploy.spec.ablation import StepRecord
 from deploy.spec.finetune import Distill, Finetune
 from deploy.spec.project import MetricSection
 from deploy.spec.recipe import Recipe
@@ -48,6 +49,11 @@ def weights(bundle: Bundle) -> dict[str, np.ndarray]:
     return {name: value.const_value.numpy() for name, value in graph.initializers.items()}
 
 
+def steps_of(bundle: Bundle) -> tuple[StepRecord, ...]:
+    assert bundle.measurements.compression is not None
+    return bundle.measurements.compression.steps
+
+
 def test_a_trained_graph_ships_with_its_history(make: Build) -> None:
     bundle = make(ONCE)
     before, after = weights(make()), weights(make(ONCE))
@@ -56,21 +62,20 @@ def test_a_trained_graph_ships_with_its_history(make: Build) -> None:
     assert bundle.manifest.recipe.steps == (ONCE,)
     assert (bundle.folder / "training" / "1-finetune.csv").read_text().startswith("batch,epoch,loss")
     assert not any(name.startswith("training") for name in bundle.manifest.files), "one run, not the digest"
-    row = bundle.measurements.attempts[1]
-    assert (row.name, row.runtime) == ("trained for 1 epochs", "torch")
-    assert row.outcome == "the last weights, not validated"
+    (row,) = steps_of(bundle)
+    assert row.told == "trained for 1 epochs: the last weights, not validated"
+    assert row.figures.weight_bytes == sum(array.nbytes for array in after.values())
     verify_bundle(bundle.folder)
 
 
 def test_labelled_data_that_choose_validate(make: Build, labelled: dict[str, np.ndarray]) -> None:
     """Never worse than the graph as it came, whatever the training did."""
-    row = make(Finetune(epochs=2, batch=8, lr=5.0, clip=0.5), data=labelled).measurements.attempts[1]
-    assert row.score is not None
-    if " became " in row.outcome:
-        before, _, after = row.outcome.partition(" became ")
-        assert float(after.split()[0]) >= float(before)
-    else:
-        assert row.outcome.startswith("no epoch was better than the graph as it came")
+    bundle = make(Finetune(epochs=2, batch=8, lr=5.0, clip=0.5), data=labelled)
+    (row,) = steps_of(bundle)
+    ablation = bundle.measurements.compression
+    assert ablation is not None and ablation.before.score is not None and row.figures.score is not None
+    assert row.figures.score >= ablation.before.score
+    assert (ablation.role, ablation.samples) == ("calibration", 32)
 
 
 def test_a_second_build_does_not_train_again(make: Build, tmp_path: Path) -> None:
@@ -85,14 +90,14 @@ def test_steps_follow_each_other(make: Build) -> None:
     bundle = make(ONCE, Finetune(epochs=1, batch=8, lr=0.01))
     names = [stage.name for stage in bundle.measurements.stages]
     assert names.count("finetune") == 2
-    assert len([a for a in bundle.measurements.attempts if a.runtime == "torch"]) == 2
+    assert [(row.number, row.step.step) for row in steps_of(bundle)] == [(1, "finetune"), (2, "finetune")]
     curves = sorted(p.name for p in (bundle.folder / "training").glob("*.csv"))
     assert curves == ["1-finetune.csv", "2-finetune.csv"]
 
 
 def test_batch_norm_is_put_back_and_folded_again(make: Build) -> None:
     bundle = make(Finetune(epochs=1, batch=8, lr=0.05, batch_norm="insert"))
-    assert "2 batch norms put back" in bundle.measurements.attempts[1].outcome
+    assert "2 batch norms put back" in steps_of(bundle)[0].told
     kinds = [node.op_type for node in ir.load(bundle.folder / "graph.onnx").graph]
     assert kinds == [node.op_type for node in ir.load(make().folder / "graph.onnx").graph]
 
@@ -100,7 +105,7 @@ def test_batch_norm_is_put_back_and_folded_again(make: Build) -> None:
 def test_patterns_mean_the_same_weights_where_batch_norm_is_put_back(make: Build) -> None:
     step = Finetune(epochs=1, batch=8, lr=0.05, batch_norm="insert", trainable=("w2", "b2"))
     before, bundle = weights(make()), make(step)
-    assert "1 batch norms put back" in bundle.measurements.attempts[1].outcome
+    assert "1 batch norms put back" in steps_of(bundle)[0].told
     after = weights(bundle)  # folding calls the bias anew
     same = {name for name in after if name in before and np.array_equal(before[name], after[name])}
     assert same == before.keys() - {"w2", "b2"}
@@ -115,7 +120,7 @@ def test_batch_norm_is_put_back_where_the_batch_is_fixed(make: Build, network: P
         value.shape = ir.Shape([1, *list(value.shape)[1:]])
     ir.save(fixed, tmp_path / "fixed.onnx")
     bundle = make(Finetune(epochs=1, batch=8, batch_norm="insert"), model=tmp_path / "fixed.onnx")
-    assert "2 batch norms put back" in bundle.measurements.attempts[1].outcome
+    assert "2 batch norms put back" in steps_of(bundle)[0].told
 
 
 def test_another_model_teaches(make: Build, random_network: Callable[[int], Path]) -> None:
@@ -144,7 +149,7 @@ def test_a_metric_whose_code_changed_validates_anew(
         (tmp_path / "own_metric.py").write_text(code)
         monkeypatch.delitem(sys.modules, "own_metric", raising=False)  # as in a new process
         bundle = make(ONCE, data=labelled, metric=MetricSection(name="python:own_metric:judge"))
-        scores.append(bundle.measurements.attempts[1].score)
+        scores.append(steps_of(bundle)[0].figures.score)
     assert scores == [0.25, 0.875]
 
 

@@ -1,0 +1,147 @@
+"""What a step of a recipe may cost, and with which smaller goal it is tried again where it costs more.
+
+A step is judged after the trainings right behind it: they are there to make up for it, and go with it. It may
+cost its own ``max_drop``. Without one it may cost an even share of what is left of the project's budget: of
+this step, the steps still to come that have none of their own, and quantization where the build quantizes.
+What costs more is tried again with half the goal, a quarter and an eighth of it, and then left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from deploy.spec.compression import GOALS, Cluster, LowRank, Prune, Shrink, Sparsify
+from deploy.spec.finetune import Finetune
+from deploy.spec.recipe import Step
+
+TRIES = 4
+"""How often a step is tried at most: with its goal, and halved three times."""
+_TOLERANCE = 0.1
+"""Of 2:4 sparsity without a tolerance, what is halved."""
+_MOST_CENTRES = 256
+_ROUNDING = 1e-9
+"""By how much the difference of two scores may be off."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A step with the trainings right behind it. ``number`` is its place in the recipe, from 1."""
+
+    number: int
+    head: Step
+    trainings: tuple[Finetune, ...] = ()
+
+    @property
+    def guarded(self) -> bool:
+        """Whether it is undone where it costs too much: not a training, which keeps the better graph itself,
+        nor a student of its own shape, unless that is asked for."""
+        if isinstance(self.head, Finetune):
+            return False
+        return not isinstance(self.head, Shrink) or self.head.max_drop is not None
+
+    @property
+    def shares(self) -> bool:
+        """Whether it lives on the project's budget."""
+        return self.guarded and own_limit(self.head) is None
+
+
+def stretches(steps: Sequence[Step]) -> Iterator[Stretch]:
+    """The steps in order, each with the trainings behind it; trainings in front stand alone."""
+    at = 0
+    while at < len(steps):
+        head, end = steps[at], at + 1
+        trainings: list[Finetune] = []
+        while not isinstance(head, Finetune) and end < len(steps):
+            behind = steps[end]
+            if not isinstance(behind, Finetune):
+                break
+            trainings.append(behind)
+            end += 1
+        yield Stretch(at + 1, head, tuple(trainings))
+        at = end
+
+
+def own_limit(step: Step) -> float | None:
+    """What the step itself says that it may cost."""
+    return None if isinstance(step, Finetune) else step.max_drop
+
+
+def allowed(
+    stretch: Stretch, coming: Sequence[Stretch], lost: float, budget: float, quantizes: bool
+) -> float:
+    """What the step may cost in the metric's unit, where ``lost`` is gone already.
+
+    ``coming`` are the stretches behind it.
+    """
+    own = own_limit(stretch.head)
+    if own is not None:
+        return own
+    sharing = 1 + sum(other.shares for other in coming) + quantizes
+    return max(0.0, budget - lost) / sharing
+
+
+def within(cost: float, limit: float) -> bool:
+    """Whether a cost is allowed; 0.89 - 0.88 is 0.01."""
+    return cost <= limit + _ROUNDING
+
+
+def softened(step: Step, times: int, weight_bytes: int) -> Step | None:
+    """The step with its goal halved so many times; None where that is nothing else.
+
+    ``weight_bytes`` are those of the graph that it gets: a size to reach moves half-way towards it.
+    Tolerances are halved, numbers of centres doubled.
+    """
+    if times == 0:
+        return step
+    share = 0.5**times
+    changed: dict[str, object]
+    match step:
+        case Prune(size=int(size)):
+            changed = {"size": round(weight_bytes - share * (weight_bytes - size))}
+        case Prune():
+            changed = {name: share * value for name in GOALS if (value := getattr(step, name)) is not None}
+        case Shrink():
+            widths = {pattern: 1 - share * (1 - width) for pattern, width in step.widths.items()}
+            changed = {"width": 1 - share * (1 - step.width), "widths": widths}
+        case Sparsify(sparsity=float(sparsity)):
+            changed = {"sparsity": share * sparsity}
+        case Sparsify():
+            changed = {"tolerance": share * (step.tolerance or _TOLERANCE)}
+        case LowRank():
+            changed = {"lost": share * step.lost}
+        case Cluster():
+            centres = min(_MOST_CENTRES, step.centres * 2**times)
+            if centres == min(_MOST_CENTRES, step.centres * 2 ** (times - 1)):
+                return None
+            changed = {"centres": centres}
+        case Finetune():
+            return None
+    return step.model_copy(update=changed)
+
+
+def goal(step: Step) -> str:
+    """What a step aims at, in a few words, as deploy.toml would say it.
+
+    >>> goal(Prune(macs=0.3)), goal(Cluster(centres=32)), goal(Sparsify(tolerance=0.05))
+    ('macs = 0.3', 'centres = 32', '2:4, tolerance = 0.05')
+    """
+    match step:
+        case Prune():
+            return f"{step.goal} = {_number(getattr(step, step.goal))}"
+        case Shrink():
+            return f"width = {_number(step.width)}"
+        case Sparsify(sparsity=float(sparsity)):
+            return f"sparsity = {_number(sparsity)}"
+        case Sparsify():
+            return "2:4" if step.tolerance is None else f"2:4, tolerance = {_number(step.tolerance)}"
+        case LowRank():
+            return f"lost = {_number(step.lost)}"
+        case Cluster():
+            return f"centres = {step.centres}"
+        case Finetune():
+            return f"epochs = {step.epochs}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
