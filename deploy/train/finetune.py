@@ -34,6 +34,7 @@ from deploy.train.curve import Epoch, History
 from deploy.train.distill import Features, open_teacher, require_one_answer, require_values
 from deploy.train.loader import Loader, Shuffled, number, open_loader
 from deploy.train.loss import check_labels, heads, make_task
+from deploy.train.memory import kept_memory
 from deploy.train.run import Lesson, Run, matches, statistics_names
 from deploy.train.score import MakeMetric, ModuleRunner, chosen_metric, tensors
 from deploy.train.weights import require_weights, with_weights
@@ -110,7 +111,7 @@ def finetune(
     checkpoint of another training, and a full disk.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with reproducible(threads):
+    with reproducible(threads), kept_memory():
         training = _Training(
             model, step, train, validation, teachers, metric, root, workdir, seed, threads, prepare, progress
         )
