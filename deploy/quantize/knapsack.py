@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -42,11 +43,16 @@ class Option:
     precision: Precision
     ms: float
     harm: float = 0.0
+    sparsity: Literal["2:4"] | None = None
 
     @property
     def integer(self) -> bool:
         """Whether what it reads and makes are integers."""
         return self.precision in INTEGER
+
+
+Choice = Precision | Option
+"""What was chosen for a block: an option, or the first of its options that has a precision."""
 
 
 @dataclass(frozen=True)
@@ -73,47 +79,66 @@ class Problem:
     borders: tuple[Border, ...]
     follows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def ms(self, chosen: Mapping[str, Precision]) -> float:
+    def ms(self, chosen: Mapping[str, Choice]) -> float:
         """What a choice takes, without what no choice changes."""
         blocks = sum(self._option(block, chosen).ms for block in self.options)
         return blocks + sum(border.ms for border in self.borders if self._changes(border, chosen))
 
-    def harm(self, chosen: Mapping[str, Precision]) -> float:
+    def harm(self, chosen: Mapping[str, Choice]) -> float:
         """What a choice harms."""
         return sum(self._option(block, chosen).harm for block in self.options)
 
-    def changes(self, chosen: Mapping[str, Precision], block: str) -> list[Border]:
+    def changes(self, chosen: Mapping[str, Choice], block: str) -> list[Border]:
         """The borders at which ``block`` meets another form than its own."""
-        own = chosen.get(block) in INTEGER
+        own = _integer(chosen.get(block))
         return [
             border
             for border in self.borders
             if self._changes(border, chosen)
             and (
                 border.maker == block
-                or (block in border.readers and (chosen.get(border.maker) in INTEGER) != own)
+                or (block in border.readers and _integer(chosen.get(border.maker)) != own)
             )
         ]
 
-    def _option(self, block: str, chosen: Mapping[str, Precision]) -> Option:
-        return next(o for o in self.options[block] if o.precision == chosen[block])
+    def _option(self, block: str, chosen: Mapping[str, Choice]) -> Option:
+        taken = chosen[block]
+        if isinstance(taken, Option):
+            return taken
+        return next(o for o in self.options[block] if o.precision == taken)
 
-    def _changes(self, border: Border, chosen: Mapping[str, Precision]) -> bool:
-        made = chosen.get(border.maker) in INTEGER
-        read = {chosen.get(reader) in INTEGER for reader in border.readers}
+    def _changes(self, border: Border, chosen: Mapping[str, Choice]) -> bool:
+        made = _integer(chosen.get(border.maker))
+        read = {_integer(chosen.get(reader)) for reader in border.readers}
         return read != {made} and not (border.free and read == {False})
+
+
+def _integer(choice: Choice | None) -> bool:
+    return (choice.precision if isinstance(choice, Option) else choice) in INTEGER
 
 
 def fastest(problem: Problem, budget: float = math.inf) -> dict[str, Precision]:
     """The precision of each block of ``problem.options`` such that the whole is fastest within ``budget``.
 
-    Of equally fast choices the less harmful one, as far as a thousandth of the largest harm tells them apart.
-    Raises ValueError where even the least harmful options are
-    over the budget, BackendError where the solver fails.
+    Raises as `fastest_options` does.
 
     >>> blocks = {"a": (Option("float", 2.0), Option("int8", 1.0, 5.0))}
     >>> fastest(Problem(blocks, ())), fastest(Problem(blocks, ()), budget=4.0)
     ({'a': 'int8'}, {'a': 'float'})
+    """
+    return {block: option.precision for block, option in fastest_options(problem, budget).items()}
+
+
+def fastest_options(problem: Problem, budget: float = math.inf) -> dict[str, Option]:
+    """The option of each block of ``problem.options`` such that the whole is fastest within ``budget``.
+
+    Of equally fast choices the less harmful one, as far as a thousandth of the largest harm tells them apart.
+    Raises ValueError where even the least harmful options are over the budget, BackendError where the solver
+    fails.
+
+    >>> blocks = {"a": (Option("int8", 2.0, 1.0), Option("int8", 1.5, 3.0, "2:4"))}
+    >>> fastest_options(Problem(blocks, ()), budget=3.0)["a"].sparsity
+    '2:4'
     """
     least = sum(min(o.harm for o in options) for options in problem.options.values())
     if least > budget:
@@ -177,7 +202,7 @@ def _unlike(border: Border) -> Iterator[tuple[str, str]]:
             yield border.maker, reader
 
 
-def _solved(costs: np.ndarray, rows: _Rows, picks: Sequence[tuple[str, Option]]) -> dict[str, Precision]:
+def _solved(costs: np.ndarray, rows: _Rows, picks: Sequence[tuple[str, Option]]) -> dict[str, Option]:
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
@@ -195,7 +220,7 @@ def _solved(costs: np.ndarray, rows: _Rows, picks: Sequence[tuple[str, Option]])
             f"choosing precisions failed: {result.message}", hint="give --precision int8 or float"
         )
     taken = result.x[: len(picks)] > 0.5
-    return {block: option.precision for (block, option), yes in zip(picks, taken, strict=True) if yes}
+    return {block: option for (block, option), yes in zip(picks, taken, strict=True) if yes}
 
 
 @contextmanager

@@ -8,34 +8,52 @@ no pairs behind what it moves, a Concat counts as moving floats if its reader wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 import onnx_ir as ir
 
+from deploy.compress.pattern import fits, products
 from deploy.graph.shapes import static_shape
 from deploy.predict.kernels import Flow, change_of_form, flows
 from deploy.predict.latency import CostSource, Prediction, predict
 from deploy.quantize.candidate import Subject
 from deploy.quantize.knapsack import Border, Option, Problem
+from deploy.quantize.zeros import product_zeros
+from deploy.spec.profile import Figure, Runtime
 from deploy.spec.tensors import INTEGER
 
 _FLOATS = ""
 """Stands for what reads or makes floats whatever is chosen: no block is called so."""
+_NONE: Mapping[str, float] = {}
 
 
-def problem_of(subject: Subject, costs: CostSource, harm: Mapping[str, float], batch: int = 1) -> Problem:
+def problem_of(
+    subject: Subject,
+    costs: CostSource,
+    harm: Mapping[str, float],
+    batch: int = 1,
+    sparse: Mapping[str, float] = _NONE,
+) -> Problem:
     """The choice between float and integers for every block that has it, ``harm`` by block id.
 
     Blocks that only move data harm nothing, and are in integers where a block is that they stand before.
-    Raises what `predict` raises.
+    ``sparse`` is what 2:4 zeros in a block's weights harm besides, in the same unit (both may be columns of a
+    sensitivity table): where the runtime gains by them, blocks that are named there and whose products have
+    inputs in whole fours may have them or not, in either form. Products that came with such zeros are
+    reckoned with the gain. Raises what `predict` raises.
     """
+    gain = gain_of(subject.runtime)
+    came = {name for name, zeros in product_zeros(subject.graph).items() if zeros} if gain > 1 else set()
     integers = subject.quantized(())
     as_float = predict(subject.graph, {}, subject.runtime, costs, batch)
     as_integers = predict(subject.graph, integers, subject.runtime, costs, batch)
-    floats, codes = (_without_changes(subject, prediction) for prediction in (as_float, as_integers))
+    floats, codes = (
+        _without_changes(subject, prediction, came, gain) for prediction in (as_float, as_integers)
+    )
     able = set(subject.int8_blocks())
     movers = _movers(subject, as_integers) - able
-    options = {
+    options: dict[str, tuple[Option, ...]] = {
         block.id: (
             Option(subject.float_precision, floats[block.id]),
             Option(subject.integer_precision, codes[block.id], harm.get(block.id, 0.0)),
@@ -43,16 +61,46 @@ def problem_of(subject: Subject, costs: CostSource, harm: Mapping[str, float], b
         for block in subject.blocks
         if block.id in able | movers
     }
+    fitting = {p.node.name or "" for p in products(subject.graph) if fits(p)} if gain > 1 else set()
+    for block in subject.blocks:
+        here = fitting & set(block.nodes)
+        if block.id in sparse and block.id in able and here and not here & came:
+            thin = [_without_changes(subject, p, came | here, gain) for p in (as_float, as_integers)]
+            options[block.id] += tuple(
+                Option(dense.precision, ms[block.id], dense.harm + sparse[block.id], "2:4")
+                for dense, ms in zip(options[block.id], thin, strict=True)
+            )
     between = flows(subject.graph, integers, subject.runtime)
     owner = {name: block.id for block in subject.blocks for name in block.nodes}
     borders = tuple(_borders(subject, between, owner, costs, batch))
     return Problem(options, borders, _follows(subject, between, owner, movers))
 
 
-def _without_changes(subject: Subject, prediction: Prediction) -> dict[str, float]:
-    """Milliseconds by block without the changes of form: they are the borders'."""
-    kept = tuple(part for part in prediction.parts if part.kernel.op != "convert")
-    return Prediction(kept, 0.0).by_block(subject.blocks)
+def gain_of(runtime: Runtime) -> float:
+    """How many times as fast as dense ones the runtime computes products with 2:4 zeros; 1 where it does not,
+    or nobody knows.
+
+    A profile's figure may be of whole networks, which gain less than products do: then it is cautious.
+    """
+    figure = None if runtime.sparsity is None else runtime.sparsity.gain
+    if not isinstance(figure, Figure) or isinstance(figure.value, bool | str):
+        return 1.0
+    return max(1.0, float(figure.value))
+
+
+def _without_changes(
+    subject: Subject, prediction: Prediction, sparse: Collection[str], gain: float
+) -> dict[str, float]:
+    """Milliseconds by block without the changes of form, which are the borders'. Kernels of the nodes
+    ``sparse`` take as many times less as ``gain`` says."""
+    kept = []
+    for part in prediction.parts:
+        if part.kernel.op == "convert":
+            continue
+        if not set(part.kernel.nodes).isdisjoint(sparse):
+            part = replace(part, estimate=replace(part.estimate, ms=part.estimate.ms / gain))
+        kept.append(part)
+    return Prediction(tuple(kept), 0.0).by_block(subject.blocks)
 
 
 def _movers(subject: Subject, as_integers: Prediction) -> set[str]:

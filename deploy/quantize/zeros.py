@@ -28,13 +28,18 @@ _STORED = ("DequantizeLinear", "Cast", "Identity")
 
 def with_zeros(blocks: Iterable[BlockPlan], graph: ir.Model) -> tuple[BlockPlan, ...]:
     """The blocks, those marked whose products all have 2:4 sparse weights in ``graph``, quantized or not."""
-    crowded = {name: share for name, (_, _, share) in _examined(graph, exact=False)}
+    zeros = product_zeros(graph)
     found = []
     for block in blocks:
-        own = [crowded[name] for name in block.nodes if name in crowded]
-        sparse = bool(own) and not any(own)
+        own = [zeros[name] for name in block.nodes if name in zeros]
+        sparse = bool(own) and all(own)
         found.append(block.model_copy(update={"sparsity": "2:4"}) if sparse else block)
     return tuple(found)
+
+
+def product_zeros(graph: ir.Model) -> dict[str, bool]:
+    """Whether the constant weights of each product are 2:4 sparse, by node."""
+    return {name: share == 0.0 for name, (_, _, share) in _examined(graph, exact=False)}
 
 
 def prove_zeros(

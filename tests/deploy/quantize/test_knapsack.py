@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.quantize.knapsack import Border, Option, Problem, fastest
+from deploy.quantize.knapsack import Border, Option, Problem, fastest, fastest_options
 from deploy.spec.tensors import INTEGER, Precision
 
 PRECISIONS: tuple[Precision, ...] = ("float", "int8", "bf16")
@@ -102,6 +102,40 @@ def test_of_equally_fast_choices_the_least_harmful_is_taken(case: tuple[Problem,
     ]
     worst = max(o.harm for options in problem.options.values() for o in options)
     assert harm(problem, chosen) <= min(equal) + 2e-3 * worst
+
+
+@settings(max_examples=20, deadline=None)
+@given(problems(), st.data())
+def test_of_sparse_and_dense_forms_the_best_are_chosen_together(
+    case: tuple[Problem, float], data: st.DataObject
+) -> None:
+    dense, budget = case
+    names = list(dense.options)[:4]  # two forms, each dense or sparse: 4^4 choices and more
+    options = {}
+    for name in names:
+        more = tuple(
+            Option(o.precision, o.ms * data.draw(st.sampled_from([0.5, 0.8])), o.harm + unit, "2:4")
+            for o in dense.options[name][:2]
+            for unit in [data.draw(st.integers(0, 20)) * max(p.harm for p in dense.options[name]) / 20]
+        )
+        options[name] = (*dense.options[name][:2], *more)
+    problem = Problem(options, dense.borders)
+    chosen = fastest_options(problem, budget)
+    forms = {name: option.precision for name, option in chosen.items()}
+    taken = [dict(zip(options, every, strict=True)) for every in product(*options.values())]
+    able = [c for c in taken if sum(o.harm for o in c.values()) <= budget * (1 + 1e-9)]
+
+    def total(choice: dict[str, Option]) -> float:
+        """The dense problem's borders, which zeros do not touch, and the options' own times."""
+        precisions = {name: option.precision for name, option in choice.items()}
+        none = {name: tuple(Option(p, 0.0) for p in PRECISIONS) for name in options}
+        return cost(Problem(none, dense.borders), precisions) + sum(o.ms for o in choice.values())
+
+    typical = max(o.ms for every in options.values() for o in every)
+    assert sum(o.harm for o in chosen.values()) <= budget * (1 + 1e-9)
+    assert total(chosen) <= min(map(total, able)) + 2e-6 * len(options) * typical
+    assert problem.ms(chosen) == pytest.approx(total(chosen))
+    assert fastest(problem, budget) == forms
 
 
 def test_a_value_that_many_read_is_changed_once() -> None:

@@ -12,8 +12,9 @@ from deploy.predict.elsewhere import BY_PRODUCTS
 from deploy.predict.kernels import Kernel
 from deploy.predict.latency import Part, predict
 from deploy.quantize.candidate import Subject
-from deploy.quantize.knapsack import Problem, fastest
-from deploy.quantize.pays import problem_of
+from deploy.quantize.knapsack import Problem, fastest, fastest_options
+from deploy.quantize.pays import gain_of, problem_of
+from deploy.spec.profile import Figure, Sparsity
 from deploy.spec.tensors import INTEGER, Precision
 
 PAD = "<pads=[1,1,1,1]>"
@@ -180,3 +181,72 @@ def test_a_runtime_without_integers_has_nothing_to_choose(subject_of, unsigned) 
     subject = replace(subject_of(unsigned), chains=[])
     subject = replace(subject, runtime=unsigned.model_copy(update={"quant": None}))
     assert problem_of(subject, Invented(), {}) == Problem({}, ())
+
+
+def gaining(runtime, gain: object):
+    """The runtime with products so many times as fast where their weights are 2:4 sparse."""
+    if isinstance(gain, float):
+        gain = Figure(value=gain, source="made up", date=runtime.date)
+    return runtime.model_copy(update={"sparsity": Sparsity(pattern="2:4", axis=1, gain=gain)})
+
+
+def test_every_block_may_be_sparse_where_the_profile_says_that_it_pays(subject_of, symmetric) -> None:
+    """Against every choice of form and zeros, each reckoned from a graph whose zeros are really there."""
+    harm = {"c1": 0.1, "dw": 0.2, "c2": 0.1, "c3": 0.05, "c4": 0.05, "fc": 0.02}
+    sparse = {"c1": 0.3, "dw": 9.0, "c2": 0.05, "c3": 0.2, "fc": 0.01}  # c4 is not to be touched
+    runtime = gaining(symmetric, 1.6)
+    subject, costs = subject_of(runtime), Invented()
+    problem = problem_of(subject, costs, harm, sparse=sparse)
+    kinds = {
+        block: [(o.precision, o.sparsity) for o in options] for block, options in problem.options.items()
+    }
+    both = [("float", None), ("int8", None), ("float", "2:4"), ("int8", "2:4")]
+    assert kinds["c1"] == kinds["c2"] == kinds["c3"] == kinds["fc"] == both
+    assert kinds["dw"] == kinds["c4"] == both[:2]  # one input for each channel is no four
+    assert [o.harm for o in problem.options["c2"]] == pytest.approx([0.0, 0.1, 0.05, 0.15])
+    able = ("c1", "c2", "fc")
+    for zeros in product((False, True), repeat=len(able)):
+        chosen = {block for block, taken in zip(able, zeros, strict=True) if taken}
+        cleared = subject_of(runtime, weights=WEIGHTS | {w: cleared_of(w) for w in map(WEIGHT.get, chosen)})
+        there = problem_of(cleared, costs, harm)
+        for block, options in problem.options.items():
+            wanted = "2:4" if block in chosen else None
+            got = [o.ms for o in options if o.sparsity == wanted]
+            assert got == pytest.approx([o.ms for o in there.options[block]])
+    budget = 0.45
+    taken = fastest_options(problem, budget)
+    every = (dict(zip(problem.options, each, strict=True)) for each in product(*problem.options.values()))
+    followed = (c for c in every if follows(problem, c) and sum(o.harm for o in c.values()) <= budget)
+    assert problem.ms(taken) == pytest.approx(min(map(problem.ms, followed)), abs=1e-5)
+    assert {o.sparsity for o in taken.values()} == {None, "2:4"}
+
+
+WEIGHT = {"c1": "w1", "c2": "w2", "c3": "w3", "fc": "wf"}
+
+
+def cleared_of(name: str):
+    """Weights of that shape with half of each four inputs cleared."""
+    import numpy as np
+
+    array = np.random.default_rng(0).standard_normal(WEIGHTS[name]).astype(np.float32)
+    if name == "wf":
+        array[0::4] = array[1::4] = 0
+    else:
+        array[:, 0::4] = array[:, 1::4] = 0
+    return array
+
+
+def follows(problem: Problem, chosen) -> bool:
+    """Whether blocks that move data go along with who reads them."""
+    integer = {block: option.precision in INTEGER for block, option in chosen.items()}
+    return all(integer[mover] == any(map(integer.get, by)) for mover, by in problem.follows.items())
+
+
+@pytest.mark.parametrize("gain", ["unknown", 0.9, True])
+def test_without_a_gain_nothing_is_sparse(gain, subject_of, symmetric) -> None:
+    if gain is True:
+        gain = Figure(value=True, source="made up", date=symmetric.date)
+    runtime = gaining(symmetric, gain)
+    assert gain_of(runtime) == gain_of(symmetric) == 1.0
+    found = problem_of(subject_of(runtime), Invented(), {}, sparse={"c1": 0.1})
+    assert all(o.sparsity is None for options in found.options.values() for o in options)
