@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from deploy.compress.pattern import FOUR, mask_2_4
 from deploy.graph.blocks import Block
 from deploy.graph.edit import constant, is_constant, sole_consumer
 from deploy.graph.weights import large_weights
@@ -213,7 +214,7 @@ def weight_changes(setting: Setting, block: Block, treatment: Treatment) -> dict
             continue
         axis = 1 if node.op_type in RECURRENT else common_axis([(node, slot)], array.ndim)
         if treatment == "2:4":
-            found[name] = WeightChange(axis, kept=_two_of_four(array, _input_axis(node, array.ndim)))
+            found[name] = WeightChange(axis, kept=mask_2_4(np.abs(array), _input_axis(node, array.ndim)))
         elif treatment != "prune":
             found[name] = _rounded(setting, array, axis, node.op_type, treatment)
         elif axis is not None:
@@ -251,7 +252,7 @@ def _places(setting: Setting, block: Block, treatment: Treatment) -> dict[str, t
         if value is None or not is_constant(value) or value.shape is None or value.name is None:
             continue
         shape = [int(size) for size in value.shape.numpy()]
-        if treatment == "2:4" and len(shape) > 1 and shape[_input_axis(node, len(shape))] % 4 == 0:
+        if treatment == "2:4" and len(shape) > 1 and shape[_input_axis(node, len(shape))] % FOUR == 0:
             found[value.name] = (node, 1)
         elif treatment == "prune" and not any(v.is_graph_output() for n in nodes for v in n.outputs):
             axis = common_axis([(node, 1)], len(shape))
@@ -295,15 +296,6 @@ def _input_axis(node: ir.Node, rank: int) -> int:
     if node.op_type == "Gemm":
         return 1 if node.attributes.get_int("transB", 0) else 0
     return _INPUT_AXIS.get(node.op_type, rank - 2)
-
-
-def _two_of_four(array: np.ndarray, axis: int) -> np.ndarray:
-    """Which are kept: the two largest magnitudes of each four neighbours along ``axis``."""
-    moved = np.moveaxis(array, axis, -1)
-    fours = moved.reshape(-1, 4)
-    kept = np.zeros(fours.shape, bool)
-    np.put_along_axis(kept, np.argsort(-np.abs(fours), axis=1, kind="stable")[:, :2], True, axis=1)
-    return np.ascontiguousarray(np.moveaxis(kept.reshape(moved.shape), -1, axis))
 
 
 def _smallest_channels(array: np.ndarray, axis: int) -> np.ndarray:
