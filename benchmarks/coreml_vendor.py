@@ -1,10 +1,11 @@
 """coremltools' own tests of operations, computed by our interpreter instead of Core ML.
 
-    python benchmarks/coreml_vendor.py [--every N] [--torch] [--precision fp32] [pytest arguments]
+    python benchmarks/coreml_vendor.py [--each N] [--torch] [--compute float32] [pytest arguments]
 
 coremltools carries its tests. Each builds a program, has Core ML compute it (on macOS) and compares with
 numbers written down, NumPy or PyTorch: so their expectations have been checked against Core ML by those who
-made it, and they check our interpreter where there is no Core ML. Here ``predict`` is ours; every Nth runs.
+made it, and they check our interpreter where there is no Core ML. Here ``predict`` is ours, and N cases
+of each test run.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _runner(model):
     from backends.coreml.runner import CoreMLOptions, CoreMLRunner
 
     if getattr(model, "_ours", None) is None:
-        compute = os.environ.get("COREML_COMPUTE", "float16")
+        compute = os.environ["COREML_COMPUTE"]
         model._ours = CoreMLRunner(Path(model.package_path), CoreMLOptions(compute=compute))
     return model._ours
 
@@ -83,27 +84,38 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every Nth case, and none whose result is chance."""
-    every = int(os.environ.get("COREML_EVERY", "1"))
-    precision = os.environ.get("COREML_PRECISION", "")
-    kept = [item for item in items if not any(word in item.nodeid for word in _SKIPPED)]
-    if precision:
-        kept = [item for item in kept if precision in item.nodeid or "precision" not in item.nodeid]
-    seed = int(os.environ.get("COREML_SEED", "0"))
-    items[:] = kept[seed % every :: every]
+    """So many cases of each test, by chance, and none whose result is chance."""
+    each, rng = int(os.environ["COREML_EACH"]), np.random.default_rng(int(os.environ["COREML_SEED"]))
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if not any(word in item.nodeid for word in _SKIPPED):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    items[:] = [
+        cases[index]
+        for cases in tests.values()
+        for index in sorted(rng.permutation(len(cases))[: each or len(cases)])
+    ]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A line for every failure at once, since a run may be cut short."""
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        said = " ".join((crash.message if crash else str(report.longrepr)).split())
+        print(f"\nFAILED {report.nodeid.rpartition('/')[2]}: {said[:600]}", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="which of every N cases")
+    parser.add_argument("--each", type=int, default=0, help="cases of each test; 0 for all")
+    parser.add_argument("--seed", type=int, default=0, help="which of them")
     parser.add_argument("--torch", action="store_true", help="the torch converter's tests instead")
-    parser.add_argument("--precision", default="", help="fp16 or fp32 alone")
+    parser.add_argument("--compute", default="float32", help="float16: rounded after every operation")
     known, rest = parser.parse_known_args()
     here = Path(__file__).resolve()
     os.environ |= {
-        "PYMIL_TEST_TARGETS": "mlprogram", "INCLUDE_MIL_FP32_UNIT_TESTS": "1", "COREML_EVERY": str(known.every),
-        "COREML_PRECISION": known.precision, "COREML_SEED": str(known.seed),
+        "PYMIL_TEST_TARGETS": "mlprogram", "INCLUDE_MIL_FP32_UNIT_TESTS": "1",
+        "COREML_EACH": str(known.each), "COREML_SEED": str(known.seed), "COREML_COMPUTE": known.compute,
         "PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here.parent}",
     }  # fmt: skip
     sys.path[:0] = [str(here.parents[1]), str(here.parent)]

@@ -14,9 +14,10 @@ from backends.coreml.storage import NARROW, unpacked
 from backends.coreml.wire import Damaged, Message
 
 DTYPES = {
-    1: "bool", 2: "string", 10: "float16", 11: "float32", 12: "float64", 13: "bfloat16", 21: "int8",
-    22: "int16", 23: "int32", 24: "int64", 25: "int4", 31: "uint8", 32: "uint16", 33: "uint32", 34: "uint64", 35: "uint4",
-    36: "uint2", 37: "uint1", 38: "uint6", 39: "uint3", 40: "float8_e4m3fn", 41: "float8_e5m2",
+    1: "bool", 2: "string", 10: "float16", 11: "float32", 12: "float64", 13: "bfloat16",
+    21: "int8", 22: "int16", 23: "int32", 24: "int64", 25: "int4",
+    31: "uint8", 32: "uint16", 33: "uint32", 34: "uint64", 35: "uint4", 36: "uint2", 37: "uint1",
+    38: "uint6", 39: "uint3", 40: "float8_e4m3fn", 41: "float8_e5m2",
 }  # fmt: skip
 _MOST_RANK = 32
 _DEEPEST = 32

@@ -1,0 +1,140 @@
+"""Packages that we did not write are read and evaluated in a child process with limits.
+
+Reading is bounded as it is; but a small program may ask for any time (a loop that never ends) or memory (a
+product of two long vectors). In a child that is one error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from backends.coreml.runner import CoreMLOptions, CoreMLRunner
+from deploy.adapter.child import Allowance, Child, serve
+from deploy.adapter.feeds import require_fit
+from deploy.adapter.message import Message
+from deploy.adapter.protocol import Arrays
+from deploy.errors import BackendError
+from deploy.spec.tensors import TensorSpec
+
+MODULE = "backends.coreml.child"
+"""What the child runs."""
+
+_MEMORY, _PER_FILE_BYTE, _PER_FED_BYTE = 2 * 2**30, 16, 512
+"""What evaluating may take, by the package's size and that of what is fed: weights of one bit become float32,
+and inner values are many times larger than the input."""
+_READING_S, _RUNNING_S = 60.0, 600.0
+_MOST_FILES = 4096
+
+
+class ForeignRunner:
+    """A package evaluated in a child process. Implements the Runner protocol."""
+
+    def __init__(
+        self,
+        path: Path,
+        options: CoreMLOptions,
+        inputs: tuple[TensorSpec, ...] = (),
+        outputs: tuple[TensorSpec, ...] = (),
+        running_s: float = _RUNNING_S,
+    ) -> None:
+        self._path, self._threads, self._running_s = path, options.threads, running_s
+        self._size = package_size(path)
+        self._child = Child(MODULE, path.name, "the interpreter")
+        asked = {
+            "ask": "open",
+            "path": str(path.resolve()),
+            "options": options.model_dump(mode="json"),
+            "inputs": [spec.model_dump(mode="json") for spec in inputs],
+            "outputs": [spec.model_dump(mode="json") for spec in outputs],
+        }
+        try:
+            said = self._child.ask(Message(asked), self._allowed(0, _READING_S)).said
+        except BaseException:
+            self._child.close()
+            raise
+        self.executed_by = str(said["executed_by"])
+        self.inputs, self.outputs = _specs(said, "inputs"), _specs(said, "outputs")
+
+    def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """As `CoreMLRunner.run`."""
+        require_fit(self.inputs, feeds)
+        fed = sum(array.nbytes for array in feeds.values())
+        question = Message({"ask": "run", "want": list(want)}, feeds)
+        answer = self._child.ask(question, self._allowed(fed, self._running_s))
+        texts = answer.said.get("texts")
+        found = dict(answer.arrays)
+        if isinstance(texts, Mapping):
+            for name, values in texts.items():
+                found[str(name)] = np.array(values).reshape(found[str(name)].shape)
+        return found
+
+    def _allowed(self, fed: int, seconds: float) -> Allowance:
+        memory = _MEMORY + _PER_FILE_BYTE * self._size + _PER_FED_BYTE * fed
+        return Allowance(memory, seconds * self._threads, seconds)
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def package_size(path: Path) -> int:
+    """Bytes of a package's plain files. Raises BackendError where it is no folder or has too many."""
+    if not path.is_dir():
+        raise BackendError(f"{path}: no such package", hint="copy the bundle again, or do not use it")
+    total = 0
+    for number, file in enumerate(path.rglob("*")):
+        if number >= _MOST_FILES:
+            raise BackendError(
+                f"{path.name} has more than {_MOST_FILES} files", hint="a package has three; it is none"
+            )
+        total += file.lstat().st_size if file.is_file() and not file.is_symlink() else 0
+    return total
+
+
+def _specs(said: Mapping[str, object], name: str) -> tuple[TensorSpec, ...]:
+    listed = said[name]
+    assert isinstance(listed, list)
+    return tuple(TensorSpec.model_validate(spec) for spec in listed)
+
+
+class _Reader:
+    """What the child knows: the runner, once a package was opened."""
+
+    def __init__(self) -> None:
+        self._runner: CoreMLRunner | None = None
+
+    def answer(self, question: Message) -> Message:
+        said = question.said
+        if said["ask"] == "open":
+            options = CoreMLOptions.model_validate(said["options"])
+            path = Path(str(said["path"]))
+            self._runner = CoreMLRunner(path, options, _specs(said, "inputs"), _specs(said, "outputs"))
+            return Message(
+                {
+                    "executed_by": self._runner.executed_by,
+                    "inputs": [spec.model_dump(mode="json") for spec in self._runner.inputs],
+                    "outputs": [spec.model_dump(mode="json") for spec in self._runner.outputs],
+                }
+            )
+        assert self._runner is not None and isinstance(said["want"], list)
+        found = self._runner.run(question.arrays, said["want"])
+        texts = {name: array.reshape(-1).tolist() for name, array in found.items() if array.dtype.kind == "U"}
+        plain = {name: np.zeros(a.shape, np.int8) if name in texts else a for name, a in found.items()}
+        return Message({"texts": texts}, plain)
+
+
+if __name__ == "__main__":
+    serve(_Reader().answer)
