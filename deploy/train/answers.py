@@ -180,7 +180,7 @@ def _record(
 
 def require_mixable(answers: Answers, augment: Augment) -> None:
     """Raises UsageError where parts of images are exchanged and answers have a place in the image."""
-    if augment.cutmix and any(array.ndim > 2 for own in answers.arrays[0] for array in own):
+    if augment.cutmix and any(np.prod(array.shape[2:]) > 1 for own in answers.arrays[0] for array in own):
         raise UsageError(
             "[recipe] distill: cutmix exchanges parts of images, and what the teacher was asked beforehand "
             "has a place in them",
