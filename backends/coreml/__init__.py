@@ -1,1 +1,5 @@
-"""Core ML: the format of Apple's devices. Here so far: reading packages, and evaluating them anywhere."""
+"""Core ML: packages for iPhone, iPad and Mac, written and evaluated on any machine."""
+
+from backends.coreml.backend import CoreML
+
+__all__ = ["CoreML"]

@@ -22,6 +22,12 @@ def fix_batch(graph: ir.Model) -> ir.Model:
             f"this device takes fixed sizes only, and these are free: {', '.join(others)}",
             hint=f"fix them, for example --shape {_example(graph)}",
         )
+    return pin_batch(graph)
+
+
+def pin_batch(graph: ir.Model) -> ir.Model:
+    """The graph with a free batch fixed at 1; itself where it has none."""
+    free, batch = free_dimensions(graph), batch_axis(graph)
     if batch is None:
         return graph
     fixed = pin(graph, {name: _ones(graph, name, axis) for name, axis in free[batch]})

@@ -227,7 +227,7 @@ def read_tensors(model: ir.Model) -> dict[str, TensorPlan]:
             name = planned_name(source)
             if (node.name or "").startswith(name + "@"):
                 for consumer in _readers(node):
-                    overrides.setdefault(name, {})[consumer] = QuantParams(**_params(node))
+                    overrides.setdefault(name, {})[consumer] = params_of(node)
                 continue
             floats = source.is_graph_output() or any(not _is_quantize(u) for u, _ in source.uses())
             readers = _readers(node) if floats else ()
@@ -260,6 +260,11 @@ def _readers(quantize: ir.Node) -> tuple[str, ...]:
 
 def _is_quantize(node: ir.Node) -> bool:
     return node.op_type == "QuantizeLinear"
+
+
+def params_of(node: ir.Node) -> QuantParams:
+    """The parameters of a QuantizeLinear or DequantizeLinear. Raises ValueError where they are computed."""
+    return QuantParams.model_validate(_params(node))
 
 
 def _params(node: ir.Node) -> dict[str, object]:

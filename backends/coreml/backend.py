@@ -1,0 +1,101 @@
+"""The artifact is one package, ``model.mlpackage``: what Xcode and Core ML open on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from backends.coreml.ends import Ends
+from backends.coreml.lower import require, walk
+from backends.coreml.package import open_package
+from backends.coreml.readback import read_tensors
+from backends.coreml.runner import CoreMLOptions, CoreMLRunner
+from backends.coreml.sdk import sdk, version
+from backends.coreml.write import write
+from deploy.adapter.protocol import Arrays, Availability, Runner
+from deploy.errors import ToolchainError
+from deploy.graph.fixed import pin_batch
+from deploy.graph.summary import tensor_specs
+from deploy.progress import Progress
+from deploy.spec.artifact import Artifact, Options, Verdict
+from deploy.spec.plan import Plan
+from deploy.spec.profile import Runtime
+
+PACKAGE = "model.mlpackage"
+
+
+class CoreML:
+    """The ``coreml`` backend."""
+
+    name = "coreml"
+    options_type: type[Options] = CoreMLOptions
+
+    def available(self) -> Availability:
+        """Whether it can be loaded; that a package is listed as installed does not say so."""
+        try:
+            sdk()
+            return Availability("coremltools", version())
+        except ToolchainError as e:
+            return Availability("coremltools", None, f"{e.message}; {e.hint}")
+
+    def options(self, runtime: Runtime, threads: int) -> Options:
+        compute = "float16" if _precision(runtime) == "FLOAT16" else "float32"
+        return CoreMLOptions.model_validate({"threads": threads, "compute": compute})
+
+    def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
+        """A dry run of `lower`."""
+        return walk(_shaped(graph, runtime), _target(runtime)).verdicts
+
+    def lower(
+        self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
+    ) -> Artifact:
+        del plan  # it stands in the Q/DQ graph
+        given, graph = graph, _shaped(graph, runtime)
+        if graph is not given:
+            progress.note("the Neural Engine takes fixed sizes: the batch is fixed at 1")
+        target = _target(runtime)
+        walked = walk(graph, target)
+        require(walked)
+        path = workdir / PACKAGE
+        values = write(graph, walked, target, _precision(runtime), path)
+        with open_package(path) as package:
+            weights = package.weight_bytes()
+        files = sorted(str(p.relative_to(workdir)) for p in path.rglob("*") if p.is_file())
+        return Artifact(
+            backend=self.name,
+            files=tuple(sorted(files, key=lambda name: (not name.endswith("Manifest.json"), name))),
+            inputs=tensor_specs(graph.graph.inputs),
+            outputs=tensor_specs(graph.graph.outputs),
+            values=values,
+            weight_bytes=weights,
+            toolchain={"coremltools": version()},
+            folder=workdir,
+        )
+
+    def read_plan(self, artifact: Artifact) -> Plan:
+        tensors = read_tensors(artifact.main.parent)
+        return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors)
+
+    def open(self, artifact: Artifact, options: Options) -> Runner:
+        own = options if isinstance(options, CoreMLOptions) else CoreMLOptions(threads=options.threads)
+        return Ends(CoreMLRunner(artifact.main.parent, own), artifact)
+
+    def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
+        """None: what interprets a package here says nothing of a device's time."""
+        del artifact, options, feeds
+        return {}
+
+
+def _target(runtime: Runtime) -> str:
+    return str(runtime.options.get("minimum_deployment_target", "iOS17"))
+
+
+def _precision(runtime: Runtime) -> Literal["FLOAT16", "FLOAT32"]:
+    return "FLOAT32" if runtime.around == "float32" else "FLOAT16"
+
+
+def _shaped(graph: ir.Model, runtime: Runtime) -> ir.Model:
+    """The graph with its batch fixed, unless the profile wants it free."""
+    return graph if runtime.options.get("flexible_batch") else pin_batch(graph)

@@ -1,0 +1,40 @@
+"""What we write beside a program into its metadata, to know it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backends.coreml.package import Package
+
+METADATA = "deploy"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """``planned`` are (name, variable, whether for some readers only), ``ends`` the graph's names of the
+    program's inputs and outputs, ``values`` the variables of inner values, ``by_outputs`` the matrices that
+    are stored turned, ``nodes`` the graph's nodes by the variables that were made for them."""
+
+    planned: list[tuple[str, str, bool]]
+    ends: dict[str, str]
+    values: dict[str, str]
+    by_outputs: list[str]
+    nodes: dict[str, str]
+
+    def text(self) -> str:
+        """As it is stored."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+
+def notes_of(package: Package) -> Notes | None:
+    """What we wrote beside the program; None where somebody else wrote the package."""
+    text = package.specification.metadata.get(METADATA)
+    if text is None:
+        return None
+    try:
+        return Notes(**json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return None
