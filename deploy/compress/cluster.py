@@ -23,7 +23,7 @@ from deploy.graph.edit import constant, replace_weight
 from deploy.graph.fuse import fuse
 from deploy.graph.palette import Palette
 from deploy.graph.summary import tensor_specs
-from deploy.graph.weights import SMALLEST, large_weights
+from deploy.graph.weights import SMALLEST, large_weights, output_axis
 from deploy.spec.compression import Cluster
 
 _SPARSE = 0.25
@@ -80,7 +80,7 @@ def cluster(
             steps.append(Step(name, "left as it is: it is not finite", False))
             continue
         worth = (importance or {}).get(name)
-        palette = shared(array, settings, worth, channel_axis(*uses[0], array.ndim), seed)
+        palette = shared(array, settings, worth, output_axis(*uses[0], array.ndim), seed)
         if palette.stored_bytes >= array.nbytes:
             steps.append(Step(name, "left as it is: codebooks would take more than they save", False))
             continue
@@ -134,15 +134,6 @@ def _codebook(
     indices = np.full(array.shape, place, np.uint8)
     indices[alive] = found.indices + (found.indices >= place)
     return np.insert(found.centres, place, 0.0).astype(array.dtype), indices
-
-
-def channel_axis(node: ir.Node, slot: int, rank: int) -> int:
-    """The axis of a weight that counts outputs: rows of an embedding, columns of a matrix on the right."""
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm":
-        return 0 if slot == 0 or node.attributes.get_int("transB", 0) != 0 else 1
-    return rank - 1 if node.op_type == "MatMul" and slot == 1 else 0
 
 
 def _replace(model: ir.Model, uses: list[tuple[ir.Node, int]], array: np.ndarray) -> None:

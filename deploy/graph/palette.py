@@ -8,6 +8,7 @@ import numpy as np
 
 MOST = 256
 """Values of a codebook, so that an index is a byte."""
+_LARGEST_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,43 @@ class Palette:
         return np.ascontiguousarray(np.moveaxis(found.reshape(moved.shape), 0, self.axis))
 
 
-def palette_of(array: np.ndarray) -> Palette | None:
-    """The palette of an array that has `MOST` different values at most, None of any other. Values are told
-    apart by their bits, so -0.0 and every NaN come back as they were."""
+def palette_of(array: np.ndarray, axis: int | None = None, size: int = 0) -> Palette | None:
+    """The palette of an array that has `MOST` different values at most, along ``axis`` in each ``size``
+    neighbours; None of any other. Values are told apart by their bits, so -0.0 and every NaN come back as
+    they were."""
+    if axis is None:
+        found = _book(array)
+        return None if found is None else Palette(found[0][None], found[1])
+    books, indices = [], np.empty(array.shape, np.uint8)
+    for start in range(0, array.shape[axis], size):
+        place = (slice(None),) * axis + (slice(start, start + size),)
+        found = _book(array[place])
+        if found is None:
+            return None
+        books.append(found[0])
+        indices[place] = found[1]
+    longest = max(len(book) for book in books)
+    full = [np.concatenate([book, np.repeat(book[-1:], longest - len(book))]) for book in books]
+    return Palette(np.stack(full), indices, axis, size)
+
+
+def shared_palette(array: np.ndarray, axis: int) -> Palette | None:
+    """The palette that takes fewest bytes, of all of an array or of 64, 32, ... or 1 neighbours along
+    ``axis``; None where storing it would save nothing."""
+    tried, size = [palette_of(array)], min(_LARGEST_GROUP, array.shape[axis])
+    while size >= 1:
+        tried.append(palette_of(array, axis, size))
+        size //= 2
+    found = [palette for palette in tried if palette is not None and palette.stored_bytes < array.nbytes]
+    return min(found, key=lambda palette: palette.stored_bytes, default=None)
+
+
+def _book(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The different values of an array, and the index of each of its numbers."""
     bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
     if len(np.unique(bits.reshape(-1)[: 64 * MOST])) > MOST:
         return None
     different, indices = np.unique(bits, return_inverse=True)
     if len(different) > MOST:
         return None
-    return Palette(different.view(array.dtype)[None], indices.reshape(array.shape).astype(np.uint8))
+    return different.view(array.dtype), indices.reshape(array.shape).astype(np.uint8)

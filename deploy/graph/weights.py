@@ -39,6 +39,15 @@ def _reads_weight(node: ir.Node, slot: int, excluded: Collection[str]) -> bool:
     )
 
 
+def output_axis(node: ir.Node, slot: int, rank: int) -> int:
+    """The axis of a weight that counts outputs: rows of an embedding, columns of a matrix on the right."""
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if slot == 0 or node.attributes.get_int("transB", 0) != 0 else 1
+    return rank - 1 if node.op_type == "MatMul" and slot == 1 else 0
+
+
 def fits_half(array: np.ndarray) -> bool:
     """Whether float16 holds an array: nothing beyond its range, and not everything below its normal part."""
     largest = float(np.abs(array).max(initial=0.0))

@@ -77,6 +77,20 @@ class TensorPlan(QuantParams):
     uses: dict[str, QuantParams] = {}
 
 
+class PalettePlan(Frozen):
+    """A float weight that has so few different ``values`` that a codebook and indices of ``bits`` say it.
+
+    Along ``axis`` each ``size`` neighbours have a codebook of their own; all have one where it is None.
+    ``digest`` is the SHA-256 of the weight's float32 numbers, little-endian, in row order.
+    """
+
+    values: int = Field(ge=1, le=256)
+    bits: int = Field(ge=1, le=8)
+    axis: int | None = None
+    size: int = Field(default=0, ge=0)
+    digest: str
+
+
 class BlockPlan(Frozen):
     """What was chosen for a block, and why. What it takes is a machine's, and stands in `Explanation`."""
 
@@ -89,13 +103,15 @@ class BlockPlan(Frozen):
 
 
 class Plan(Frozen):
-    """The decisions for one graph on one runtime of one target."""
+    """The decisions for one graph on one runtime of one target. ``palettes`` are weights that share values,
+    for runtimes that store them so; others store them as the floats that they are."""
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     graph_sha256: str
     target: str
     runtime: str
     tensors: dict[str, TensorPlan] = {}
+    palettes: dict[str, PalettePlan] = {}
     blocks: tuple[BlockPlan, ...] = ()
 
     @property
@@ -106,8 +122,9 @@ class Plan(Frozen):
 def differences(decided: Plan, read_back: Plan, *, ulps: int = 0) -> list[str]:
     """What an artifact carries other than the plan says, one line per tensor; empty when equal.
 
-    Only what an artifact holds is compared: type, scale, zero point, axis, integer data and per-use
-    overrides. ``ulps`` allows scales to differ by that many float32 steps, for formats that store ranges.
+    Only what an artifact holds is compared: palettes where it has any; of tensors type, scale, zero point,
+    axis, integer data and per-use overrides. ``ulps`` allows scales to differ by that many float32 steps, for
+    formats that store ranges.
 
     >>> one = TensorPlan(type="int8", scale=(0.5,), zero_point=(0,), origin="calibration")
     >>> decided = Plan(graph_sha256="", target="rpi5", runtime="ort", tensors={"x": one})
@@ -116,6 +133,12 @@ def differences(decided: Plan, read_back: Plan, *, ulps: int = 0) -> list[str]:
     ['x: zero point (3,), planned (0,)']
     """
     lines = []
+    for name, palette in sorted(read_back.palettes.items()):
+        if decided.palettes.get(name) != palette:
+            planned = (
+                "other values than the plan's" if name in decided.palettes else "a palette in none's place"
+            )
+            lines.append(f"{name}: {planned}")
     for name in sorted(decided.tensors.keys() | read_back.tensors.keys()):
         want, got = decided.tensors.get(name), read_back.tensors.get(name)
         if want is None or got is None:
