@@ -237,6 +237,8 @@ class Machine:
 
     def _typed(self, operation: Operation, named: Named, value: Operand) -> Operand:
         kind = named.type
+        if not isinstance(value, tuple):
+            value = np.asarray(value)  # NumPy makes bare numbers of tensors of rank 0
         if isinstance(value, tuple) or not isinstance(kind, TensorType):
             if isinstance(value, tuple) == isinstance(kind, TensorType):
                 raise Failed(f"{operation}: the file gives '{named.name}' another kind of value")

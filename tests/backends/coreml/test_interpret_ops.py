@@ -1,4 +1,4 @@
-"""Every family of kernels on programs that coremltools' builder wrote, against PyTorch and NumPy in float64."""
+"""Every family of kernels on programs that coremltools wrote, against PyTorch and NumPy in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
+from torch.nn import functional as nn
 
 pytest.importorskip("coremltools")
 from coreml_packages import results
@@ -49,7 +49,8 @@ def test_unary(tmp_path: Path) -> None:
     near, above = np.clip(x / 4, -0.9, 0.9), np.abs(x) + 0.1
     plain = {
         "abs": np.abs, "ceil": np.ceil, "cos": np.cos, "exp": np.exp, "exp2": np.exp2, "floor": np.floor,
-        "round": np.round, "sign": np.sign, "sin": np.sin, "square": np.square, "tanh": np.tanh, "cosh": np.cosh,
+        "round": np.round, "sign": np.sign, "sin": np.sin, "square": np.square, "tanh": np.tanh,
+        "cosh": np.cosh,
         "sinh": np.sinh, "erf": lambda v: torch.erf(wide(v)).numpy(), "atan": np.arctan,
     }  # fmt: skip
     inside = {"acos": np.arccos, "asin": np.arcsin, "atanh": np.arctanh, "tan": np.tan}
@@ -105,7 +106,8 @@ def test_activations(tmp_path: Path) -> None:
         gelus = [mb.gelu(x=x, mode=m) for m in ("EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION")]
         plain = ["relu", "relu6", "sigmoid", "silu", "softplus", "softsign"]
         return [
-            *(getattr(mb, name)(x=x) for name in plain), *gelus, mb.leaky_relu(x=x, alpha=0.1), mb.elu(x=x, alpha=0.7),
+            *(getattr(mb, name)(x=x) for name in plain), *gelus, mb.leaky_relu(x=x, alpha=0.1),
+            mb.elu(x=x, alpha=0.7),
             mb.prelu(x=x, alpha=alpha), mb.clamped_relu(x=x, alpha=0.2, beta=1.5),
             mb.linear_activation(x=x, alpha=2.0, beta=0.5), mb.scaled_tanh(x=x, alpha=1.5, beta=0.5),
             mb.sigmoid_hard(x=x, alpha=0.2, beta=0.5), mb.softplus_parametric(x=x, alpha=alpha, beta=alpha),
@@ -114,10 +116,10 @@ def test_activations(tmp_path: Path) -> None:
 
     slope = wide(alpha)[:, None, None]
     wanted = [
-        F.relu(t), F.relu6(t), t.sigmoid(), F.silu(t), F.softplus(t), F.softsign(t), F.gelu(t),
-        F.gelu(t, approximate="tanh"), t * (1.702 * t).sigmoid(), F.leaky_relu(t, 0.1), F.elu(t, 0.7),
-        F.prelu(t, wide(alpha)), F.leaky_relu(t, 0.2).clamp(max=1.5), 2 * t + 0.5, 1.5 * (t / 2).tanh(),
-        (0.2 * t + 0.5).clamp(0, 1), slope * F.softplus(t * slope, threshold=100), F.threshold(t, 1, 0),
+        nn.relu(t), nn.relu6(t), t.sigmoid(), nn.silu(t), nn.softplus(t), nn.softsign(t), nn.gelu(t),
+        nn.gelu(t, approximate="tanh"), t * (1.702 * t).sigmoid(), nn.leaky_relu(t, 0.1), nn.elu(t, 0.7),
+        nn.prelu(t, wide(alpha)), nn.leaky_relu(t, 0.2).clamp(max=1.5), 2 * t + 0.5, 1.5 * (t / 2).tanh(),
+        (0.2 * t + 0.5).clamp(0, 1), slope * nn.softplus(t * slope, threshold=100), nn.threshold(t, 1, 0),
         t.softmax(1), t.softmax(-1),
     ]  # fmt: skip
     require(build, {"x": x}, wanted, tmp_path)
@@ -144,14 +146,14 @@ def test_convolutions(tmp_path: Path) -> None:
 
     w, v, r = wide(x), wide(line), wide(room)
     wanted = [
-        F.conv2d(F.pad(w, (2, 1, 1, 0)), wide(k), wide(b), (2, 1), dilation=(1, 2)),
-        F.conv2d(F.pad(w, (0, 1, 1, 1)), wide(d), stride=2, groups=4),
-        F.conv2d(F.pad(w, (1, 0, 1, 1)), wide(d), stride=2, groups=4),
-        F.conv2d(w, wide(g), padding=1, groups=2), F.conv2d(w, wide(p), stride=(2, 3)),
-        F.conv1d(v, wide(k1), stride=2), F.conv3d(r, wide(k3)),
-        F.conv_transpose2d(w, wide(t), stride=(2, 3), dilation=(1, 2)),
-        F.conv_transpose2d(w, wide(tg), stride=2, padding=1, groups=2),
-        F.conv_transpose2d(w, wide(t), stride=2)[:, :, :18, :16],
+        nn.conv2d(nn.pad(w, (2, 1, 1, 0)), wide(k), wide(b), (2, 1), dilation=(1, 2)),
+        nn.conv2d(nn.pad(w, (0, 1, 1, 1)), wide(d), stride=2, groups=4),
+        nn.conv2d(nn.pad(w, (1, 0, 1, 1)), wide(d), stride=2, groups=4),
+        nn.conv2d(w, wide(g), padding=1, groups=2), nn.conv2d(w, wide(p), stride=(2, 3)),
+        nn.conv1d(v, wide(k1), stride=2), nn.conv3d(r, wide(k3)),
+        nn.conv_transpose2d(w, wide(t), stride=(2, 3), dilation=(1, 2)),
+        nn.conv_transpose2d(w, wide(tg), stride=2, padding=1, groups=2),
+        nn.conv_transpose2d(w, wide(t), stride=2)[:, :, :18, :16],
     ]  # fmt: skip
     require(build, {"x": x, "line": line, "room": room}, wanted, tmp_path)
 
@@ -177,11 +179,12 @@ def test_pooling(tmp_path: Path) -> None:
     w, v, r = wide(x), wide(line), wide(room)
     even = {"kernel_size": (3, 2), "stride": 2, "padding": 1, "ceil_mode": True}
     wanted = [
-        F.max_pool2d(w, (3, 2), (2, 1), (1, 0)), F.avg_pool2d(w, (3, 2), (2, 1), (1, 0)),
-        F.avg_pool2d(w, (3, 2), 1, (1, 0), count_include_pad=False), F.max_pool2d(w, **even),
-        F.avg_pool2d(w, **even), F.avg_pool2d(w, **even, count_include_pad=False), w.mean((2, 3), keepdim=True),
-        F.avg_pool1d(v * v, 3, 2).mul(3).sqrt(), F.max_pool3d(r, (2, 3, 2), (2, 1, 2)),
-        F.max_pool2d(F.pad(w, (0, 0, 0, 1), value=-torch.inf), 2),
+        nn.max_pool2d(w, (3, 2), (2, 1), (1, 0)), nn.avg_pool2d(w, (3, 2), (2, 1), (1, 0)),
+        nn.avg_pool2d(w, (3, 2), 1, (1, 0), count_include_pad=False), nn.max_pool2d(w, **even),
+        nn.avg_pool2d(w, **even), nn.avg_pool2d(w, **even, count_include_pad=False),
+        w.mean((2, 3), keepdim=True),
+        nn.avg_pool1d(v * v, 3, 2).mul(3).sqrt(), nn.max_pool3d(r, (2, 3, 2), (2, 1, 2)),
+        nn.max_pool2d(nn.pad(w, (0, 0, 0, 1), value=-torch.inf), 2),
     ]  # fmt: skip
     require(build, {"x": x, "line": line, "room": room}, wanted, tmp_path)
 
@@ -200,7 +203,7 @@ def test_products(tmp_path: Path) -> None:
 
     a, c = wide(x), wide(q)
     wanted = [
-        a @ wide(y), c @ a.mT, c.mT @ a, F.linear(a, wide(w), wide(b)), F.linear(a, wide(w)),
+        a @ wide(y), c @ a.mT, c.mT @ a, nn.linear(a, wide(w), wide(b)), nn.linear(a, wide(w)),
         torch.einsum("nchw,nwhu->nchu", a, wide(e)),
     ]  # fmt: skip
     require(build, {"x": x, "y": y, "q": q, "e": e}, wanted, tmp_path)
@@ -213,7 +216,7 @@ def test_products(tmp_path: Path) -> None:
             attention(query=q, key=x, value=x, attn_mask=causal),
         ]  # fmt: skip
 
-    product = F.scaled_dot_product_attention
+    product = nn.scaled_dot_product_attention
     wanted = [product(c, a, a), product(c, a, a, wide(mask)), product(c, a, a, is_causal=True)]
     require(attend, {"x": x, "q": q}, wanted, tmp_path / "18", "iOS18")
 
@@ -235,11 +238,11 @@ def test_normalisations(tmp_path: Path) -> None:
     t = wide(x)
     stats = wide(mean), wide(variance)
     wanted = [
-        F.batch_norm(t, *stats, wide(gamma), wide(beta), eps=1e-3), F.batch_norm(t, *stats),
-        F.instance_norm(t, weight=wide(gamma), bias=wide(beta), eps=1e-3),
-        F.layer_norm(t, (5, 6), wide(g2), wide(b2), 1e-3), F.layer_norm(t, (6,)),
+        nn.batch_norm(t, *stats, wide(gamma), wide(beta), eps=1e-3), nn.batch_norm(t, *stats),
+        nn.instance_norm(t, weight=wide(gamma), bias=wide(beta), eps=1e-3),
+        nn.layer_norm(t, (5, 6), wide(g2), wide(b2), 1e-3), nn.layer_norm(t, (6,)),
         t / (t.square().sum((1, 2, 3), keepdim=True) + 1e-3).sqrt(),
-        F.local_response_norm(t, 3, 0.1, 0.6, 1.5),
+        nn.local_response_norm(t, 3, 0.1, 0.6, 1.5),
     ]  # fmt: skip
     require(build, {"x": x}, wanted, tmp_path)
 
