@@ -8,7 +8,7 @@ import numpy as np
 
 MOST = 256
 """Values of a codebook, so that an index is a byte."""
-_LARGEST_GROUP = 64
+_GROUPS = (64, 32, 16, 8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,8 @@ def palette_of(array: np.ndarray, axis: int | None = None, size: int = 0) -> Pal
 def shared_palette(array: np.ndarray, axis: int) -> Palette | None:
     """The palette that takes fewest bytes, of all of an array or of 64, 32, ... or 1 neighbours along
     ``axis``; None where storing it would save nothing."""
-    tried, size = [palette_of(array)], min(_LARGEST_GROUP, array.shape[axis])
-    while size >= 1:
-        tried.append(palette_of(array, axis, size))
-        size //= 2
+    tried = [palette_of(array)]
+    tried += [palette_of(array, axis, size) for size in _GROUPS if size < array.shape[axis]]
     found = [palette for palette in tried if palette is not None and palette.stored_bytes < array.nbytes]
     return min(found, key=lambda palette: palette.stored_bytes, default=None)
 
