@@ -40,7 +40,7 @@ def test_the_plan_says_what_lies_in_the_artifact(
         assert data_digest(array) == plan.digest
         stored = palette_of(array, plan.axis, plan.size)
         assert decode(encode({name: stored}))[name].values().tobytes() == array.tobytes()
-        assert stored.stored_bytes < array.nbytes / 6
+        assert stored.stored_bytes < array.nbytes / 5
     integers = build_candidate(subject, (), tmp_path / "int8")
     assert not integers.plan.palettes
 
