@@ -6,7 +6,9 @@ What cannot be run here is marked in its fence, with the reason as its title; `d
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from deploy.cli import app
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,8 +33,13 @@ def load(path: Path) -> ModuleType:
 
 
 docs = load(ROOT / "docs" / "run.py")
-SLOW = {f"how-to/{page}.md" for page in ("pytorch", "x86", "jetson", "budget", "report", "measure-machine")}
-"""Start PyTorch, build or measure much; `make test-all` runs them."""
+SLOW = {
+    f"how-to/{page}.md"
+    for page in ("pytorch", "x86", "jetson", "budget", "report", "measure-machine", "choose")
+}
+"""Start PyTorch, build or measure much; `make test-all` runs them, the fast tests understand them only."""
+
+SHELL = ("||", "&&", "|", ">")
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +61,21 @@ def name(page: Path) -> str:
 def test_page_does_what_it_shows(page: Path, tmp_path: Path, cache: Path) -> None:
     docs.prepare(page, tmp_path)
     docs.run_page(page, tmp_path, cache)
+
+
+@pytest.mark.parametrize("page", [page for page in docs.pages() if name(page) in SLOW], ids=name)
+def test_what_a_slow_page_types_is_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands have the options that it gives them, and deploy.toml the keys. Nothing is built."""
+    understood = []
+    monkeypatch.setattr(app.Command, "invoke", lambda command, context: understood.append(command.name))
+    for block in docs.blocks(page.read_text(encoding="utf-8")):
+        if block.run and block.lang == "toml":
+            docs.check_project(page, block)
+        for command in docs.commands(block) if block.run and block.lang == "console" else ():
+            program, *words = shlex.split(command.typed.replace("\\\n", " "))
+            if program == "deploy":
+                app.run(list(itertools.takewhile(lambda word: word not in SHELL, words)))
+    assert understood
 
 
 def test_readme_does_what_it_shows(tmp_path: Path, cache: Path) -> None:
