@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from deploy.bundle.report import figures
+from deploy.bundle.report.ablation import goal
 from deploy.cli.terminal import Cell, write_facts, write_line, write_table
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def preview_json(preview: Preview) -> dict[str, object]:
             }
             for route in preview.routes
         ],
+        "recipe": [step.model_dump(mode="json") for step in preview.recipe.steps],
+        "left_out": list(preview.recipe.notes),
         "data": list(preview.data),
     }
 
@@ -38,6 +41,11 @@ def show_preview(preview: Preview) -> None:
     write_line()
     facts: list[tuple[str, Cell]] = [("blocks", str(preview.blocks))]
     facts += [(route.runtime, _planned(route)) for route in preview.routes]
+    facts += [
+        ("recipe", f"{number} {step.step}: {goal(step)}")
+        for number, step in enumerate(preview.recipe.steps, 1)
+    ]
+    facts += [("", note) for note in preview.recipe.notes]
     facts += [("data", note) for note in preview.data]
     write_facts(facts, indent=2)
     rows: list[list[Cell]] = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from deploy.bundle.report.ablation import HEADER, RIGHT, ablation
 from deploy.bundle.report.content import cleaned
 from deploy.bundle.report.front import rows as points
 from deploy.bundle.report.origin import File, origin
@@ -64,6 +65,9 @@ def as_json(bundle: Bundle) -> dict[str, object]:
             "baseline": baseline.peak_memory_bytes,
             "artifact": artifact.peak_memory_bytes,
         }
+    found["compression"] = (
+        None if measured.compression is None else measured.compression.model_dump(mode="json")
+    )
     rebuilt = {"precision", "float_blocks", "rungs", "mixed"}
     found["front"] = [point.model_dump(mode="json", exclude=rebuilt) for point in measured.front]
     found["stages"] = [{"name": s.name, "seconds": s.seconds, "cached": s.cached} for s in measured.stages]
@@ -85,9 +89,30 @@ def show_result(bundle: Bundle, more: Sequence[Fact] = ()) -> None:
     write_rows(cleaned(rows(bundle)))
     write_line()
     write_all([*cleaned(context(bundle)), *more])
+    show_ablation(bundle)
     if len(bundle.measurements.front) > 1:
         write_line()
         _write_points(bundle)
+
+
+def show_ablation(bundle: Bundle) -> None:
+    """What each step of the recipe won and cost; nothing where there was none."""
+    found = cleaned(ablation(bundle.measurements.compression, bundle.manifest.recipe.notes))
+    if not found.rows and not found.notes:
+        return
+    write_line()
+    if found.rows:
+        lines: list[list[Cell]] = [
+            [
+                (row.name, "" if row.kept else "quiet"),
+                *row.cells[1:-2],
+                (row.outcome, "" if row.kept else "bad"),
+            ]
+            for row in found.rows
+        ]
+        write_table((*HEADER[:-2], HEADER[-1]), lines, right=tuple(RIGHT)[:-1])
+    for text in found.legend:
+        write_line((f"  {text}", "quiet"))
 
 
 def _write_points(bundle: Bundle) -> None:

@@ -20,6 +20,7 @@ from typing import cast
 import onnx_ir as ir
 
 from deploy.bundle.report import figures
+from deploy.bundle.report.ablation import goal
 from deploy.cache import Cache
 from deploy.data.python_ref import code_digest
 from deploy.errors import BackendError, DataError, ModelError, UnsupportedError
@@ -35,7 +36,7 @@ from deploy.spec.recipe import Step
 from deploy.stages.capture import open_source
 from deploy.stages.costs import costs_of
 from deploy.stages.ground import alignment, ground_for, runner, sparsity_pays
-from deploy.stages.guard import TRIES, Stretch, allowed, goal, softened, stretches, within
+from deploy.stages.guard import TRIES, Stretch, allowed, softened, stretches, within
 from deploy.stages.prepare import Prepared, advance, load
 from deploy.stages.record import Record
 from deploy.stages.request import Request, Roles

@@ -118,30 +118,3 @@ def softened(step: Step, times: int, weight_bytes: int) -> Step | None:
         case Finetune():
             return None
     return step.model_copy(update=changed)
-
-
-def goal(step: Step) -> str:
-    """What a step aims at, in a few words, as deploy.toml would say it.
-
-    >>> goal(Prune(macs=0.3)), goal(Cluster(centres=32)), goal(Sparsify(tolerance=0.05))
-    ('macs = 0.3', 'centres = 32', '2:4, tolerance = 0.05')
-    """
-    match step:
-        case Prune():
-            return f"{step.goal} = {_number(getattr(step, step.goal))}"
-        case Shrink():
-            return f"width = {_number(step.width)}"
-        case Sparsify(sparsity=float(sparsity)):
-            return f"sparsity = {_number(sparsity)}"
-        case Sparsify():
-            return "2:4" if step.tolerance is None else f"2:4, tolerance = {_number(step.tolerance)}"
-        case LowRank():
-            return f"lost = {_number(step.lost)}"
-        case Cluster():
-            return f"centres = {step.centres}"
-        case Finetune():
-            return f"epochs = {step.epochs}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -9,6 +9,7 @@ from deploy.graph.blocks import partition
 from deploy.quantize.forms import form_plans, store_weights
 from deploy.spec.artifact import Verdict
 from deploy.spec.project import WITHOUT_RANGES
+from deploy.spec.recipe import Recipe
 from deploy.spec.tensors import Precision
 from deploy.stages import steps
 from deploy.stages.job import check_request, subject_for
@@ -41,13 +42,14 @@ class RoutePreview:
 @dataclass(frozen=True)
 class Preview:
     """What would be built: for each runtime that may win, preferred ones first. ``data`` says what would be
-    used."""
+    used, ``recipe`` what would be taken away before that."""
 
     target: str
     profile: str
     blocks: int
     routes: tuple[RoutePreview, ...]
     data: tuple[str, ...]
+    recipe: Recipe = Recipe()
 
 
 def preview(request: Request, cache: Cache, record: Record) -> Preview:
@@ -67,6 +69,7 @@ def preview(request: Request, cache: Cache, record: Record) -> Preview:
         blocks=len(partition(prepared.fused)),
         routes=tuple(_route(target, route, prepared, roles, request) for route in target.routes),
         data=_notes(request, roles, bool(prepared.facts.imported)),
+        recipe=request.recipe,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 
 from deploy.bundle.read import Bundle, load_lock, load_plan
 from deploy.bundle.report import figures
+from deploy.bundle.report.ablation import AblationTable, ablation
 from deploy.bundle.report.blocks import Blocks, blocks
 from deploy.bundle.report.explained import Whys, whys
 from deploy.bundle.report.front import Front, front
@@ -89,6 +90,7 @@ class Report:
     rows: tuple[Row, ...]
     context: tuple[Fact, ...]
     attempts: tuple[AttemptRow, ...]
+    ablation: AblationTable
     front: Front
     rungs: tuple[RungRow, ...]
     stages: tuple[StageRow, ...]
@@ -115,6 +117,7 @@ def report(bundle: Bundle) -> Report:
             rows=rows(bundle),
             context=context(bundle),
             attempts=_attempts(measured.attempts, manifest.evaluation),
+            ablation=ablation(measured.compression, manifest.recipe.notes),
             front=front(measured, manifest.evaluation),
             rungs=rungs(measured.ladder, "" if manifest.evaluation is None else manifest.evaluation.unit),
             stages=tuple(_stage(stage) for stage in measured.stages),

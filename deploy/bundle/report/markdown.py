@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from deploy.bundle.report import figures, ladder
+from deploy.bundle.report import ablation, figures, ladder
 from deploy.bundle.report.blocks import BlockRow, Blocks
 from deploy.bundle.report.content import IN_SIGHT, ClassRow, Report
 from deploy.bundle.report.explained import HEADER, RIGHT, Whys
@@ -57,6 +57,7 @@ def _lines(content: Report) -> Iterator[str]:
             ],
             right=(2, 3, 4, 5, 6, 7) if weighed else (2, 3, 4, 5, 6),
         )
+    yield from _compression(content)
     yield from _rungs(content)
     yield from _front(content)
     yield from _blocks(content.blocks)
@@ -68,6 +69,17 @@ def _lines(content: Report) -> Iterator[str]:
     yield from _hardware(content)
     yield from _running(content)
     yield from _origin(content)
+
+
+def _compression(content: Report) -> Iterator[str]:
+    found = content.ablation
+    if not found.rows and not found.notes:
+        return
+    yield from ("", "## Compression", "")
+    if found.rows:
+        yield from _table(ablation.HEADER, [row.cells for row in found.rows], right=ablation.RIGHT)
+        yield ""
+    yield from (f"- {escaped(text)}" for text in found.legend)
 
 
 def _rungs(content: Report) -> Iterator[str]:

@@ -81,6 +81,7 @@ def test_json_is_one_object_and_alone_on_stdout(deploy: Deploy, pipeline: Pipeli
             "speedup": 2.73,
         },
         "peak_memory_bytes": {"baseline": 9_000_000, "artifact": 6_000_000},
+        "compression": None,
         "front": [],
         "stages": [
             {"name": "read", "seconds": 0.05, "cached": False},

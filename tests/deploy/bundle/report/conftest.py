@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from deploy.bundle.read import Bundle, load_bundle, load_plan
+from deploy.spec.ablation import Ablation, Figures, StepRecord
+from deploy.spec.compression import Prune
 from deploy.spec.document import render
 from deploy.spec.ladder import RungRecord
 from deploy.spec.manifest import Evaluation, KnownHazard, Measurements, Outcome, StageTime
@@ -39,6 +41,29 @@ def evaluation(name: str = "", classes: int = 30) -> Evaluation:
         metric="top1", unit="fraction", higher_is_better=True, baseline=0.9, artifact=0.89, drop=0.01,
         interval=(0.002, 0.018), role="eval", samples=1000, looks=2,
         per_class={f"{i}{name}": (0.9, 0.9 - 0.001 * i) for i in range(classes)},
+    )  # fmt: skip
+
+
+def recipe(name: str) -> Ablation:
+    """A step that was undone, and the same with less, which was kept."""
+    before = Figures(
+        score=0.9, per_class={f"c{name}": 0.9}, drop=0.0, weight_bytes=4000, macs=9000,
+        parameters=1000, latency_ms=4.0,
+    )  # fmt: skip
+    half = Figures(score=0.7, drop=0.2, weight_bytes=2000, macs=4500, parameters=500)
+    quarter = Figures(
+        score=0.89, per_class={f"c{name}": 0.8}, drop=0.01, weight_bytes=3000, macs=6750, parameters=750,
+        latency_ms=3.0,
+    )  # fmt: skip
+    step = Prune(macs=0.5, protect=(f"p{name}",))
+    less = step.model_copy(update={"macs": 0.25})
+    return Ablation(
+        metric=f"top1{name}", unit="fraction", role="validation", samples=100, basis=f"basis{name}",
+        before=before,
+        steps=(
+            StepRecord(number=1, step=step, figures=half, allowed=0.01, undone=f"undone{name}", seconds=70),
+            StepRecord(number=1, step=less, softened=1, figures=quarter, allowed=0.01, told=f"done{name}"),
+        ),
     )  # fmt: skip
 
 
@@ -94,6 +119,7 @@ def rewritten(built: Bundle, folder: Path, name: str = "", blocks: int = 30) -> 
         ),
         missed={f"reason{name}": f"told{name}"},
         blocks=(*times, BlockTime(id="", float_ms=0.1, ms=0.05)),
+        compression=recipe(name),
         ladder=(
             RungRecord(
                 runtime=f"ort{name}", name="smooth", kept=True, places=12, gain_db=4.25, drop=0.004,
