@@ -33,7 +33,8 @@ class Prune(Frozen):
     teacher), or at random. ``scope``: how the goal is shared out; by the divergence of the outputs measured
     layer by layer, by ranking all channels together, or the same share everywhere. ``isomorphic`` ranks only
     groups of the same structure against each other (Fang et al. 2024). ``compensate`` refits what reads the
-    removed channels by least squares on samples.
+    removed channels by least squares on samples; ``tune`` is in how many steps all of what is left is then
+    trained to make what the graph made, on samples without labels: 200, say, where there is no ``finetune``.
 
     In each round at most the share ``per_round`` of what is there goes, and ``finetune`` trains after each.
     ``protect`` are patterns of node names that keep their outputs; ``align`` what widths are a multiple of,
@@ -49,6 +50,7 @@ class Prune(Frozen):
     scope: Scope = "measured"
     isomorphic: bool = False
     compensate: bool = True
+    tune: int = Field(default=0, ge=0)
     per_round: float = Field(default=0.2, gt=0, lt=1)
     finetune: Finetune | None = None
     protect: tuple[str, ...] = ()
@@ -75,6 +77,8 @@ class Prune(Frozen):
     def _goes_together(self) -> Prune:
         if self.isomorphic and self.scope != "global":
             raise ValueError("isomorphic ranks channels against each other; set scope = 'global'")
+        if self.tune and self.finetune is not None:
+            raise ValueError("tune trains without labels at the end, finetune with them; give one of the two")
         return self
 
 
