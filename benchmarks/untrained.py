@@ -75,7 +75,7 @@ def pruned(case: Path, goal: float, tune: int, test: Path | None, save: Path | N
     seconds, processor = time.perf_counter() - begun, time.process_time() - worked
     if save is not None:
         ir.save(thin, save / f"{case.name}.onnx")
-    judges = {"eval.npz": evaluation}
+    judges: dict[str, Dataset] = {"eval.npz": evaluation}
     if test is not None and case.name == TESTED:
         judges["test images"] = test_images(test, case / "card.json", graph)
     for name, dataset in judges.items():

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from deploy.compress.channel_budget import answers
 from deploy.compress.channel_fit import kept_channels, refit
 from deploy.compress.channel_order import Feeds
+from deploy.compress.channel_tune import Tuning, tune
 from deploy.compress.ground import Ground, StepResult
 from deploy.compress.prune.amount import NAMES, Amount, Predicted, counted
 from deploy.compress.prune.choose import by_rank, matching, ordered, rankings, step_of, widths
@@ -52,13 +53,15 @@ class Setting:
 def check(step: Prune, model: ir.Model, ground: Ground) -> None:
     """Raises UsageError for a pattern that names no node, a graph in which nothing can go, samples that are
     missing, and a goal that cannot be reached."""
-    needs = step.criterion in ("obs", "taylor") or step.scope == "measured"
-    if needs and ground.samples is None:
-        what = (
-            f'criterion = "{step.criterion}"' if step.criterion in ("obs", "taylor") else 'scope = "measured"'
-        )
+    looks = {
+        f'criterion = "{step.criterion}"': step.criterion in ("obs", "taylor"),
+        'scope = "measured"': step.scope == "measured",
+        f"tune = {step.tune}": step.tune > 0,
+    }
+    if any(looks.values()) and ground.samples is None:
         raise UsageError(
-            f"prune: {what} looks at samples, and there are none",
+            f"prune: {next(what for what, asked in looks.items() if asked)} looks at samples, "
+            "and there are none",
             hint='give --calib samples.npz, or choose criterion = "l2", scope = "global"',
         )
     groups = find_groups(model, matching(model, step.protect))
@@ -104,6 +107,10 @@ def _run(step: Prune, model: ir.Model, ground: Ground) -> StepResult:
         if step.finetune is not None:
             thin = ground.tune(thin, step.finetune)
             aim, kept = thin, {}
+    if step.tune and step.finetune is None and feeds:
+        judge, learn = _parted(feeds)
+        settings = Tuning(steps=step.tune, seed=ground.seed)
+        thin = tune(aim, thin, kept, learn, judge, settings, ground.progress).graph
     counts = [size - gone[name] for name, size in sizes.items()]
     told = _told(step, start, counts, len(targets), notes)
     return StepResult(thin, told, _rows(sizes, gone))
@@ -165,8 +172,7 @@ def _removed(
 ) -> list[int]:
     """The atoms that go so that ``target`` is left."""
     model, groups = setting.model, setting.groups
-    judge = feeds[_JUDGED - 1 :: _JUDGED] if len(feeds) >= _JUDGED else feeds
-    learn = [b for i, b in enumerate(feeds) if i % _JUDGED != _JUDGED - 1] if judge is not feeds else feeds
+    judge, learn = _parted(feeds)
     if step.scope == "measured":
         wanted = answers(aim, judge)[1]
         if step.criterion == "obs" and step.compensate:
@@ -185,6 +191,13 @@ def _removed(
         kept = by_rank(ranked, setting.allowed, setting.amount, target)
         orders = [ordered(family, scores) for family in groups.families]
     return [label for own, count in zip(orders, kept, strict=True) for label in own[: len(own) - count]]
+
+
+def _parted(feeds: Feeds) -> tuple[Feeds, Feeds]:
+    """The batches that judge, and those that are learned from; all of them both where there are few."""
+    if len(feeds) < _JUDGED:
+        return feeds, feeds
+    return feeds[_JUDGED - 1 :: _JUDGED], [b for i, b in enumerate(feeds) if i % _JUDGED != _JUDGED - 1]
 
 
 def _scores(
