@@ -12,13 +12,16 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from pydantic import ValidationError
 
+from backends.coreml.contents import read_contents
 from backends.coreml.runner import CoreMLOptions, CoreMLRunner
 from deploy.adapter.child import Allowance, Child, serve
 from deploy.adapter.feeds import require_fit
 from deploy.adapter.message import Message
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError
+from deploy.spec.contents import FileContents
 from deploy.spec.tensors import TensorSpec
 
 MODULE = "backends.coreml.child"
@@ -90,6 +93,22 @@ class ForeignRunner:
         self.close()
 
 
+def contents(path: Path) -> FileContents:
+    """What a package holds. Raises BackendError where it is damaged, or takes too much to read."""
+    size = package_size(path)
+    child = Child(MODULE, path.name, "the interpreter")
+    allowed = Allowance(_MEMORY + _PER_FILE_BYTE * size, _READING_S, _READING_S)
+    try:
+        answer = child.ask(Message({"ask": "contents", "path": str(path.resolve())}), allowed)
+        return FileContents.model_validate_json(str(answer.said["contents"]))
+    except ValidationError as e:
+        raise BackendError(
+            f"{path.name} holds what cannot be shown: {e.errors()[0]['msg']}", hint="the package is damaged"
+        ) from e
+    finally:
+        child.close()
+
+
 def package_size(path: Path) -> int:
     """Bytes of a package's plain files. Raises BackendError where it is no folder or has too many."""
     if not path.is_dir():
@@ -118,6 +137,8 @@ class _Reader:
 
     def answer(self, question: Message) -> Message:
         said = question.said
+        if said["ask"] == "contents":
+            return Message({"contents": read_contents(Path(str(said["path"]))).model_dump_json()})
         if said["ask"] == "open":
             options = CoreMLOptions.model_validate(said["options"])
             path = Path(str(said["path"]))
