@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
+        from deploy.cli.later import import_later
+
+        import_later()
         from deploy.cli.app import run
 
         code = run(words)
