@@ -34,20 +34,25 @@ _REASONS = 4
 
 def check(step: Shrink, model: ir.Model, ground: Ground) -> None:
     """Raises UsageError for a pattern that names no node, and where no channels can go, saying why."""
+    _groups(step, model, ground)
+
+
+def _groups(step: Shrink, model: ir.Model, ground: Ground) -> Groups:
+    """What can go. Raises what `check` raises."""
     matching(model, step.widths, "shrink: widths")
     groups = find_groups(model, matching(model, step.protect, "shrink: protect"))
-    if not _removed(step, groups, weighed(model, groups, 2), ground)[0]:
+    if not _removed(step, groups, drawn(groups, 0), ground)[0]:
         reasons = [f"{name}: {why}" for name, why in groups.left.items()][:_REASONS]
         raise UsageError(
             "shrink: no channels of this model can go",
             hint="; ".join(reasons) or "its groups of channels are too narrow",
         )
+    return groups
 
 
 def run(step: Shrink, model: ir.Model, ground: Ground) -> StepResult:
     """The student. Raises what `check` raises."""
-    check(step, model, ground)
-    groups = find_groups(model, matching(model, step.protect, "shrink: protect"))
+    groups = _groups(step, model, ground)
     removed, rows = _removed(step, groups, _scores(step, model, groups, ground.seed), ground)
     thin = shrink(model, groups, removed)
     if step.fresh:
