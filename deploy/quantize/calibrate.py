@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from deploy.data.dataset import Dataset
 from deploy.errors import DataError
-from deploy.execute.observe import observe
+from deploy.execute.observe import Observed, observe
 from deploy.progress import SILENT, Progress
 from deploy.quantize.ranges import Histogram
 
@@ -26,18 +26,21 @@ def calibrate(
     samples: int,
     threads: int = 1,
     progress: Progress = SILENT,
+    see: Callable[[Observed], None] | None = None,
 ) -> dict[str, Histogram]:
     """Histograms of ``values`` over the first ``samples`` samples of ``dataset``.
 
     Samples stream through in batches that keep the observed arrays under 16 MB, so peak memory does not
-    depend on how many there are. A value that becomes infinite has an unbounded histogram. Raises DataError
-    where one becomes NaN.
+    depend on how many there are. ``see`` is shown every batch, with the outputs. A value that becomes
+    infinite has an unbounded histogram. Raises DataError where one becomes NaN.
     """
     histograms = {name: Histogram() for name in values}
     if not values:
         return histograms
     total = min(samples, len(dataset))
     for seen in observe(model, dataset, values, samples=total, threads=threads):
+        if see is not None:
+            see(seen)
         count = len(seen.batch.ids)
         for name in values:
             _count(histograms[name], name, seen.values.pop(name), count, seen.first)

@@ -168,7 +168,20 @@ def build_candidate(
     sqnr: Mapping[str, float] | None = None,
     reasons: Mapping[str, str] | None = None,
 ) -> Candidate:
-    """Assign, insert, lower, read back. Raises VerificationError where the file carries another plan."""
+    """Assign, insert, lower, describe, read back. Raises VerificationError where the file carries another
+    plan."""
+    return proven(subject, lowered(subject, float_blocks, workdir, sqnr=sqnr, reasons=reasons))
+
+
+def lowered(
+    subject: Subject,
+    float_blocks: Collection[str],
+    workdir: Path,
+    *,
+    sqnr: Mapping[str, float] | None = None,
+    reasons: Mapping[str, str] | None = None,
+) -> Candidate:
+    """A candidate to be scored; one that may ship is `proven` before."""
     tensors: Mapping[str, TensorPlan]
     graph, graph_sha256 = subject.graph, subject.graph_sha256
     if subject.form is not None:
@@ -192,17 +205,23 @@ def build_candidate(
     )
     workdir.mkdir(parents=True, exist_ok=True)
     artifact = subject.backend.lower(qdq, plan, subject.runtime, workdir, SILENT)
-    if subject.description is not None and isinstance(subject.backend, Describes):
-        subject.backend.describe(artifact, subject.description)
     release(subject.graph)  # of large weights only the integers are needed from here on
-    wrong = differences(plan, subject.backend.read_plan(artifact))
+    return Candidate(plan, graph, literal, artifact)
+
+
+def proven(subject: Subject, candidate: Candidate) -> Candidate:
+    """The candidate with its file described and read back. Raises VerificationError where that carries
+    another plan."""
+    if subject.description is not None and isinstance(subject.backend, Describes):
+        subject.backend.describe(candidate.artifact, subject.description)
+    wrong = differences(candidate.plan, subject.backend.read_plan(candidate.artifact))
     if wrong:
         listed = "; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise VerificationError(
             f"the {subject.runtime.name} artifact does not carry the plan: {listed}",
             hint="this is a defect of the backend: report it with the model",
         )
-    return Candidate(plan, graph, literal, artifact)
+    return candidate
 
 
 def _block_plans(

@@ -61,6 +61,7 @@ def decide(
     ladder: Ladder | None = None,
     start: int = 0,
     why_float: str = "",
+    sqnr: Mapping[str, float] | None = None,
     workdir: Path,
     threads: int,
     progress: Progress,
@@ -74,7 +75,7 @@ def decide(
     costs; the forms that need no ranges ("float", "fp16", "w8" ...) are a single candidate. ``locked``
     names the float blocks of an earlier build, and ``locked_rungs`` what it climbed, which are then taken
     as they are; the plan is the same as that build's, given ``why_float`` where they ended so for another
-    reason than accuracy.
+    reason than accuracy. ``sqnr`` is the `noise` of the subject's blocks where it is known already.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in WITHOUT_RANGES:
@@ -85,14 +86,15 @@ def decide(
         if ladder is not None:
             subject = climb_again(ladder, subject, locked_rungs)
         _require_known(locked, subject)
-        sqnr = _sqnr(subject, calibration, threads)
+        sqnr = noise(subject, calibration, threads)
         return _decide_fixed(subject, locked, judge, accept, max_drop, workdir, sqnr, why_float)
 
     search = Search(judge, workdir / "candidate")
     rungs: tuple[RungRecord, ...] = ()
     if ladder is not None and judge is not None and start == 0:
         subject, rungs = climb_until(ladder, subject, lambda s: search.score(s, frozenset()), max_drop)
-    sqnr = _sqnr(subject, calibration, threads)
+    if sqnr is None or rungs:
+        sqnr = noise(subject, calibration, threads)
     able = subject.int8_blocks()
     worst_first = sorted(able, key=lambda block: sqnr.get(block, float("inf")))
 
@@ -135,45 +137,42 @@ def decide(
 def decide_mixed(
     subject: Subject,
     costs: CostSource,
-    given: Decided,
+    sqnr: Mapping[str, float],
     *,
     judge: Judge | None,
     max_drop: float,
     workdir: Path,
     progress: Progress,
+    given: Decided | None = None,
 ) -> Decided | None:
     """The fastest mixture of float and integer blocks by the ``costs`` of kernels; None where there is none
     within the budget, or it is what was decided by accuracy alone (``given``).
 
-    Raises LookupError and UnknownSizeError where costs are not known.
+    ``sqnr``: see `noise`. Raises LookupError and UnknownSizeError where costs are not known.
     """
     able = frozenset(subject.int8_blocks())
-    harm = harm_of(given.sqnr)
-    problem = problem_of(subject, costs, harm)
-
+    problem = problem_of(subject, costs, harm_of(sqnr))
     search = Search(judge, workdir / "mixed", SLOWER_SO)
 
     def scored(float_blocks: frozenset[str]) -> Drop:
-        if (
-            float_blocks == given.float_blocks
-            and given.trials
-            and (known := given.trials[-1].drop) is not None
-        ):
-            return known  # what validation data said of it
-        return search.score(subject, float_blocks, given.sqnr)
+        known = given.trials[-1].drop if given is not None and given.trials else None
+        if given is not None and known is not None and float_blocks == given.float_blocks:
+            return known
+        return search.score(subject, float_blocks, sqnr)
 
     found = mixture(problem, able, scored if judge is not None else None, max_drop, progress)
-    if found is None or found.float_blocks == given.float_blocks:
+    if found is None or (given is not None and found.float_blocks == given.float_blocks):
         return None
-    chosen = search.candidate(subject, found.float_blocks, given.sqnr)
+    chosen = search.candidate(subject, found.float_blocks, sqnr)
     count = len(able) - len(found.float_blocks)
     choice = Choice(what="INT8 blocks", chosen=f"{count} of {len(able)}", reason=BY_COSTS)
     trials = search.ending_with(chosen, subject, found.float_blocks, found.drop)
     choices = (*_climbed(subject), choice)
-    return Decided(subject, chosen, found.float_blocks, found.drop, True, choices, given.sqnr, trials)
+    return Decided(subject, chosen, found.float_blocks, found.drop, True, choices, sqnr, trials)
 
 
-def _sqnr(subject: Subject, calibration: Dataset, threads: int) -> Mapping[str, float]:
+def noise(subject: Subject, calibration: Dataset, threads: int) -> Mapping[str, float]:
+    """The signal-to-noise ratio of each block in integers, in decibels."""
     return block_sqnr(
         subject.graph,
         subject.blocks,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.data.interval import Drop
-from deploy.quantize.candidate import Candidate, Subject, build_candidate
+from deploy.quantize.candidate import Candidate, Subject, lowered, proven
 from deploy.spec.ladder import RungName
 from deploy.spec.plan import Plan
 
@@ -40,8 +40,9 @@ def trial_of(
 class Search:
     """Builds candidates in ``folder``, has each judged once, and keeps the trials in their order.
 
-    Of the candidates themselves only the last is kept: each holds its own copy of the weights. ``why_float``
-    is the reason that plans give for blocks which are float though they need not be; accuracy if empty.
+    Of the candidates themselves only the last is kept: each holds its own copy of the weights. One is proven
+    when it is asked for, which those are not that were scored and left behind. ``why_float`` is the reason
+    that plans give for blocks which are float though they need not be; accuracy if empty.
     """
 
     def __init__(self, judge: Judge | None, folder: Path, why_float: str = "") -> None:
@@ -49,6 +50,7 @@ class Search:
         self._drops: dict[object, Drop] = {}
         self._trials: dict[object, Trial] = {}
         self._last: tuple[object, Candidate] | None = None
+        self._proven = False
 
     def score(
         self, subject: Subject, float_blocks: frozenset[str], sqnr: Mapping[str, float] = _NOT_MEASURED
@@ -57,7 +59,7 @@ class Search:
         assert self._judge is not None
         key = _key(subject, float_blocks)
         if key not in self._drops:
-            built = self.candidate(subject, float_blocks, sqnr)
+            built = self._built(subject, float_blocks, sqnr)
             self._drops[key] = self._judge(built)
             self._trials[key] = trial_of(built, subject, float_blocks, self._drops[key])
         return self._drops[key]
@@ -65,14 +67,24 @@ class Search:
     def candidate(
         self, subject: Subject, float_blocks: frozenset[str], sqnr: Mapping[str, float]
     ) -> Candidate:
-        """The candidate, with what is known of its blocks' noise written into the plan."""
+        """The candidate, with what is known of its blocks' noise written into the plan.
+
+        Raises VerificationError where its file carries another plan.
+        """
+        built = self._built(subject, float_blocks, sqnr)
+        if not self._proven:
+            proven(subject, built)
+            self._proven = True
+        return built
+
+    def _built(self, subject: Subject, float_blocks: frozenset[str], sqnr: Mapping[str, float]) -> Candidate:
         key = (_key(subject, float_blocks), bool(sqnr))
         if self._last is None or self._last[0] != key:
             self._last = None
             shutil.rmtree(self._folder, ignore_errors=True)
             reasons = dict.fromkeys(float_blocks, self._why_float)
-            built = build_candidate(subject, float_blocks, self._folder, sqnr=sqnr, reasons=reasons)
-            self._last = (key, built)
+            built = lowered(subject, float_blocks, self._folder, sqnr=sqnr, reasons=reasons)
+            self._last, self._proven = (key, built), False
         return self._last[1]
 
     def ending_with(

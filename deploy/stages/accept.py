@@ -36,12 +36,21 @@ def settle(job: Job, held: Race) -> tuple[Entrant, Race]:
         job.progress.note(f"{said} of {job.request.budget.max_drop:.4f}")
         if not winner.first:
             others = tuple(e for e in held.entrants if e.name != winner.name)
-            held = replace(held, entrants=others, refused=(*held.refused, winner))
+            refused = (*held.refused, winner)
+            held = replace(held, entrants=others or (_by_accuracy(job, winner),), refused=refused)
             continue
         again = _higher(job, winner) or decided_for(job, winner.subject, ask=True, start=_more(winner))
         places = {e.name: e for e in held.entrants} | {winner.name: again}
         entrants = tuple(e for e in places.values() if e is again or e.name != again.name)
         held = replace(hold_race(job, entrants), refused=held.refused)
+
+
+def _by_accuracy(job: Job, refused: Entrant) -> Entrant:
+    """What accuracy alone decides for the runtime of a mixture that nothing else was tried beside."""
+    found = decided_for(job, refused.subject, ask=False)
+    if found.decided.float_blocks != refused.decided.float_blocks:
+        return found
+    return decided_for(job, refused.subject, ask=True, start=_more(refused))
 
 
 def _higher(job: Job, winner: Entrant) -> Entrant | None:

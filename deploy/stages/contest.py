@@ -5,14 +5,16 @@ All that may win are timed in turn with the file as given and with our own float
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from deploy.data.dataset import Dataset
 from deploy.errors import BackendError, UnsupportedError, VerificationError
 from deploy.predict.kernels import UnknownSizeError
 from deploy.quantize.candidate import Subject, build_candidate
-from deploy.quantize.decide import Decided, decide, decide_mixed
+from deploy.quantize.decide import Decided, decide, decide_mixed, noise
 from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import compare, race
 from deploy.stages.by_form import weights_alone
@@ -20,6 +22,7 @@ from deploy.stages.by_table import bound, chosen_freely, entered, may_win, or_ne
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
 from deploy.stages.ladder import ladder_for
+from deploy.stages.limits import expected
 from deploy.stages.pick import loses, why_float
 
 
@@ -60,13 +63,47 @@ def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple
     """What is decided for one runtime; nothing where it fails, unless it is the ``last`` one."""
     ask = job.waits_for_no_race and not _mixes(job, subject)
     try:
+        mixed = _by_costs(job, subject)
+        if mixed and _conclusive(job, mixed[0]):
+            return mixed
         decided = decided_for(job, subject, ask=ask, climbs=climbs)
     except (BackendError, UnsupportedError, VerificationError) as e:
         if last:
             raise
         job.progress.warn(f"{subject.runtime.name} is left out: {e.message}")
         return ()
-    return (decided, *_mixed(job, decided), *weights_alone(job, subject))
+    mixed = mixed or _mixed(job, decided.subject, decided.decided.sqnr, decided.decided)
+    return (decided, *mixed, *weights_alone(job, subject))
+
+
+def _by_costs(job: Job, subject: Subject) -> tuple[Entrant, ...]:
+    """The mixture that is fastest by the table, where the table alone chooses: it is tried before anything
+    else, and nothing else where that cannot do better. Not where limits may need something else."""
+    alone = not job.races and job.request.objective == "latency" and job.request.budget.max_size_bytes is None
+    calibration = job.roles.calibration
+    if not alone or calibration is None or not _mixes(job, subject):
+        return ()
+    return _mixed(job, subject, _noise(job, subject, calibration))
+
+
+def _conclusive(job: Job, mixture: Entrant) -> bool:
+    """Whether by the table nothing that accuracy alone would decide is faster than a mixture.
+
+    That is all integers where the first mixture held the budget; where it did not, what harms more would
+    hardly, and the noisiest block is float.
+    """
+    decided, subject = mixture.decided, mixture.subject
+    noisiest = min(subject.int8_blocks(), key=lambda block: decided.sqnr.get(block, math.inf))
+    other = expected(job, subject, frozenset() if len(decided.trials) == 1 else frozenset([noisiest]))
+    took = expected(job, subject, decided.float_blocks)
+    return took is not None and other is not None and took.ms <= other.ms
+
+
+def _noise(job: Job, subject: Subject, calibration: Dataset) -> Mapping[str, float]:
+    """The noise of its blocks, found once."""
+    if id(subject) not in job.noise:
+        job.noise[id(subject)] = subject, noise(subject, calibration, job.request.threads)
+    return job.noise[id(subject)][1]
 
 
 def _mixes(job: Job, subject: Subject) -> bool:
@@ -76,25 +113,27 @@ def _mixes(job: Job, subject: Subject) -> bool:
     return known is not None and (job.races or known.alike) and chosen_freely(job, subject)
 
 
-def _mixed(job: Job, entrant: Entrant) -> tuple[Entrant, ...]:
-    """The mixture to race with what accuracy alone decided, if there is one."""
-    subject = entrant.subject
+def _mixed(
+    job: Job, subject: Subject, sqnr: Mapping[str, float], given: Decided | None = None
+) -> tuple[Entrant, ...]:
+    """The mixture to race with what accuracy alone decided (``given``), if there is one."""
     if not _mixes(job, subject):
         return ()
     try:
         decided = decide_mixed(
             subject,
-            job.foresight.runtimes[entrant.runtime].costs,
-            entrant.decided,
+            job.foresight.runtimes[subject.runtime.name].costs,
+            sqnr,
             judge=job.scores(subject, job.judge),
             max_drop=job.request.budget.max_drop,
             workdir=job.work / subject.runtime.name,
             progress=job.progress,
+            given=given,
         )
     except (LookupError, UnknownSizeError, BackendError, VerificationError) as e:
-        job.progress.note(f"{entrant.runtime}: no mixture by cost: {e}")
+        job.progress.note(f"{subject.runtime.name}: no mixture by cost: {e}")
         return ()
-    return () if decided is None else (Entrant(decided, mixed=True),)
+    return () if decided is None else (Entrant(decided, mixed=bool(decided.float_blocks)),)
 
 
 def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0, climbs: bool = True) -> Entrant:
@@ -112,6 +151,7 @@ def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0, climbs
         locked=None if job.lock is None else frozenset(job.lock.float_blocks),
         locked_rungs=() if job.lock is None else job.lock.rungs,
         why_float=why_float(job.lock),
+        sqnr=job.noise[id(subject)][1] if id(subject) in job.noise else None,
         workdir=job.work / subject.runtime.name,
         threads=job.request.threads,
         progress=job.progress,

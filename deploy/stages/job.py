@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from deploy.stages.baseline import Contender, Examiner
 from deploy.stages.costs import NOTHING_KNOWN, Foresight
 from deploy.stages.interface import fed_specs
 from deploy.stages.prepare import Prepared
+from deploy.stages.recorded import Calibrated, Recorded
 from deploy.stages.request import Request, Roles
 from deploy.stages.settings import as_locked
 from deploy.stages.target import Route, Target
@@ -84,6 +86,8 @@ class Job:
     float blocks."""
     bounds: dict[int, tuple[Subject, float | None]] = field(default_factory=dict)
     """The milliseconds of the fastest form of a subject, in the same way."""
+    noise: dict[int, tuple[Subject, Mapping[str, float]]] = field(default_factory=dict)
+    """The signal-to-noise ratio by block of a subject, in the same way."""
     threads: int | None = None
     """With how many the file as given is timed; None: with as many as were asked for."""
 
@@ -153,23 +157,32 @@ class Job:
 def open_job(
     made_of: Ingredients,
     baseline: Artifact,
-    histograms: Mapping[str, Mapping[str, Histogram]],
+    calibrated: Calibrated,
     lock: Lock | None,
     work: Path,
     progress: Progress,
     foresight: Foresight = NOTHING_KNOWN,
 ) -> Job:
-    """Everything that choosing, measuring and verifying need; ``histograms`` by graph and value."""
+    """Everything that choosing, measuring and verifying need."""
     roles, request, target = made_of.roles, made_of.request, made_of.target
 
     def opened() -> AbstractContextManager[Runner]:
         return Session(baseline.main, threads=_SCORING_THREADS, settings=YIELDING)
 
+    def recorded(outputs: Path) -> AbstractContextManager[Runner]:
+        return Recorded(outputs, baseline.inputs, baseline.outputs)
+
     def examiner(dataset: Dataset | None) -> Examiner | None:
-        return None if dataset is None else Examiner(dataset, opened, request.metric, request.root)
+        if dataset is None:
+            return None
+        known = dataset is roles.calibration and len(dataset) <= request.samples
+        opener = partial(recorded, calibrated.outputs) if known and calibrated.outputs else opened
+        return Examiner(dataset, opener, request.metric, request.root)
 
     subjects = tuple(
-        as_locked(subject_for(target, route, made_of.prepared, histograms, request, roles.classes), lock)
+        as_locked(
+            subject_for(target, route, made_of.prepared, calibrated.histograms, request, roles.classes), lock
+        )
         for route in target.routes
     )
     return Job(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from deploy.stages.costs import Foresight, costs_of
 from deploy.stages.job import Ingredients, check_request, open_job
 from deploy.stages.prepare import FloatGraph, Prepared, load, prepare
 from deploy.stages.record import Record
+from deploy.stages.recorded import Calibrated, Recorder, outputs_in
 from deploy.stages.replay import read_lock, warn_of_changes
 from deploy.stages.repro import failures_saved, refusals_saved
 from deploy.stages.request import Request, Roles, open_roles
@@ -154,18 +155,20 @@ def check(target: Target, prepared: Prepared, request: Request, record: Record) 
         return able_to_run(able, prepared, record.progress)
 
 
-def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, dict[str, Histogram]]:
-    """By graph the histograms of what may be quantized; none without data, rules or a wish for INT8."""
+def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> Calibrated:
+    """Histograms of what may be quantized, and what the graph gave; nothing without data, rules or a wish for
+    INT8."""
     target, prepared, roles, request = made_of.target, made_of.prepared, made_of.roles, made_of.request
     wanted = request.precision not in WITHOUT_RANGES and not prepared.facts.imported
     if roles.calibration is None or not wanted:
-        return {}
+        return Calibrated({})
     dataset = roles.calibration
     graphs = _observed(target, prepared)
     if not graphs:
-        return {}
+        return Calibrated({})
 
     def write(graph: FloatGraph, values: Sequence[str], folder: Path) -> None:
+        recorder = Recorder([value.name or "" for value in graph.model.graph.outputs])
         found = observe(
             graph.model,
             dataset,
@@ -173,10 +176,13 @@ def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, d
             samples=request.samples,
             threads=request.threads,
             progress=record.progress,
+            see=recorder.see,
         )
         save_histograms(found, folder / _HISTOGRAMS)
+        recorder.save(folder)
 
     histograms: dict[str, dict[str, Histogram]] = {}
+    outputs: Path | None = None
     with record.stage("calibrate") as stage:
         stage.cached = True
         for graph, values in graphs:
@@ -191,9 +197,10 @@ def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> dict[str, d
             folder, cached = cache.fetch(key, partial(write, graph, values))
             stage.cached &= cached
             histograms[graph.sha256] = load_histograms(folder / _HISTOGRAMS)
+            outputs = outputs or outputs_in(folder)
         count = sum(len(values) for _, values in graphs)
         stage.outcome = f"{count} values over {min(request.samples, len(dataset))} samples"
-    return histograms
+    return Calibrated(histograms, outputs)
 
 
 def _observed(target: Target, prepared: Prepared) -> list[tuple[FloatGraph, list[str]]]:
@@ -216,7 +223,7 @@ def _observed(target: Target, prepared: Prepared) -> list[tuple[FloatGraph, list
 def compile(
     made_of: Ingredients,
     against: Baseline,
-    histograms: Mapping[str, Mapping[str, Histogram]],
+    calibrated: Calibrated,
     cache: Cache,
     record: Record,
 ) -> tuple[Compiled, Plan]:
@@ -259,7 +266,7 @@ def compile(
 
     def write_into(new: Path) -> None:
         with scratch("build") as work:
-            job = open_job(made_of, against.artifact, histograms, lock, work, record.progress, foresight)
+            job = open_job(made_of, against.artifact, calibrated, lock, work, record.progress, foresight)
             with failures_saved(job, Path(request.out)):
                 compile_for(job, new, record)
 

@@ -92,9 +92,9 @@ def check(request: Request, costs: Mapping[str, RuntimeCosts], progress: Progres
         prepared = legalize(target, prepared, request.threads, cache, record)
         able = steps.check(target, prepared, request, record)
         made_of = Ingredients(able, prepared, roles, request)
-        histograms = steps.calibrate(made_of, cache, record)
+        calibrated = steps.calibrate(made_of, cache, record)
         with scratch("check") as work, record.stage("measure") as stage:
-            job = open_job(made_of, baseline.artifact, histograms, None, work, progress)
+            job = open_job(made_of, baseline.artifact, calibrated, None, work, progress)
             measured = [subject for subject in job.subjects if subject.runtime.name in costs]
             rows = _rows(job, measured, costs)
             stage.outcome = f"{len(rows)} builds"

@@ -223,7 +223,7 @@ def test_a_runtime_that_fails_gives_way_to_the_next(make: Build, second: Second)
     save(measured(ort=MIXED, second=MIXED))
     second.breaks = "no"
     bundle = make()
-    assert bundle.manifest.runtime == "ort" and second.lowered == 1
+    assert bundle.manifest.runtime == "ort" and second.lowered > 0
 
 
 def test_a_runtime_whose_accuracy_costs_its_speed_loses(
