@@ -1,8 +1,9 @@
 """Channels in an order in which 2:4 sparsity keeps more (Pool and Yu, NeurIPS 2021).
 
 Of each four neighbouring input channels a 2:4 layer keeps two weights for each output and tap. Which channels
-are neighbours is free where `axes.follow` says so: all that make a channel and all that read it are turned
-together, and the network computes what it did.
+are neighbours is free within a family of `graph/groups`: what may go from everywhere may change places
+everywhere. All that make a channel and all that read it are turned together, and the network computes what it
+did.
 
 The search starts from the order as it is, exchanges the two channels of different fours that win most until
 no exchange wins, then shakes a few fours and goes on, as often as it is allowed; the best order counts. With
@@ -12,16 +13,16 @@ every exchange wins is known from one table of channels by channels, of which an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from deploy.compress.axes import FIXED, Axes, follow
 from deploy.compress.pattern import FOUR, fits, fours, products
 from deploy.compress.step import Compressed, Step
 from deploy.graph.edit import constant, replace_weight
+from deploy.graph.groups import find_groups
 
 _ROWS = 2048
 """Outputs and taps that a search looks at; of more some are drawn, and the order found is judged by all."""
@@ -46,36 +47,39 @@ def permute(
     they do not. A step's errors are the share of all scores that 2:4 gives away, before and after.
     """
     search = search or Search()
-    axes = follow(model)
-    worth: dict[int, list[tuple[str, np.ndarray]]] = {}
-    orders: dict[int, np.ndarray] = {}
+    free = Free.of(model)
+    worth: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
+    moves: dict[int, int] = {}
     steps = []
     for product in products(model):
         array = constant(product.node.inputs[1])
         assert array is not None
         if not fits(product):
             continue
-        name, number = product.node.name or "", axes.values[product.weight][product.axis]
+        name, order = product.node.name or "", free.order(product.weight, product.axis)
         given = (scores or {}).get(product.weight)
         rows = np.moveaxis(np.abs(array) if given is None else given, product.axis, -1)
         rows = rows.reshape(-1, rows.shape[-1])
-        if number == FIXED:
+        if order is None:
             lost = given_away(rows)
             steps.append(Step(name, "left in order: its input channels are not free", False, lost, lost))
         else:
-            worth.setdefault(number, []).append((name, rows))
-    for one, read in worth.items():
+            worth.setdefault(order, []).append((name, rows))
+    for labels, read in worth.items():
         place = read[0][0] + (f" and {len(read) - 1} more" if len(read) > 1 else "")
         rows = np.concatenate([part for _, part in read])
         before = given_away(rows)
-        order = arrange(rows, search)
-        after = given_away(rows[:, order])
+        if not moves.keys().isdisjoint(labels):  # another layer reads the same channels, differently laid
+            steps.append(Step(place, "left to the order that another layer asked for", False, before, before))
+            continue
+        best = arrange(rows, search)
+        after = given_away(rows[:, best])
         won = after < before
         what = f"{rows.shape[1]} channels reordered" if won else "left in order: no exchange wins"
         steps.append(Step(place, what, won, before, min(before, after)))
         if won:
-            orders[one] = order
-    return Compressed(turned(model, axes, orders), tuple(steps))
+            moves |= {labels[i]: labels[j] for i, j in enumerate(best)}
+    return Compressed(turned(model, free, moves), tuple(steps))
 
 
 def given_away(rows: np.ndarray) -> float:
@@ -85,20 +89,64 @@ def given_away(rows: np.ndarray) -> float:
     return float(cut[..., :2].sum(dtype=np.float64)) / total if total else 0.0
 
 
-def turned(model: ir.Model, axes: Axes, orders: Mapping[int, np.ndarray]) -> ir.Model:
-    """A copy in which axes of number i are in the order ``orders[i]``: position j has what was at
-    ``orders[i][j]``. The function stays what it was, but for the order in which sums are taken."""
+@dataclass(frozen=True)
+class Free:
+    """``slots`` are labels of channels along an axis of a constant; ``family`` says of which channels that
+    may change places with one another a label is."""
+
+    slots: Mapping[tuple[str, int], np.ndarray]
+    family: Mapping[int, int]
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Free:
+        """Channels that lie more than once along an axis are free only if all of a family lie alike."""
+        groups = find_groups(model)
+        slots: dict[tuple[str, int], np.ndarray] = {}
+        for slot in groups.slots:
+            slots.setdefault((slot.tensor, slot.axis), slot.labels)
+        found: dict[int, int] = {}
+        places = [_places(labels) for labels in slots.values()]
+        for number, family in enumerate(groups.families):
+            labels = [atom.label for atom in family.atoms]
+            if len(labels) > 1 and all(_alike([p[one] for one in labels if one in p]) for p in places):
+                found |= dict.fromkeys(labels, number)
+        return cls(slots, found)
+
+    def order(self, tensor: str, axis: int) -> tuple[int, ...] | None:
+        """The labels along an axis, of one family and each once; None where they are not so."""
+        labels = self.slots.get((tensor, axis))
+        if labels is None or len(np.unique(labels)) < len(labels):
+            return None
+        families = {self.family.get(int(one)) for one in labels}
+        return tuple(map(int, labels)) if len(families) == 1 and None not in families else None
+
+
+def _places(labels: np.ndarray) -> dict[int, np.ndarray]:
+    return {int(one): np.flatnonzero(labels == one) for one in np.unique(labels)}
+
+
+def _alike(places: Sequence[np.ndarray]) -> bool:
+    """Whether all lie at the same distances."""
+    return len({(one - one[0]).tobytes() for one in places}) <= 1
+
+
+def turned(model: ir.Model, free: Free, moves: Mapping[int, int]) -> ir.Model:
+    """A copy in which the channel of label i is where that of label ``moves[i]`` was, a permutation within
+    families. The function stays what it was, but for the order in which sums are taken."""
     copy = model.clone()
-    for name, value in list(copy.graph.initializers.items()):
-        numbers = axes.values.get(name, ())
-        if not any(n in orders for n in numbers):
-            continue
-        array = constant(value)
-        assert array is not None
-        for axis, number in enumerate(numbers):
-            if number in orders:
-                array = np.take(array, orders[number], axis)
-        _replace(copy, value, array)
+    arrays: dict[str, np.ndarray] = {}
+    for (name, axis), labels in free.slots.items():
+        if any(int(one) in moves for one in labels):
+            places = _places(labels)
+            order = np.arange(len(labels))
+            for one, there in places.items():
+                order[there] = places[moves.get(one, one)]
+            array = arrays.get(name)
+            array = constant(copy.graph.initializers[name]) if array is None else array
+            assert array is not None
+            arrays[name] = np.take(array, order, axis)
+    for name, array in arrays.items():
+        _replace(copy, copy.graph.initializers[name], array)
     return copy
 
 

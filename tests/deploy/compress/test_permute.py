@@ -7,45 +7,45 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from deploy.compress.axes import FIXED, follow
 from deploy.compress.pattern import mask_2_4
-from deploy.compress.permute import Search, arrange, given_away, permute, turned
+from deploy.compress.permute import Free, Search, arrange, given_away, permute, turned
 
 SHORT = Search(exchanges=2, shakes=2)
 
 
-def numbers(model, weight):
-    return follow(model).values[weight]
-
-
 def shuffled(model):
-    """Every free axis in a random order."""
-    axes = follow(model)
+    """Every family of channels in a random order, and the labels that moved."""
+    free = Free.of(model)
     draw = np.random.default_rng(3)
-    orders = {number: draw.permutation(size) for number, size in axes.sizes.items() if size > 1}
-    return turned(model, axes, orders), orders
+    moves = {}
+    for number in sorted(set(free.family.values())):
+        labels = [label for label, of in free.family.items() if of == number]
+        moves |= dict(zip(labels, map(int, draw.permutation(labels)), strict=True))
+    return turned(model, free, moves), {label for label, other in moves.items() if label != other}
 
 
 @pytest.mark.parametrize("name", ["residual", "encoder"])
 def test_any_order_of_free_axes_computes_the_same(name, request, run, data) -> None:
     model = request.getfixturevalue(name)
     feeds = next(data(model).batches(8)).feeds
-    other, orders = shuffled(model)
-    assert orders
+    other, moved = shuffled(model)
+    assert moved
     want = run(model, feeds)
     assert run(other, feeds) == pytest.approx(want, abs=1e-4 * np.abs(want).max())
 
 
 def test_a_residual_stream_turns_as_one(residual, encoder) -> None:
-    stream = numbers(residual, "w1")[0]
-    assert stream != FIXED
-    assert stream == numbers(residual, "w2")[1] == numbers(residual, "w3")[0] == numbers(residual, "w4")[1]
-    assert numbers(residual, "w1")[1] == numbers(residual, "w4")[0] == FIXED
-    assert len({stream, numbers(residual, "w2")[0], FIXED}) == 3
-    stream = numbers(encoder, "embed")[1]
-    assert {numbers(encoder, n)[0] for n in ("wq", "wk", "wv", "wu", "head")} == {stream}
-    assert numbers(encoder, "wv")[1] == numbers(encoder, "wo")[0] != FIXED
-    assert numbers(encoder, "place") == (numbers(encoder, "place")[0], FIXED, stream)
+    free = Free.of(residual)
+    stream = free.order("w2", 1)
+    assert stream is not None
+    assert stream == free.order("w1", 0) == free.order("w3", 0) == free.order("w4", 1)
+    assert free.order("w1", 1) is free.order("w4", 0) is None
+    assert set(free.order("w2", 0)).isdisjoint(stream)
+    free = Free.of(encoder)
+    stream = free.order("embed", 1)
+    assert stream is not None
+    assert {free.order(name, 0) for name in ("wq", "wk", "wv", "wu", "head")} == {stream}
+    assert free.order("wv", 1) == free.order("wo", 0) != stream
 
 
 WAYS = {
@@ -53,20 +53,20 @@ WAYS = {
     "prelu": ("b = PRelu(a, slope)", 8, True),
     "clip": ("l = Constant<value_float=0.0>() h = Constant<value_float=6.0>() b = Clip(a, l, h)", 8, True),
     "depthwise": ("b = Conv<group=8, pads=[1,1,1,1]>(a, deep, bias)", 8, True),
-    "grouped": ("b = Conv<group=2, pads=[1,1,1,1]>(a, pair)", 8, False),
+    "grouped": ("b = Conv<group=2, pads=[1,1,1,1]>(a, pair)", 8, True),
     "transposed": ("b = ConvTranspose(a, back)", 8, True),
-    "joined": ("c = Relu(a) b = Concat<axis=1>(a, c)", 16, False),
+    "joined": ("c = Relu(a) b = Concat<axis=1>(a, c)", 16, True),
     "joined_elsewhere": ("c = Relu(a) b = Concat<axis=3>(a, c)", 8, True),
-    "padded": ("p = Constant<value_ints=[0,4,0,0,0,4,0,0]>() b = Pad(a, p)", 16, False),
+    "padded": ("p = Constant<value_ints=[0,4,0,0,0,4,0,0]>() b = Pad(a, p)", 16, True),
     "moved_by_padding": ("p = Constant<value_ints=[0,-1,0,0,0,1,0,0]>() b = Pad(a, p)", 8, False),
     "padded_elsewhere": ("p = Constant<value_ints=[0,0,1,1,0,0,1,1]>() b = Pad(a, p)", 8, True),
-    "split": ("s = Constant<value_ints=[4,4]>() b, c = Split<axis=1>(a, s)", 4, False),
+    "split": ("s = Constant<value_ints=[4,4]>() b, c = Split<axis=1>(a, s)", 4, True),
     "gated": ("m = GlobalAveragePool(a) h = Sigmoid(m) b = Mul(a, h)", 8, True),
     "channel_mean": ("x1 = Constant<value_ints=[1]>() m = ReduceMean(a, x1) b = Sub(a, m)", 8, True),
     "cumulative": ("x1 = Constant<value_int=1>() b = CumSum(a, x1)", 8, False),
     "shuffled": ("t = Constant<value_ints=[0,2,4,4,4]>() r = Reshape(a, t) "
                  "u = Transpose<perm=[0,2,1,3,4]>(r) "
-                 "t2 = Constant<value_ints=[0,8,4,4]>() b = Reshape(u, t2)", 8, False),
+                 "t2 = Constant<value_ints=[0,8,4,4]>() b = Reshape(u, t2)", 8, True),
     "there_and_back": ("t = Transpose<perm=[0,2,3,1]>(a) r = Relu(t) "
                        "b = Transpose<perm=[0,3,1,2]>(r)", 8, True),
     "sorted": ("k = Constant<value_ints=[8]>() b, i = TopK<axis=1>(a, k)", 8, False),
@@ -85,10 +85,11 @@ def test_what_stands_between_two_layers(way, build, run, data) -> None:
             "bias": (8,), "pair": (8, 4, 3, 3), "back": (8, 8, 2, 2),
         },
     )  # fmt: skip
-    assert (numbers(model, "w1")[0] != FIXED) == free
-    assert (numbers(model, "w2")[1] != FIXED) == free
+    other, moved = shuffled(model)
+    made = Free.of(model).slots.get(("w1", 0), np.zeros(8, int))
+    assert bool(moved & set(made.tolist())) == free
     feeds = next(data(model, 4).batches(4)).feeds
-    assert run(shuffled(model)[0], feeds) == pytest.approx(run(model, feeds), abs=1e-4)
+    assert run(other, feeds) == pytest.approx(run(model, feeds), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["residual", "encoder"])
