@@ -13,7 +13,7 @@ import numpy as np
 
 from backends.coreml.notes import Notes, notes_of
 from backends.coreml.package import Package, judged, open_package
-from backends.coreml.program import Operation, Value
+from backends.coreml.program import Operation, TensorType, Value
 from backends.coreml.wire import Damaged
 from deploy.errors import BackendError
 from deploy.graph.qdq import data_digest
@@ -75,19 +75,21 @@ class _Program:
                 found[name] = found[name].model_copy(update={"uses": uses, "readers": readers})
         return found
 
-    def _argument(self, operation: Operation, name: str) -> np.ndarray | None:
-        """A constant argument; None where it is left out."""
-        given = operation.inputs.get(name) or [operation.attributes.get(name)]
+    def _value(self, operation: Operation, name: str) -> Value | None:
+        """A constant argument as it is stored; None where it is left out."""
+        given = operation.inputs.get(name) or (operation.attributes.get(name),)
         binding = given[0]
-        if binding is None:
-            return None
-        if isinstance(binding, Value):
-            return self._package.constant(binding)
+        if binding is None or isinstance(binding, Value):
+            return binding
         maker = self._maker.get(binding)
         value = None if maker is None or maker.type != "const" else maker.attributes.get("val")
         if value is None:
             raise Damaged(f"'{name}' of {operation} is no constant")
-        return self._package.constant(value)
+        return value
+
+    def _argument(self, operation: Operation, name: str) -> np.ndarray | None:
+        value = self._value(operation, name)
+        return None if value is None else self._package.constant(value)
 
     def _activation(self, operation: Operation) -> QuantParams:
         scale, zero = self._argument(operation, "scale"), self._argument(operation, "zero_point")
@@ -103,12 +105,12 @@ class _Program:
 
     def _constant(self, operation: Operation, turned: bool) -> tuple[QuantParams, np.ndarray]:
         affine = operation.type == "constexpr_affine_dequantize"
-        codes = self._argument(operation, "quantized_data" if affine else "data")
+        stored = self._value(operation, "quantized_data" if affine else "data")
         scale = self._argument(operation, "scale")
         zero = self._argument(operation, "zero_point" if affine else "offset")
-        if codes is None or scale is None:
+        if stored is None or scale is None or not isinstance(stored.type, TensorType):
             raise Damaged(f"{operation} has no data or scale")
-        kind = _kind(codes.dtype.name)
+        codes, kind = self._package.constant(stored), _kind(stored.type.dtype)
         if affine and scale.ndim:
             axis = self._argument(operation, "axis")
             along = 0 if axis is None else int(axis)
@@ -118,11 +120,13 @@ class _Program:
             codes, scale = codes.T, scale.T
             zero = None if zero is None else zero.T
         varying = [at for at in range(scale.ndim) if scale.shape[at] > 1]
+        grouped = [at for at in varying if scale.shape[at] < codes.shape[at]]
         return QuantParams(
             type=kind,
             scale=tuple(float(s) for s in scale.astype(np.float32).ravel()),
             zero_point=_zeros(zero, scale.size),
-            axis=varying[0] if varying else None,
+            axis=next(iter(grouped or varying), None),
+            group=codes.shape[grouped[0]] // scale.shape[grouped[0]] if grouped else None,
         ), np.ascontiguousarray(codes)
 
     def _readers(self, variable: str) -> tuple[str, ...]:

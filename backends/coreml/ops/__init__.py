@@ -1,6 +1,18 @@
 """Every operation that is written for Core ML, by family. One claimed twice is an error."""
 
-from backends.coreml.ops import activation, conv, elementwise, matmul, norm, pool, reduce, shape
+from backends.coreml.ops import (
+    activation,
+    conv,
+    elementwise,
+    index,
+    matmul,
+    norm,
+    pool,
+    recurrent,
+    reduce,
+    resize,
+    shape,
+)
 from deploy.adapter.optable import joined
 
 OPERATIONS = joined(
@@ -13,5 +25,8 @@ OPERATIONS = joined(
         norm.ops,
         reduce.ops,
         shape.ops,
+        index.ops,
+        resize.ops,
+        recurrent.ops,
     )
 )

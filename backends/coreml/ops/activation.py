@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.coreml.emitter import Emitter
+from backends.coreml.ops.elementwise import is_float
 from backends.coreml.optable import NUMBERS, OpTable
 from deploy.adapter.optable import Unsupported
 
@@ -28,8 +29,8 @@ for _name, _kind in _PLAIN.items():
 @ops.lower("Relu", types=NUMBERS)
 def relu(node: ir.Node, out: Emitter) -> None:
     """Of integers as the larger one of two."""
-    x, dtype = out.read(node.inputs[0]), node.outputs[0].dtype
-    if dtype == ir.DataType.FLOAT:
+    x = out.read(node.inputs[0])
+    if is_float(node.inputs[0]):
         out.emit(node, "relu", x=x)
     else:
         out.emit(node, "maximum", x=x, y=np.int32(0))

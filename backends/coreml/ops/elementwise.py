@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.coreml.emitter import Emitter
-from backends.coreml.optable import ANY, NUMBERS, Lowering, OpTable
+from backends.coreml.optable import ANY, FLOATS, NUMBERS, Lowering, OpTable
 from deploy.adapter.optable import Unsupported
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _COMPARED = {
     "LessOrEqual": "less_equal",
 }
 _LOGIC = {"And": "logical_and", "Or": "logical_or", "Xor": "logical_xor"}
-_CAST = {"float32": "fp32", "int32": "int32", "int64": "int32", "bool": "bool"}
+_CAST = {"float32": "fp32", "float16": "fp32", "int32": "int32", "int64": "int32", "bool": "bool"}
 
 
 def is_float(value: ir.Value | None) -> bool:
@@ -66,7 +66,7 @@ def _logical(kind: str) -> Lowering:
 
 
 for _name, _kind in _UNARY.items():
-    ops.lower(_name, types=NUMBERS if _name in ("Abs", "Sign") else ("float32",))(_unary(_kind))
+    ops.lower(_name, types=NUMBERS if _name in ("Abs", "Sign") else FLOATS)(_unary(_kind))
 for _name, _kind in _BINARY.items():
     ops.lower(_name, types=NUMBERS)(_folded(_kind))
 for _name, _kind in _COMPARED.items():

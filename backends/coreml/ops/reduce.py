@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.coreml.emitter import Emitter
-from backends.coreml.optable import NUMBERS, Lowering, OpTable
+from backends.coreml.optable import FLOATS, NUMBERS, Lowering, OpTable
 
 ops = OpTable()
 
@@ -41,7 +41,7 @@ def _reduction(kind: str) -> Lowering:
 
 
 for _name, _kind in _KINDS.items():
-    ops.lower(_name, types=NUMBERS if _name in _INTEGERS else ("float32",))(_reduction(_kind))
+    ops.lower(_name, types=NUMBERS if _name in _INTEGERS else FLOATS)(_reduction(_kind))
 
 
 @ops.lower("ArgMax", "ArgMin", types=NUMBERS)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.coreml.emitter import Emitter, ends
+from backends.coreml.ops.elementwise import is_float
 from backends.coreml.optable import ANY, OpTable
 from deploy.adapter.optable import Unsupported
 
@@ -184,7 +185,7 @@ def pad(node: ir.Node, out: Emitter) -> None:
     mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}.get(how)
     if mode is None:
         raise Unsupported(f"in mode '{how}'; there are constant, reflect and edge")
-    x, dtype = out.read(node.inputs[0]), node.outputs[0].dtype
+    x, of = out.read(node.inputs[0]), node.inputs[0]
     if any(amount < 0 for amount in amounts):
         raise Unsupported("by negative amounts: say it as a Slice")
     if mode != "constant" and any(amounts[axis] or amounts[axis + rank] for axis in range(rank - 2)):
@@ -193,9 +194,9 @@ def pad(node: ir.Node, out: Emitter) -> None:
     value = 0 if filled is None else np.asarray(filled).item()
     first = 0 if mode == "constant" else max(0, rank - 2)
     pairs = ends([*amounts[first:rank], *amounts[rank + first :]])
-    if dtype == ir.DataType.BOOL:
+    if of is not None and of.dtype == ir.DataType.BOOL:
         raise Unsupported("of truth values")
-    number = np.float32(value) if dtype == ir.DataType.FLOAT else np.int32(value)
+    number = np.float32(value) if is_float(of) else np.int32(value)
     out.emit(node, "pad", x=x, pad=ints(pairs), mode=mode, constant_val=number)
 
 
@@ -246,25 +247,3 @@ def shape_of(node: ir.Node, out: Emitter) -> None:
         out.emit(node, "identity", x=sizes)
     else:
         out.emit(node, "slice_by_index", x=sizes, begin=ints([first]), end=ints([last]))
-
-
-@ops.lower("Gather", types=ANY)
-def gather(node: ir.Node, out: Emitter) -> None:
-    """Slices by their numbers, which may count from behind."""
-    axis = axis_of(node, out)
-    size = out.shape(node.inputs[0])[axis]
-    indices = out.array(node.inputs[1])
-    given: dict[str, object] = {"validate_indices": False} if out.level >= 17 else {}
-    x = out.read(node.inputs[0])
-    if indices is not None:
-        if (indices < 0).any():
-            if size is None:
-                raise Unsupported("counting from the end of an axis of free size")
-            indices = np.where(indices < 0, indices + size, indices)
-        out.emit(node, "gather", x=x, indices=ints(indices), axis=np.int32(axis), **given)
-        return
-    places = out.read(node.inputs[1])
-    if size is not None:
-        behind = out.op("add", x=places, y=np.int32(size))
-        places = out.op("select", cond=out.op("less", x=places, y=np.int32(0)), a=behind, b=places)
-    out.emit(node, "gather", x=x, indices=places, axis=np.int32(axis), **given)

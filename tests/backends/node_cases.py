@@ -1,6 +1,6 @@
-"""ONNX's own node cases of the operations that are written for TFLite, each through LiteRT.
+"""ONNX's own node cases of the operations that a backend writes itself, each through what runs its files.
 
-    python tests/backends/litert_cases.py [Operation ...]      what is refused or differs, and why
+    python tests/backends/node_cases.py tflite|coreml [Operation ...]      what is refused or differs, and why
 
 A case is tried as it stands and with every input but the first as a constant, for sizes, axes and weights are
 constants in real models; if both are refused, once more cleaned, as a build would.
@@ -19,9 +19,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from backends.tflite import TFLite
-from backends.tflite.ops import OPERATIONS
 from deploy.adapter.profiles import load_profile
+from deploy.adapter.protocol import Backend
 from deploy.errors import DeployError, UnsupportedError
 from deploy.frontend.onnx_file import read
 from deploy.frontend.opset import upgrade
@@ -29,16 +28,16 @@ from deploy.graph.clean import clean
 from deploy.graph.shapes import infer
 from deploy.progress import SILENT
 from deploy.spec.plan import Plan
+from deploy.spec.profile import Runtime
 
-RUNTIME = load_profile("android").runtime_named("tflite")
-PLAN = Plan(graph_sha256="", target="", runtime="tflite")
+PLAN = Plan(graph_sha256="", target="", runtime="")
 _WORST_FIRST = ("differs", "fails", "passes", "refused")
 """Of several forms of a case one that is wrong counts, else one that passes."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``result``: passes, refused, differs, fails in LiteRT, or not ours: the reader refuses it."""
+    """``result``: passes, refused, differs, fails while it runs, or not ours: the reader refuses it."""
 
     case: str
     op: str
@@ -46,7 +45,38 @@ class Outcome:
     said: str = ""
 
 
-def outcomes(only: Collection[str] = ()) -> Iterator[Outcome]:
+@dataclass(frozen=True)
+class Writer:
+    """A backend, the profile's rules that it writes by, and the operations of its table."""
+
+    backend: Backend
+    runtime: Runtime
+    operations: Collection[str]
+
+
+def tflite() -> Writer:
+    """TFLite for Android."""
+    from backends.tflite import TFLite
+    from backends.tflite.ops import OPERATIONS
+
+    return Writer(TFLite(), load_profile("android").runtime_named("tflite"), frozenset(OPERATIONS))
+
+
+def coreml() -> Writer:
+    """Core ML for iOS 18, computing in float32."""
+    from backends.coreml import CoreML
+    from backends.coreml.ops import OPERATIONS
+
+    runtime = load_profile("iphone15").runtime_named("coreml")
+    options = {**runtime.options, "minimum_deployment_target": "iOS18", "flexible_batch": True}
+    exact = runtime.model_copy(update={"around": "float32", "options": options})
+    return Writer(CoreML(), exact, frozenset(OPERATIONS))
+
+
+WRITERS = {"tflite": tflite, "coreml": coreml}
+
+
+def outcomes(writer: Writer, only: Collection[str] = ()) -> Iterator[Outcome]:
     """All cases whose operations are all listed; ``only`` those of these operations."""
     from onnx.backend.test.case.node import collect_testcases
 
@@ -56,14 +86,19 @@ def outcomes(only: Collection[str] = ()) -> Iterator[Outcome]:
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
             ops = {node.op_type for node in case.model.graph.node}
-            if "_expanded" in case.name or not ops <= set(OPERATIONS) or (only and not ops & set(only)):
+            if (
+                "_expanded" in case.name
+                or not ops <= set(writer.operations)
+                or (only and not ops & set(only))
+            ):
                 continue
             inputs, outputs = case.data_sets[0]
             if all(isinstance(array, np.ndarray | np.generic) for array in (*inputs, *outputs)):
-                yield _outcome(case.name, min(ops), case.model, inputs, outputs, Path(folder))
+                yield _outcome(writer, case.name, min(ops), case.model, inputs, outputs, Path(folder))
 
 
 def _outcome(
+    writer: Writer,
     name: str,
     op: str,
     proto: onnx.ModelProto,
@@ -82,14 +117,15 @@ def _outcome(
     forms = [model]
     if len(feeds) > 1:
         forms.append(constant_but_first(model, feeds))
-    tried = [_tried(name, op, form, feeds, want, folder) for form in forms]
+    tried = [_tried(writer, name, op, form, feeds, want, folder) for form in forms]
     if all(outcome.result == "refused" for outcome in tried):
         cleaned = clean(forms[-1].clone(), lambda *_: None).model
-        tried.append(_tried(name, op, cleaned, feeds, want, folder))
+        tried.append(_tried(writer, name, op, cleaned, feeds, want, folder))
     return min(tried, key=lambda outcome: _WORST_FIRST.index(outcome.result))
 
 
 def _tried(
+    writer: Writer,
     name: str,
     op: str,
     model: ir.Model,
@@ -98,12 +134,12 @@ def _tried(
     folder: Path,
 ) -> Outcome:
     try:
-        artifact = TFLite().lower(model, PLAN, RUNTIME, folder, SILENT)
+        artifact = writer.backend.lower(model, PLAN, writer.runtime, folder, SILENT)
     except UnsupportedError as e:
         said = e.message.partition("': ")[2] if "': " in e.message else ""
         return Outcome(name, op, "refused", said)
     try:
-        with TFLite().open(artifact, TFLite().options(RUNTIME, 1)) as runner:
+        with writer.backend.open(artifact, writer.backend.options(writer.runtime, 1)) as runner:
             got = runner.run({v.name or "": feeds[v.name or ""] for v in model.graph.inputs})
     except DeployError as e:
         return Outcome(name, op, "fails", e.message)
@@ -135,7 +171,7 @@ def agrees(want: np.ndarray, got: np.ndarray) -> bool:
 
 
 def main() -> None:
-    found = list(outcomes(sys.argv[1:]))
+    found = list(outcomes(WRITERS[sys.argv[1]](), sys.argv[2:]))
     for outcome in found:
         if outcome.result != "passes":
             print(f"{outcome.result:9} {outcome.case}: {outcome.said}")
