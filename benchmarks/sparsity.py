@@ -120,7 +120,7 @@ def trained(subject: Subject, exact: Scored) -> None:
     begun = time.process_time()
     images = subject.train is not None
     step = Finetune(
-        epochs=1 if images else 40,
+        epochs=1 if images else 20,
         batch=64 if images else 25,
         optimizer="sgd" if images else "adamw",
         lr=1e-2 if images else 2e-4,
