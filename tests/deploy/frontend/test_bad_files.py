@@ -67,6 +67,7 @@ class Bomb:
         ("x.npy", b"\x93NUMPY\x01\x00" + bytes(64), "NumPy", "--data"),
         ("model.onnx.gz", b"\x1f\x8b\x08" + bytes(64), "compressed", "unpack"),
     ],
+    ids=lambda given: "bytes" if isinstance(given, bytes) else None,
 )  # fmt: skip
 def test_other_formats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, said: str, hinted: str

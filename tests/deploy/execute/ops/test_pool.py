@@ -37,7 +37,7 @@ def test_windows_are_onnxruntimes(one_node, op, name):
     one_node(op, real(*shape), **attributes, **({"p": 3} if op == "LpPool" else {})).agrees()
 
 
-@pytest.mark.parametrize("name", set(WINDOWS))
+@pytest.mark.parametrize("name", WINDOWS)
 def test_average_counting_pads_is_onnxruntimes(one_node, name):
     shape, attributes = WINDOWS[name]
     one_node("AveragePool", real(*shape), count_include_pad=1, **attributes).agrees()
