@@ -68,7 +68,9 @@ class Harm:
         changed = {name for level in levels for name in level.weights}
         start = next(i for i, s in enumerate(steps) if any(slots.get(r) in changed for r in s.reads))
         front, behind = steps[:start], steps[start:]
-        needed = [n for n in self._pieces.reads(behind) if n not in constants]
+        later = set(self._pieces.makes(behind))
+        early = [head.read for head in self._heads if head.read not in later]
+        needed = [n for n in dict.fromkeys([*self._pieces.reads(behind), *early]) if n not in constants]
         harm = np.zeros(len(levels))
         with torch.no_grad():
             for batch, wanted in zip(self._feeds, self._wanted, strict=True):

@@ -37,6 +37,8 @@ _DAMPS = (3e-3, 3e-2, 0.3)
 """Of the mean of H's diagonal."""
 _HELD_OUT = 4
 """One batch of so many is held out."""
+_MEMORY = 1 << 30
+"""Bytes of inner values that are held for all samples."""
 
 Kept = Mapping[str, tuple[int, np.ndarray]]
 """Of values of the whole graph that lost channels: along which axis, and the indices that are left."""
@@ -56,6 +58,14 @@ def kept_channels(
             axis, earlier = found.get(name, (varying(ids)[0], np.arange(ids.size)))
             found[name] = (axis, earlier[keep])
     return found
+
+
+def narrowed(value: Tensor, kept: Kept, name: str) -> Tensor:
+    """A value of the whole graph on the channels that are left."""
+    if name not in kept:
+        return value
+    axis, indices = kept[name]
+    return value.index_select(axis, torch.from_numpy(indices))
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,17 @@ class _Stream:
         return self.pieces.run(steps, {n: values[n] for n in self.pieces.reads(steps)}, want, self.plan)
 
 
+def _most_held(model: ir.Model, batch: Mapping[str, Tensor]) -> int:
+    """How many bytes a stream holds at most for this batch."""
+    stream, most = _Stream(model, [batch]), 0
+    with torch.no_grad():
+        for position in range(len(stream.pieces.program.steps)):
+            stream.advance(position)
+            values = [v for v in stream.values[0].values() if isinstance(v, Tensor)]
+            most = max(most, sum(v.numel() * v.element_size() for v in values))
+    return most
+
+
 @dataclass(frozen=True)
 class _Site:
     """Where a change of a layer's bias goes: an input of a node, times a factor for each channel."""
@@ -148,11 +169,13 @@ def refit(
 
     ``thin`` is ``dense`` without channels (`graph.shrink`), ``kept`` what is left of the values. Both go by
     the same names. Convolutions, depthwise ones too, and products with a constant are fitted; a step of each
-    says how the squared error of what it makes changed, on samples held out. All values of the samples that
-    are alive at a time are held in memory.
+    says how the squared error of what it makes changed, on samples held out. All values that are alive at a
+    time are held for all samples; where these are more than a gigabyte, fewer batches are taken.
     """
     result = thin.clone()
     inside = {node.name or "" for node in result.graph}
+    held_bytes = _most_held(dense, feeds[0]) + _most_held(thin, feeds[0])
+    feeds = feeds[: max(2, _MEMORY // max(held_bytes, 1))]
     whole, left = _Stream(dense, feeds), _Stream(thin, feeds)
     nodes = list(result.graph)
     every = min(_HELD_OUT, len(feeds))
@@ -201,11 +224,11 @@ def _fit(
             x = layer.columns(left.look(i, layer.source), weight.shape[2:])
             if ones:
                 x = torch.cat([x, x.new_ones(len(x), 1, x.shape[2])], 1)
-            wanted = whole.look(i, aim.value)
-            if aim.value in kept:
-                axis, indices = kept[aim.value]
-                wanted = wanted.index_select(axis, torch.from_numpy(indices))
-            lacking = wanted - left.look(i, aim.value)
+            wanted = narrowed(whole.look(i, aim.value), kept, aim.value)
+            made = left.look(i, aim.value)
+            if wanted.shape != made.shape:
+                return Step(place, "kept: what it makes has another shape in the whole graph", False)
+            lacking = wanted - made
             if aim.slope is not None:
                 lacking = lacking * aim.inverse(lacking.ndim)
             m = outputs_of(lacking, layer)

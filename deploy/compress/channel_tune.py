@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from deploy.compress.channel_budget import divergence
-from deploy.compress.channel_fit import Kept
+from deploy.compress.channel_fit import Kept, narrowed
 from deploy.compress.channel_order import Feeds
 from deploy.compress.layers import goal
 from deploy.execute.module import GraphModule
@@ -126,20 +126,20 @@ class _Lesson:
         self.student = GraphModule(thin)
         known = self.teacher.program.slots
         self._inner = [name for name in completed(thin) if name in known]
+        self._kept = kept
         with torch.no_grad():
-            outputs = self.student(batch)
-        self._heads = heads(thin, {n: tuple(v.shape) for n, v in outputs.items()}, {}, Finetune())
+            outputs = self.student(batch, self._inner)
+            whole = self.teacher(batch, self._inner)
+        self._inner = [n for n in self._inner if narrowed(whole[n], kept, n).shape == outputs[n].shape]
+        shapes = {name: tuple(outputs[name].shape) for name in self.student.program.outputs}
+        self._heads = heads(thin, shapes, {}, Finetune())
         self._want = list(dict.fromkeys([*(head.read for head in self._heads), *self._inner]))
-        self._kept = {name: (axis, torch.from_numpy(at)) for name, (axis, at) in kept.items()}
 
     def exact(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the teacher has, on the channels that are left."""
         with torch.no_grad():
             found = self.teacher(batch, self._want)
-        return {
-            name: found[name].index_select(*self._kept[name]) if name in self._kept else found[name]
-            for name in self._want
-        }
+        return {name: narrowed(found[name], self._kept, name) for name in self._want}
 
     def loss(self, batch: Mapping[str, Tensor], weight: float) -> Tensor:
         wanted, found = self.exact(batch), self.student(batch, self._want)

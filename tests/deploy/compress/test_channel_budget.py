@@ -47,6 +47,17 @@ def test_levels_without(case, run):
     assert harm.levels([]) == []
 
 
+def test_an_output_that_is_there_before_what_changes_counts_as_unchanged(build, data):
+    model = build(
+        "g (float[n,4] x) => (float[n,6] h, float[n,3] y) { h = MatMul (x, w1) y = MatMul (h, w2) }",
+        {"w1": (4, 6), "w2": (6, 3)},
+    )
+    feeds = batches(model, data(model, 32), 32, 16)
+    same = torch.tensor(model.graph.initializers["w2"].const_value.numpy())
+    found = Harm(model, feeds).levels([Level(0, {"w2": same}), Level(1, {"w2": 0 * same})])
+    assert found[0] == pytest.approx(0, abs=1e-6) and found[1] > 0.01
+
+
 def test_harm_is_counted_from_the_answers_that_are_wanted(case, run):
     model, groups, feeds, x = case
     removed = [groups.families[0].atoms[0].label]

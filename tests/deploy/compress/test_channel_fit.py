@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from deploy.compress import channel_fit
 from deploy.compress.channel_fit import kept_channels, refit
 from deploy.errors import UnsupportedError
 from deploy.graph.groups import find_groups
@@ -104,6 +105,15 @@ def test_one_layer_is_the_least_squares_solution(build, data):
     best = np.linalg.lstsq(left, wanted, rcond=None)[0]
     found = left @ np.r_[array_of(fitted, "w2"), array_of(fitted, "b2")[None]]
     np.testing.assert_allclose(found, left @ best, atol=1e-3 * np.abs(wanted).max())
+
+
+def test_few_batches_are_enough_where_more_would_not_fit(residual, data, monkeypatch):
+    monkeypatch.setattr(channel_fit, "_MEMORY", 1)
+    groups = find_groups(residual)
+    removed = [groups.families[0].atoms[0].label]
+    thin, feeds = shrink(residual, groups, removed), batches(residual, data(residual, 64), 64, 16)
+    found = [refit(residual, thin, kept_channels(groups, removed), feeds[:n]).graph for n in (2, 4)]
+    np.testing.assert_array_equal(array_of(found[0], "w2"), array_of(found[1], "w2"))
 
 
 def test_residual_sums_are_compared_where_they_are_complete(residual, run, data):
