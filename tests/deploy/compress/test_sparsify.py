@@ -16,6 +16,7 @@ from deploy.compress.sparsify import run as run_step
 from deploy.errors import DataError, UsageError, VerificationError
 from deploy.frontend import onnx_file
 from deploy.graph.edit import constant, replace_weight
+from deploy.graph.fuse import fuse
 from deploy.spec.compression import Sparsify
 from deploy.spec.finetune import Finetune
 
@@ -207,3 +208,11 @@ def test_training_that_breaks_the_pattern_is_found(residual, data, tmp_path) -> 
     ground = Ground(samples=data(residual), given=residual, workdir=tmp_path, pays=True, tune=tune)
     with pytest.raises(VerificationError, match="w3"):
         run_step(Sparsify(method="magnitude", finetune=Finetune()), residual, ground)
+
+
+def test_folding_batch_norm_keeps_the_pattern(residual, data) -> None:
+    sparse = sparsified(residual, data(residual), method="magnitude").graph
+    folded = fuse(sparse, lambda _one, _other: None).model
+    assert not any(node.op_type == "BatchNormalization" for node in folded.graph)
+    assert set(masks(folded)) == {p.weight for p in products(folded)}
+    assert len(masks(folded)) == len(masks(sparse))

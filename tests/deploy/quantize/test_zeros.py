@@ -13,8 +13,10 @@ from backends.openvino import OpenVino
 from backends.ort import OnnxRuntime
 from backends.tensorrt import TensorRT
 from backends.tflite import TFLite
+from deploy.graph.edit import constant
+from deploy.quantize import correct, equalize, smooth
 from deploy.quantize.candidate import build_candidate
-from deploy.quantize.zeros import prove_zeros
+from deploy.quantize.zeros import product_zeros, prove_zeros
 
 PAD = "<pads=[1,1,1,1]>"
 NET = f"""g (float[N,4,6,6] x) => (float[N,6] y) {{
@@ -91,3 +93,30 @@ def test_dense_networks_have_nothing_to_prove(graph, quantize, symmetric, as_sub
     subject = as_subject(model, symmetric, quantize(model, symmetric))
     candidate = build_candidate(subject, (), tmp_path)
     assert prove_zeros(candidate.plan.blocks, candidate.qdq, candidate.artifact, subject.backend) is None
+
+
+def test_rungs_of_the_ladder_that_scale_and_shift_keep_zeros(graph, quantize, symmetric) -> None:
+    spread = np.geomspace(0.03, 30, 8).astype(np.float32)
+    w1, w2 = sparse((8, 8, 1, 1), 1), sparse((8, 8, 1, 1), 1)
+    image = "float[N,8,6,6]"
+    model = graph(
+        f"""g ({image} x) => ({image} y) {{ [c1] a = Conv(x, w1, b1)  [r1] r = Relu(a)
+        [dw] d = Conv<group=8, pads=[1,1,1,1]>(r, wd, bd)  [r2] s = Relu(d)  [c2] y = Conv(s, w2, b2) }}""",
+        {
+            "w1": w1 * spread[:, None, None, None], "b1": 0.1 * spread, "wd": (8, 1, 3, 3),
+            "bd": 0.1 * spread, "w2": w2 / spread[None, :, None, None], "b2": (8,),
+        },
+    )  # fmt: skip
+    whole = quantize(model, symmetric)
+    how = {"observer": "minmax", "samples": 16}
+    for rung in (equalize, smooth):
+        changed = rung.apply(model, whole.placement, symmetric.quant, whole.dataset, **how).result
+        zeros = product_zeros(changed)
+        assert zeros == {"c1": True, "dw": False, "c2": True}
+        if rung is equalize:
+            assert any((constant(v) != constant(model.graph.initializers[n])).any()
+                       for n, v in changed.graph.initializers.items() if n in ("w1", "w2"))  # fmt: skip
+    corrected = correct.apply(model, whole.assignment, symmetric.quant, whole.dataset, samples=16).result
+    for name in ("w1", "w2"):
+        gone = constant(model.graph.initializers[name]) == 0
+        assert (corrected.assignment.codes[name][gone] == 0).all()
