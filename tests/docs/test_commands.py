@@ -35,7 +35,7 @@ def load(path: Path) -> ModuleType:
 docs = load(ROOT / "docs" / "run.py")
 SLOW = {
     f"how-to/{page}.md"
-    for page in ("pytorch", "x86", "jetson", "budget", "report", "measure-machine", "choose")
+    for page in ("compress", "pytorch", "x86", "jetson", "budget", "report", "measure-machine", "choose")
 }
 """Start PyTorch, build or measure much; `make test-all` runs them, the fast tests understand them only."""
 
