@@ -3,10 +3,10 @@
     python benchmarks/headline.py --cases DIR --out DIR [--threads 2] [--timed-by "chrt -f 10"]
 
 DIR/r18_cifar10/model.onnx is the network and the teacher; DIR/data holds the training and test images as JPEG
-bytes. A copy with a fifth to a third of each layer's channels learns from labels and from the teacher's
-answers, and is built for x86-cpu as any model would be: quantized after training, in the runtime that is
-fastest. 2,000 training images stay out of training: they choose whatever is chosen. The test images are
-looked at once, by the build at its end.
+bytes. A copy with a quarter to a seventh of each layer's channels learns from labels and from the teacher's
+answers, as headline.toml says, and is built for x86-cpu as any model would be: quantized after training, in
+the runtime that is fastest. 2,000 training images stay out of training: they choose whatever is chosen. The
+test images judge at the end, the build's verdict and the table.
 
 Everything lies in --out: a run that was killed goes on where it was, training at its last checkpoint.
 Times of all its parts add up in times.json, those of the part that was cut off up to its last end.
@@ -45,8 +45,9 @@ from deploy.graph.shapes import infer
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Silent
 from deploy.spec.compression import Shrink
-from deploy.spec.finetune import Augment, Distill, Finetune
-from deploy.spec.project import Budget
+from deploy.spec.document import parse_toml
+from deploy.spec.finetune import Finetune
+from deploy.spec.project import Budget, Project
 from deploy.train.finetune import finetune
 
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -54,25 +55,8 @@ VALIDATED, CALIBRATED = 2000, 512
 SMALLEST, FASTER, LOST = 426_000, 20, 3.0
 """What is wanted: bytes, times the speed, points."""
 
-STUDENT = Shrink(
-    width=0.25,
-    widths={"*/layers.6/c1/*": 80 / 512, "*/layers.[67]/*": 72 / 512},
-    align=8,
-    fresh=True,
-)
-"""The last stages hold the weights and the first ones the time: these keep 16, 32 and 64 channels, which fill
-vectors, those 80 and 72, for as many as a file of 426 kB has room for."""
-
-TRAINING = Finetune(
-    epochs=42,
-    batch=128,
-    lr=0.1,
-    weight_decay=5e-4,
-    clip=4,
-    precision="bf16",
-    augment=Augment(crop=4, flip=True),
-    distill=Distill(alpha=0.3, temperature=4, views=4),
-)
+PROJECT = Path(__file__).with_suffix(".toml")
+"""The recipe: widths and training."""
 
 
 class Told(Silent):
@@ -129,22 +113,22 @@ def unpack(data: Path, out: Path) -> None:
     np.savez(out / "test.npz", x=x, y=y)
 
 
-def student(teacher: ir.Model, out: Path) -> ir.Model:
+def student(teacher: ir.Model, step: Shrink, out: Path) -> ir.Model:
     """The teacher with fewer channels and weights drawn anew."""
     sample = {"x": np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)}
     graph = infer(clean(teacher, prover([sample])).model)
-    thin = run_student(STUDENT, graph, Ground(samples=None, given=graph, workdir=out / "shrink")).model
+    thin = run_student(step, graph, Ground(samples=None, given=graph, workdir=out / "shrink")).model
     ir.save(thin, out / "student.onnx")
     return thin
 
 
-def train(thin: ir.Model, teacher: ir.Model, out: Path, threads: int) -> ir.Model:
+def train(thin: ir.Model, teacher: ir.Model, step: Finetune, out: Path, threads: int) -> ir.Model:
     """Labels and the teacher's answers. What was trained before is read back."""
     specs = tensor_specs(thin.graph.inputs)
     fit, validation = (open_dataset(out / f"{name}.npz", specs) for name in ("fit", "validation"))
     trained = finetune(
         thin,
-        TRAINING,
+        step,
         train=fit,
         validation=validation,
         teachers=[teacher],
@@ -224,15 +208,22 @@ def main() -> None:
     given = parser.parse_args()
     out, source = given.out, given.cases / "r18_cifar10" / "model.onnx"
     out.mkdir(parents=True, exist_ok=True)
+    text = PROJECT.read_text()
+    shrinking, training = parse_toml(Project, text, origin=PROJECT).recipe
+    assert isinstance(shrinking, Shrink)
+    assert isinstance(training, Finetune)
+    (out / "deploy.toml").write_text(text)
+    if not (out / "model.onnx").exists():
+        (out / "model.onnx").symlink_to(source.resolve())
     times = Times(out)
     if not (out / "test.npz").is_file():
         with times.part("unpack"):
             unpack(given.cases / "data", out)
     teacher = infer(onnx_file.read(source).model)
     with times.part("shrink"):
-        thin = student(teacher, out)
+        thin = student(teacher, shrinking, out)
     with times.part("train"):
-        trained = train(thin, teacher, out, given.threads)
+        trained = train(thin, teacher, training, out, given.threads)
     with times.part("build"):
         bundle = build(out)
     report(source, teacher, trained, bundle, times, given.timed_by, out)
