@@ -20,7 +20,7 @@ from deploy.graph.groups import Family, Groups
 from deploy.graph.masked import MIXING, NORMS
 from deploy.progress import SILENT, Progress
 
-_SHARES = (0, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1)
+_SHARES = (0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 """Of what a family may lose: where harm is measured; between them it lies on a line."""
 _WIDTHS = 24
 """Widths of a family among which one is chosen, at most."""

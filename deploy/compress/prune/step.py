@@ -66,9 +66,9 @@ def check(step: Prune, model: ir.Model, ground: Ground) -> None:
         )
     groups = find_groups(model, matching(model, step.protect))
     least = {family.name: math.ceil(step.keep * len(family.atoms)) for family in groups.families}
-    setting = _setting(step, model, groups, least, ground)
-    whole = _amount_of(setting, [len(family.atoms) for family in groups.families])
-    require_reachable(setting.allowed, setting.amount, _goal(step, whole), step.goal, _bounds(step, ground))
+    here = setting(step, model, groups, least, ground)
+    whole = _amount_of(here, [len(family.atoms) for family in groups.families])
+    require_reachable(here.allowed, here.amount, _goal(step, whole), step.goal, _bounds(step, ground))
 
 
 def run(step: Prune, model: ir.Model, ground: Ground) -> StepResult:
@@ -88,7 +88,7 @@ def _run(step: Prune, model: ir.Model, ground: Ground) -> StepResult:
     least = {name: math.ceil(step.keep * count) for name, count in sizes.items()}
     thin, aim, kept = model, model, dict[str, tuple[int, np.ndarray]]()
     gone: Counter[str] = Counter()
-    start = _setting(step, model, first, least, ground)
+    start = setting(step, model, first, least, ground)
     whole = _amount_of(start, list(sizes.values()))
     targets = milestones(whole, _goal(step, whole), step.per_round)
     notes: dict[str, None] = {}
@@ -96,8 +96,8 @@ def _run(step: Prune, model: ir.Model, ground: Ground) -> StepResult:
         ground.progress.note(f"prune: round {number} of {len(targets)}")
         names = {node.name for node in thin.graph}
         groups = find_groups(thin, [name for name in protected if name in names])
-        setting = _setting(step, thin, groups, least, ground)
-        removed = _removed(step, setting, target, feeds, aim, ground, notes)
+        here = setting(step, thin, groups, least, ground)
+        removed = removal(step, here, target, aim, feeds, ground, notes)
         kept = kept_channels(groups, removed, kept)
         owner = {atom.label: family.name for family in groups.families for atom in family.atoms}
         gone.update(owner[label] for label in removed)
@@ -116,10 +116,11 @@ def _run(step: Prune, model: ir.Model, ground: Ground) -> StepResult:
     return StepResult(thin, told, _rows(sizes, gone))
 
 
-def _setting(
+def setting(
     step: Prune, model: ir.Model, groups: Groups, least: Mapping[str, int], ground: Ground
 ) -> Setting:
-    """Raises UsageError where no family can lose anything."""
+    """What may go of a graph; ``least`` is what families must keep, by name. Raises UsageError where none can
+    lose anything."""
     align, strict = (ground.align, False) if step.align is None else (step.align, True)
     allowed = tuple(
         widths(len(f.atoms), step_of(f, align, strict=strict), least.get(f.name, 1)) for f in groups.families
@@ -144,8 +145,8 @@ def _why(groups: Groups, align: int) -> str:
     return "; ".join(reasons[:_REASONS]) + more or "no layer has channels of its own"
 
 
-def _amount_of(setting: Setting, kept: Sequence[int]) -> float:
-    return float(setting.amount(np.array([kept], float))[0])
+def _amount_of(here: Setting, kept: Sequence[int]) -> float:
+    return float(here.amount(np.array([kept], float))[0])
 
 
 def _goal(step: Prune, whole: float) -> float:
@@ -161,34 +162,38 @@ def _bounds(step: Prune, ground: Ground) -> str:
     return f"keep = {step.keep:g}" + (f" and align = {align}" if align > 1 else "")
 
 
-def _removed(
+def removal(
     step: Prune,
-    setting: Setting,
+    here: Setting,
     target: float,
-    feeds: Feeds,
     aim: ir.Model,
+    feeds: Feeds,
     ground: Ground,
     notes: dict[str, None],
 ) -> list[int]:
-    """The atoms that go so that ``target`` is left."""
-    model, groups = setting.model, setting.groups
+    """The atoms of one round that go so that at most ``target`` is left of the goal's resource.
+
+    Harm is measured against the answers of ``aim`` on the batches ``feeds``; what is to be said goes into
+    ``notes``.
+    """
+    model, groups = here.model, here.groups
     judge, learn = _parted(feeds)
     if step.scope == "measured":
         wanted = answers(aim, judge)[1]
         if step.criterion == "obs" and step.compensate:
             fallback = weighed(model, groups, 2)
             found = by_obs(
-                model, groups, fallback, setting.allowed, learn, judge, wanted, ground.seed, ground.progress
+                model, groups, fallback, here.allowed, learn, judge, wanted, ground.seed, ground.progress
             )
         else:
             scores = _scores(step, model, groups, learn, ground, notes)
-            found = by_scores(model, groups, scores, setting.allowed, judge, wanted, ground.progress)
-        kept = least_harm([f.choice for f in found], setting.amount, target, dear=step.goal == "latency")
+            found = by_scores(model, groups, scores, here.allowed, judge, wanted, ground.progress)
+        kept = least_harm([f.choice for f in found], here.amount, target, dear=step.goal == "latency")
         orders = [f.labels for f in found]
     else:
         scores = _scores(step, model, groups, feeds, ground, notes)
         ranked = rankings(groups, scores, step.scope, step.isomorphic)
-        kept = by_rank(ranked, setting.allowed, setting.amount, target)
+        kept = by_rank(ranked, here.allowed, here.amount, target)
         orders = [ordered(family, scores) for family in groups.families]
     return [label for own, count in zip(orders, kept, strict=True) for label in own[: len(own) - count]]
 
