@@ -19,7 +19,7 @@ from deploy.compress.kmeans import kmeans
 from deploy.compress.step import Compressed, Step
 from deploy.errors import UsageError
 from deploy.execute.compare import prover
-from deploy.graph.edit import constant, replace_weight
+from deploy.graph.edit import constant, replace_everywhere
 from deploy.graph.fuse import fuse
 from deploy.graph.palette import Palette
 from deploy.graph.summary import tensor_specs
@@ -95,7 +95,7 @@ def cluster(
         steps.append(Step(name, what if kept else f"left as it is: {what} move it too far", kept, 0.0, error))
         if kept:
             palettes[name] = palette
-            _replace(copy, uses, palette.values())
+            replace_everywhere(copy, copy.graph.initializers[name], palette.values())
     return Clustered(copy, tuple(steps), palettes)
 
 
@@ -134,13 +134,3 @@ def _codebook(
     indices = np.full(array.shape, place, np.uint8)
     indices[alive] = found.indices + (found.indices >= place)
     return np.insert(found.centres, place, 0.0).astype(array.dtype), indices
-
-
-def _replace(model: ir.Model, uses: list[tuple[ir.Node, int]], array: np.ndarray) -> None:
-    """All readers of a constant read another one, under the same name."""
-    node, position = uses[0]
-    for other, index in uses[1:]:
-        other.replace_input_with(index, None)
-    new = replace_weight(model, node, position, array)
-    for other, index in uses[1:]:
-        other.replace_input_with(index, new)

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from deploy.compress.pattern import FOUR, fits, fours, products
 from deploy.compress.step import Compressed, Step
-from deploy.graph.edit import constant, replace_weight
+from deploy.graph.edit import constant, replace_everywhere
 from deploy.graph.groups import find_groups
 
 _ROWS = 2048
@@ -146,19 +146,8 @@ def turned(model: ir.Model, free: Free, moves: Mapping[int, int]) -> ir.Model:
             assert array is not None
             arrays[name] = np.take(array, order, axis)
     for name, array in arrays.items():
-        _replace(copy, copy.graph.initializers[name], array)
+        replace_everywhere(copy, copy.graph.initializers[name], array)
     return copy
-
-
-def _replace(model: ir.Model, value: ir.Value, array: np.ndarray) -> None:
-    """All readers of a constant read another one, under the same name."""
-    uses = list(value.uses())
-    node, position = uses[0]
-    for other, index in uses[1:]:
-        other.replace_input_with(index, None)
-    new = replace_weight(model, node, position, np.ascontiguousarray(array))
-    for other, index in uses[1:]:
-        other.replace_input_with(index, new)
 
 
 def arrange(scores: np.ndarray, search: Search) -> np.ndarray:

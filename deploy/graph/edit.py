@@ -183,6 +183,17 @@ def replace_weight(model: ir.Model, node: ir.Node, position: int, array: np.ndar
     return new
 
 
+def replace_everywhere(model: ir.Model, value: ir.Value, array: np.ndarray) -> None:
+    """Give all readers of a constant another one of its type, under the same name."""
+    uses = list(value.uses())
+    node, position = uses[0]
+    for other, index in uses[1:]:
+        other.replace_input_with(index, None)
+    new = replace_weight(model, node, position, np.ascontiguousarray(array))
+    for other, index in uses[1:]:
+        other.replace_input_with(index, new)
+
+
 def insert_before(
     anchor: ir.Node,
     op_type: str,

@@ -180,7 +180,13 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
         told = (
             f"{zeros.proved} of {figures.plural(zeros.products, 'product')}, by their {zeros.by} in the file"
         )
-        facts.append(Fact("2:4 sparse", "; ".join((told, *zeros.broken)), "bad" if zeros.broken else ""))
+        facts.append(
+            Fact(
+                "2:4 sparse",
+                "; ".join((told, *zeros.broken)),
+                "bad" if zeros.broken and zeros.by == "weights" else "",
+            )
+        )
     if manifest.deferred:
         facts.append(Fact("deferred", f"finished on the device: {', '.join(manifest.artifact.files)}"))
     return tuple(facts)
