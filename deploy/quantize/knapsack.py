@@ -2,7 +2,8 @@
 
 A multiple-choice knapsack with borders: each block takes one of its choices; a value that is made in one form
 and read in another costs a change of form, once however many read it. Solved as a mixed-integer linear
-program by HiGHS (Huangfu and Hall 2018), which scipy brings.
+program by HiGHS (Huangfu and Hall 2018), which scipy brings. Without a budget it is a least cut (Greig,
+Porteous and Seheult 1989), for which nothing need be imported.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from deploy.errors import BackendError
+from deploy.quantize.flow import SINK, SOURCE, WITHOUT_END, Network
 from deploy.spec.tensors import INTEGER, Precision
 
 _SECONDS = 20.0
@@ -30,6 +32,8 @@ _UNIT = 1e3
 """What a typical option costs in the program: the solver stops where 1e-6 is left to win."""
 _TIES = 1e-6
 """Of a typical option's time, what the most harmful option costs extra: it decides between equals."""
+_EXACT = 1e12
+"""Parts of a typical option's time that a cut tells apart."""
 _TOLERANCE = 1e-6
 """By how much the solver may overstep a row."""
 _ROUNDING = 1e-9
@@ -151,6 +155,8 @@ def fastest_options(problem: Problem, budget: float = math.inf) -> dict[str, Opt
     ]
     if not picks:
         return {}
+    if math.isinf(budget) and (chosen := _by_cut(problem, picks)) is not None:
+        return chosen
     costs, rows = _program(problem, picks)
     harms = {i: option.harm / budget for i, (_, option) in enumerate(picks) if option.harm}
     if math.isinf(budget) or not harms:
@@ -186,10 +192,52 @@ def _program(problem: Problem, picks: Sequence[tuple[str, Option]]) -> tuple[np.
         rows.add(sum_of([(block, -1.0), *((reader, 1.0) for reader in readers)]), 0.0, np.inf)
         for reader in readers:
             rows.add(sum_of([(block, 1.0), (reader, -1.0)]), 0.0, np.inf)
+    typical, options = _scaled(picks)
+    return _UNIT * np.array([*options, *(border.ms / typical for border in problem.borders)]), rows
+
+
+def _scaled(picks: Sequence[tuple[str, Option]]) -> tuple[float, list[float]]:
+    """The milliseconds of a typical pick; what each costs in such, its harm included."""
     worst = max((option.harm for _, option in picks), default=0.0) or 1.0
     typical = float(np.mean([option.ms for _, option in picks])) or 1.0
-    options = [option.ms / typical + _TIES * option.harm / worst for _, option in picks]
-    return _UNIT * np.array([*options, *(border.ms / typical for border in problem.borders)]), rows
+    return typical, [option.ms / typical + _TIES * option.harm / worst for _, option in picks]
+
+
+def _by_cut(problem: Problem, picks: Sequence[tuple[str, Option]]) -> dict[str, Option] | None:
+    """The fastest choice without a budget as a least cut: what is in integers lies on the source's side.
+
+    None where a block that follows several would be in integers although none of these is: no cut can forbid
+    that, and the solver has to.
+    """
+    network = Network()
+    nodes = {block: network.node() for block in problem.options}
+    typical, costs = _scaled(picks)
+    best: dict[tuple[str, bool], tuple[float, Option]] = {}
+    for (block, option), cost in zip(picks, costs, strict=True):
+        if (block, option.integer) not in best or cost < best[block, option.integer][0]:
+            best[block, option.integer] = cost, option
+    for block, node in nodes.items():
+        for integer, tail, head in ((False, SOURCE, node), (True, node, SINK)):
+            known = best.get((block, integer))
+            network.join(tail, head, WITHOUT_END if known is None else round(_EXACT * known[0]))
+    for border in problem.borders:
+        made, read = nodes.get(border.maker, SINK), [nodes.get(reader, SINK) for reader in border.readers]
+        some, all_ = network.node(), network.node()  # of them are in integers
+        network.join(some, all_, round(_EXACT * border.ms / typical))
+        for node in read if border.free else (made, *read):
+            network.join(node, some, WITHOUT_END)
+        for node in (made, *read):
+            network.join(all_, node, WITHOUT_END)
+    for block, readers in problem.follows.items():
+        for reader in readers:
+            network.join(nodes.get(reader, SINK), nodes.get(block, SINK), WITHOUT_END)
+        if len(readers) == 1:
+            network.join(nodes.get(block, SINK), nodes.get(readers[0], SINK), WITHOUT_END)
+    side = network.source_side()
+    integers = {block for block, node in nodes.items() if node in side}
+    if any(b in integers and integers.isdisjoint(readers) for b, readers in problem.follows.items()):
+        return None
+    return {block: best[block, block in integers][1] for block in problem.options}
 
 
 def _unlike(border: Border) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -201,6 +202,27 @@ def test_what_moves_data_goes_with_who_reads_it() -> None:
     assert fastest(Problem(blocks, (), follows)) == dict.fromkeys(blocks, "float")
     blocks["b"] = (Option("float", 3.0), Option("int8", 0.0))
     assert fastest(Problem(blocks, (), follows)) == {"pool": "int8", "a": "float", "b": "int8"}
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems(least=1e-4), st.integers(1, 3))
+def test_what_follows_several_is_in_integers_where_one_of_them_is(
+    case: tuple[Problem, float], many: int
+) -> None:
+    problem, _ = case
+    first, *others = problem.options
+    problem = replace(problem, follows={first: tuple(others[:many])} if others else {})
+
+    def allowed(chosen: dict[str, Precision]) -> bool:
+        return all(
+            (chosen[b] in INTEGER) == any(chosen[r] in INTEGER for r in readers)
+            for b, readers in problem.follows.items()
+        )
+
+    chosen = fastest(problem)
+    assert allowed(chosen)
+    least = min(cost(problem, other) for other in all_choices(problem) if allowed(other))
+    assert cost(problem, chosen) <= least * (1 + 1e-4) + 1e-12
 
 
 def test_what_the_solver_prints_stays_out_of_the_output(capfd, monkeypatch) -> None:
