@@ -54,15 +54,16 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
     with staged(destination) as folder, open_cache(request.cache, progress) as cache:
         source = steps.read_source(request, cache, record)
         prepared = steps.clean(source, request, cache, record)
-        request, target = follow_lock(request, target, prepared)
+        asked, (request, followed) = request.precision, follow_lock(request, target, prepared)
         baseline = steps.baseline(source, prepared)
         del source  # with its weights: from here on they are mapped from the cache
         roles = steps.open_data(prepared, request, record)
         lock = read_lock(request, prepared)
         request = ready(request, prepared, target, roles, lock, progress)
-        prepared = compress(prepared, target, roles, request, lock, cache, record)
-        prepared = legalize(target, prepared, request.threads, cache, record)
-        able = steps.check(target, prepared, request, record)
+        wish = replace(request, precision=asked)  # a lock names what it led to
+        prepared = compress(prepared, target, roles, wish, lock, cache, record)
+        prepared = legalize(followed, prepared, request.threads, cache, record)
+        able = steps.check(followed, prepared, request, record)
         made_of = Ingredients(able, prepared, roles, request)
         foreseen = foresee(made_of, cache, record)
         histograms = steps.calibrate(made_of, cache, record)

@@ -71,8 +71,9 @@ def ground_for(
 
 
 def alignment(target: Target) -> int:
-    """The multiple of channels that all runtimes of the target compute well."""
-    return math.lcm(*(route.runtime.align for route in target.routes))
+    """The multiple of channels that all runtimes of the device compute well, whichever are here or asked for:
+    a lock names one of them, and must come to the same graph."""
+    return math.lcm(*(runtime.align for runtime in target.profile.runtime))
 
 
 def sparsity_pays(target: Target) -> tuple[bool, str]:

@@ -18,7 +18,7 @@ from deploy.data.dataset import Dataset
 from deploy.graph.groups import find_groups
 from deploy.graph.shapes import model_inputs
 from deploy.spec.compression import LowRank, Prune, Sparsify
-from deploy.spec.finetune import Augment, Distill, Finetune
+from deploy.spec.finetune import Distill, Finetune
 from deploy.spec.recipe import Preset, Recipe, Step
 
 
@@ -32,7 +32,6 @@ class Means:
     train: Dataset | None
     pays: bool
     target: str
-    quantizes: bool
 
 
 def expand(preset: Preset, means: Means) -> Recipe:
@@ -63,9 +62,9 @@ def expand(preset: Preset, means: Means) -> Recipe:
 
 
 def _pruning(preset: Preset, means: Means, trains: bool) -> list[Step]:
-    share = {"fast": 0.2, "balanced": 0.35, "smallest": 0.75}[preset]
     if not trains:
-        return [Prune(macs=min(share, 0.3) if preset == "balanced" else min(share, 0.5))]
+        return [Prune(macs={"fast": 0.2, "balanced": 0.3, "smallest": 0.5}[preset])]
+    share = 0.35 if preset == "balanced" else 0.75
     if preset == "balanced":
         return [_from_samples(means, share), _training(means, 8)]
     rounds = _from_samples(means, share).model_copy(update={"finetune": _training(means, 2)})
@@ -88,7 +87,6 @@ def _training(means: Means, epochs: int) -> Finetune:
         lr=0.01 if normed or convolves else 1e-3,
         batch_norm="insert" if convolves and not normed else "train",
         distill=Distill(alpha=0.3 if labelled else 0.0),
-        augment=Augment(),
     )
 
 

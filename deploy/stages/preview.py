@@ -57,9 +57,10 @@ def preview(request: Request, cache: Cache, record: Record) -> Preview:
     target = find_target(request.target, request.runtime)
     source = steps.read_source(request, cache, record)
     prepared = steps.clean(source, request, cache, record)
-    request, target = follow_lock(request, target, prepared)
+    request, followed = follow_lock(request, target, prepared)
     roles = steps.open_data(prepared, request, record)
     request = ready(request, prepared, target, roles, read_lock(request, prepared), record.progress)
+    target = followed
     prepared = legalize(target, prepared, request.threads, cache, record)
     check_request(request, prepared)
     target = able_to(target, request.precision, integer_outputs=request.io.outputs is not None)

@@ -38,7 +38,7 @@ def ready(
     if recipe.preset is not None and not recipe.steps:
         if prepared.facts.imported:
             raise _quantized(f"the recipe {recipe.preset}")
-        recipe = expand(recipe.preset, means(request, prepared, target, roles))
+        recipe = expand(recipe.preset, means(prepared, target, roles))
         for note in recipe.notes:
             progress.note(f"recipe {recipe.preset}: {note}")
         request = replace(request, recipe=recipe)
@@ -64,7 +64,7 @@ def _quantized(what: str) -> UsageError:
     )
 
 
-def means(request: Request, prepared: Prepared, target: Target, roles: Roles) -> Means:
+def means(prepared: Prepared, target: Target, roles: Roles) -> Means:
     """What a preset has to work with."""
     return Means(
         model=prepared.clean,
@@ -72,7 +72,6 @@ def means(request: Request, prepared: Prepared, target: Target, roles: Roles) ->
         train=roles.train,
         pays=sparsity_pays(target)[0],
         target=target.name,
-        quantizes=_yardstick(request, prepared, target, roles).quantizes,
     )
 
 

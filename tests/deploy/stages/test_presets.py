@@ -28,9 +28,7 @@ def samples(*, labels: bool = True) -> Dataset:
 
 @pytest.fixture(scope="module")
 def means() -> Means:
-    return Means(
-        model=CONVOLUTIONAL["vgg"](), samples=True, train=samples(), pays=False, target="here", quantizes=True
-    )
+    return Means(model=CONVOLUTIONAL["vgg"](), samples=True, train=samples(), pays=False, target="here")
 
 
 def names(recipe: Recipe) -> list[str]:
