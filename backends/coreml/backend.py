@@ -7,8 +7,11 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from backends.coreml.child import ForeignRunner, contents
+from backends.coreml.describe import describe
 from backends.coreml.ends import Ends
 from backends.coreml.lower import require, walk
+from backends.coreml.notes import required_notes
 from backends.coreml.package import open_package
 from backends.coreml.readback import read_tensors
 from backends.coreml.runner import CoreMLOptions, CoreMLRunner
@@ -19,7 +22,8 @@ from deploy.errors import ToolchainError
 from deploy.graph.fixed import pin_batch
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
-from deploy.spec.artifact import Artifact, Options, Verdict
+from deploy.spec.artifact import Artifact, Description, Options, Verdict
+from deploy.spec.contents import FileContents
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 
@@ -31,6 +35,7 @@ class CoreML:
 
     name = "coreml"
     options_type: type[Options] = CoreMLOptions
+    suffixes: tuple[str, ...] = (".mlpackage",)
 
     def available(self) -> Availability:
         """Whether it can be loaded; that a package is listed as installed does not say so."""
@@ -80,7 +85,17 @@ class CoreML:
 
     def open(self, artifact: Artifact, options: Options) -> Runner:
         own = options if isinstance(options, CoreMLOptions) else CoreMLOptions(threads=options.threads)
-        return Ends(CoreMLRunner(artifact.main.parent, own), artifact)
+        path = artifact.main.parent
+        return Ends(ForeignRunner(path, own) if artifact.foreign else CoreMLRunner(path, own), artifact)
+
+    def describe(self, artifact: Artifact, description: Description) -> None:
+        """Into the package's own metadata; names of classes as an entry of it."""
+        path = artifact.main.parent
+        describe(path, required_notes(path), description)
+
+    def contents(self, path: Path) -> FileContents:
+        """What a package holds, whoever wrote it; read in a child process."""
+        return contents(path)
 
     def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
         """None: what interprets a package here says nothing of a device's time."""

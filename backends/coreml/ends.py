@@ -11,12 +11,9 @@ from typing import Self
 
 import numpy as np
 
-from backends.coreml.notes import notes_of
-from backends.coreml.package import open_package
-from backends.coreml.runner import CoreMLRunner
+from backends.coreml.notes import required_notes
 from deploy.adapter.feeds import Feeding
-from deploy.adapter.protocol import Arrays
-from deploy.errors import BackendError
+from deploy.adapter.protocol import Arrays, Runner
 from deploy.spec.artifact import Artifact
 from deploy.spec.tensors import TensorSpec
 
@@ -24,17 +21,12 @@ from deploy.spec.tensors import TensorSpec
 class Ends:
     """Implements the Runner protocol. Raises BackendError for a package that is not of our writing."""
 
-    def __init__(self, inner: CoreMLRunner, artifact: Artifact) -> None:
+    def __init__(self, inner: Runner, artifact: Artifact) -> None:
         self._inner = inner
         self.executed_by = inner.executed_by
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self._values = artifact.values
-        with open_package(artifact.main.parent) as package:
-            notes = notes_of(package)
-        if notes is None:
-            raise BackendError(
-                f"{artifact.main.parent.name} was not written by deploy", hint="build it again"
-            )
+        notes = required_notes(artifact.main.parent)
         self._own = {given: own for own, given in notes.ends.items() if own in _names(inner.inputs)}
         self._given = {given: own for own, given in notes.ends.items() if own in _names(inner.outputs)}
         self._types = {spec.name: spec.dtype for spec in inner.inputs}

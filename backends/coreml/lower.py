@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _LARGEST_RANK = 5
 _LARGEST_SIZE = 4096
 """Of one that is free: Core ML wants a bound."""
-_ENDS = {"float32": "fp32", "int32": "int32", "int64": "int32", "bool": "int32"}
+_ENDS = {"float32": "fp32", "float16": "fp32", "int32": "int32", "int64": "int32", "bool": "int32"}
 """Types of inputs and outputs -> those that a Core ML program takes and gives for them."""
 
 
@@ -75,8 +75,11 @@ def walk(graph: ir.Model, target: str) -> Walked:
             read = {value for node in graph.graph for value in node.inputs}
             walked.wrong_ends += [reason for value, reason in wrong.items() if value not in read]
             if not walked.wrong_ends and all(v.support == "supported" for v in walked.verdicts):
-                function.set_outputs(list(_leave(graph, walked)))
-                walked.program.add_function("main", function)
+                try:
+                    function.set_outputs(list(_leave(graph, walked)))
+                    walked.program.add_function("main", function)
+                except Unsupported as e:
+                    walked.wrong_ends.append(f"an output: {e}")
     return walked
 
 
@@ -186,13 +189,19 @@ def _refused(node: ir.Node, out: Emitter) -> str:
 
 
 def _build(node: ir.Node, out: Emitter) -> None:
-    """Emit it; the builder infers types, and raises whatever its functions raise where they do not fit."""
+    """Emit it; the builder infers types, and raises whatever its functions raise where they do not fit.
+
+    What a node makes and a lowering does not is refused where somebody reads it.
+    """
     try:
         OPERATIONS[node.op_type](node, out)
     except Unsupported:
         raise
     except Exception as e:
         raise Unsupported(f"coremltools: {' '.join(str(e).split()) or type(e).__name__}") from e
+    for value in node.outputs:
+        if value not in out.carried and (value.uses() or value.is_graph_output()):
+            raise Unsupported(f"its result '{value.name}' is read, which has no counterpart in Core ML")
 
 
 def _stand_ins(node: ir.Node, out: Emitter) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from backends.coreml.package import Package
+from backends.coreml.package import Package, open_package
+from deploy.errors import BackendError
 
 METADATA = "deploy"
 
@@ -38,3 +38,12 @@ def notes_of(package: Package) -> Notes | None:
         return Notes(**json.loads(text))
     except (ValueError, TypeError, RecursionError):
         return None
+
+
+def required_notes(path: Path) -> Notes:
+    """What we wrote into a package. Raises BackendError for one that somebody else wrote."""
+    with open_package(path) as package:
+        notes = notes_of(package)
+    if notes is None:
+        raise BackendError(f"{path.name} was not written by deploy", hint="build it again")
+    return notes

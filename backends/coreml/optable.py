@@ -11,8 +11,8 @@ from deploy.adapter import optable
 
 Lowering = Callable[[ir.Node, Emitter], None]
 
-FLOATS = ("float32",)
-NUMBERS = ("float32", "int32", "int64")
+FLOATS = ("float32", "float16")
+NUMBERS = (*FLOATS, "int32", "int64")
 ANY = (*NUMBERS, "bool")
 
 

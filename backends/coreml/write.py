@@ -63,7 +63,7 @@ def write(graph: ir.Model, walked: Walked, target: str, precision: str, path: Pa
                 convert_to="mlprogram",
                 inputs=ends if walked.ranges else None,
                 minimum_deployment_target=getattr(ct.target, target),
-                compute_precision=getattr(ct.precision, precision),
+                compute_precision=_computed(graph, walked, precision),
                 pass_pipeline=ct.PassPipeline(pass_names=passes, pipeline_name="deploy"),
                 skip_model_load=True,
             )
@@ -76,6 +76,21 @@ def write(graph: ir.Model, walked: Walked, target: str, precision: str, path: Pa
             hint="build for ONNX Runtime, or report this graph",
         ) from e
     return values
+
+
+def _computed(graph: ir.Model, walked: Walked, precision: str) -> object:
+    """In which type floats are computed: where a graph has both, as it says of each node."""
+    ct = sdk()
+    floats = {value.dtype for node in graph.graph for value in node.outputs}
+    if precision == "FLOAT32" or not {ir.DataType.FLOAT, ir.DataType.FLOAT16} <= floats:
+        return getattr(ct.precision, precision)
+    wide = {
+        node.name or ""
+        for node in graph.graph
+        if any(value.dtype == ir.DataType.FLOAT for value in node.outputs)
+    }
+    makers = walked.out.makers
+    return ct.transform.FP16ComputePrecision(lambda op: makers.get(op.outputs[0].name) not in wide)
 
 
 def _shape(value: ir.Value, walked: Walked) -> tuple[int | coremltools.RangeDim, ...]:

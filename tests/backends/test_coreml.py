@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from deploy.graph.qdq import insert, quantize_array
 from deploy.graph.qdq import read_tensors as planned_by
 from deploy.graph.shapes import infer
 from deploy.progress import SILENT
-from deploy.spec.artifact import Artifact
+from deploy.spec.artifact import Artifact, Description
 from deploy.spec.plan import Plan, QuantParams, TensorPlan, differences
 from deploy.spec.profile import Runtime
+from deploy.spec.tensors import Normalisation
 
 pytest.importorskip("coremltools")
 from backends.coreml import CoreML
+from backends.coreml.sdk import sdk
 
 HALF = load_profile("iphone15").runtime_named("coreml")
 EXACT = HALF.model_copy(update={"around": "float32"})
@@ -50,10 +53,11 @@ def graph(text: str, shapes: dict[str, tuple[int, ...]], **given: np.ndarray) ->
     drawn = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     for name, array in {**drawn, **given}.items():
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
+        value.shape = ir.Shape(array.shape)
         for user in model.graph:
-            for index, given in enumerate(user.inputs):
-                if given is not None and given.name == name:
+            for index, read in enumerate(user.inputs):
+                if read is not None and read.name == name:
                     user.replace_input_with(index, value)
         model.graph.register_initializer(value)
     for number, node in enumerate(model.graph):
@@ -235,3 +239,30 @@ def test_sizes_may_stay_free(tmp_path: Path) -> None:
     for size in ((5, 7), (9, 4)):
         feeds = {"x": np.random.default_rng(2).normal(size=(1, 3, *size)).astype(np.float32)}
         assert largest_error(reference(model, feeds), run(artifact, feeds)) < 1e-5
+
+
+def test_what_is_known_of_the_model_stands_in_the_package(tmp_path: Path) -> None:
+    model = quantized()
+    artifact = lowered(model, tmp_path)
+    before = run(artifact, FEEDS)["y"]
+    pixels = artifact.inputs[0].model_copy(update={"normalisation": Normalisation(mean=(0.5,), std=(0.25,))})
+    told = Description(
+        name="net",
+        text="tells four things apart",
+        version="3",
+        inputs=(pixels,),
+        outputs=artifact.outputs,
+        classes=("a", "b", "c", "d"),
+    )
+    for _ in range(2):
+        CoreML().describe(artifact, told)
+    spec = sdk().utils.load_spec(str(artifact.main.parent))
+    about = spec.description.metadata
+    assert (about.shortDescription, about.versionString) == ("tells four things apart", "3")
+    assert json.loads(about.userDefined["classes"]) == ["a", "b", "c", "d"]
+    assert "mean 0.5 and std 0.25" in spec.description.input[0].shortDescription
+    np.testing.assert_array_equal(run(artifact, FEEDS)["y"], before)
+    assert (
+        differences(PLAN.model_copy(update={"tensors": planned_by(model)}), CoreML().read_plan(artifact))
+        == []
+    )

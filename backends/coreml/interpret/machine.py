@@ -333,7 +333,7 @@ class Machine:
             raise Failed(f"{operation}: {found.size} probabilities for {classes.size} classes")
         label, all_ = operation.outputs
         environment[all_.name] = found.reshape(-1)
-        environment[label.name] = classes.reshape(-1)[int(found.argmax())]
+        environment[label.name] = np.asarray(classes.reshape(-1)[int(found.argmax())])
 
 
 def _reads(operation: Operation, blocks: Sequence[_Block]) -> frozenset[str]:

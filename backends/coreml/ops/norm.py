@@ -24,6 +24,8 @@ def _epsilon(node: ir.Node) -> np.float32:
 @ops.lower("BatchNormalization")
 def batch_norm(node: ir.Node, out: Emitter) -> None:
     """With running statistics; MIL's is written for signals, images and volumes, others are an affine map."""
+    if node.attributes.get_int("training_mode", 0):
+        raise Unsupported("in training mode")
     scale, beta, mean, variance = (
         out.numbers(value, "statistics").astype(np.float32) for value in node.inputs[1:5]
     )

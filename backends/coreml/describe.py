@@ -1,0 +1,39 @@
+"""What is known of a model beside what it computes, where Xcode and other programs look for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from backends.coreml.notes import Notes
+from backends.coreml.sdk import quiet, sdk
+from deploy.spec.artifact import Description
+from deploy.spec.tensors import TensorSpec
+
+CLASSES = "classes"
+"""The entry of metadata with the names of the classes, a JSON list in the order of their numbers."""
+
+
+def describe(package: Path, notes: Notes, description: Description) -> None:
+    """Write it into the package's specification, replacing what was said before."""
+    with quiet():
+        spec = sdk().utils.load_spec(str(package))
+    about = spec.description.metadata
+    about.shortDescription = description.text or description.name
+    about.versionString = description.version
+    if description.classes:
+        about.userDefined[CLASSES] = json.dumps(list(description.classes))
+    told = {one.name: _told(one) for one in (*description.inputs, *description.outputs)}
+    for feature in (*spec.description.input, *spec.description.output):
+        feature.shortDescription = told.get(notes.ends.get(feature.name, ""), "")
+    model = next(package.rglob("*.mlmodel"))
+    model.write_bytes(spec.SerializeToString(deterministic=True))
+
+
+def _told(spec: TensorSpec) -> str:
+    """An input or output in words: its sizes, and what is left to do to raw data."""
+    left = spec.normalisation
+    if left is None or spec.folded:
+        return str(spec)
+    means, stds = (", ".join(f"{number:g}" for number in numbers) for numbers in (left.mean, left.std))
+    return f"{spec}, (value * {left.scale:g} - mean) / std with mean {means} and std {stds}"
