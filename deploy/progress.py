@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 
@@ -42,3 +48,19 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+@contextmanager
+def stdout_silenced() -> Iterator[None]:
+    """HiGHS prints when it repairs a solution, whatever its options say: not among what a command found."""
+    sys.stdout.flush()
+    c = ctypes.CDLL(None) if sys.platform != "win32" else ctypes.cdll.msvcrt
+    kept = os.dup(1)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            c.fflush(None)
+            os.dup2(kept, 1)
+            os.close(kept)

@@ -8,20 +8,16 @@ Porteous and Seheult 1989), for which nothing need be imported.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from deploy.errors import BackendError
+from deploy.progress import stdout_silenced
 from deploy.quantize.flow import SINK, SOURCE, WITHOUT_END, Network
 from deploy.spec.tensors import INTEGER, Precision
 
@@ -255,7 +251,7 @@ def _solved(costs: np.ndarray, rows: _Rows, picks: Sequence[tuple[str, Option]])
     from scipy.sparse import csr_array
 
     matrix = csr_array((rows.values, (rows.at, rows.columns)), shape=(len(rows.low), len(costs)))
-    with _stdout_silenced():
+    with stdout_silenced():
         result = milp(
             costs,
             constraints=LinearConstraint(matrix, rows.low, rows.high),
@@ -269,22 +265,6 @@ def _solved(costs: np.ndarray, rows: _Rows, picks: Sequence[tuple[str, Option]])
         )
     taken = result.x[: len(picks)] > 0.5
     return {block: option for (block, option), yes in zip(picks, taken, strict=True) if yes}
-
-
-@contextmanager
-def _stdout_silenced() -> Iterator[None]:
-    """HiGHS prints when it repairs a solution, whatever its options say: not among what a command found."""
-    sys.stdout.flush()
-    c = ctypes.CDLL(None) if sys.platform != "win32" else ctypes.cdll.msvcrt
-    kept = os.dup(1)
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        try:
-            yield
-        finally:
-            c.fflush(None)
-            os.dup2(kept, 1)
-            os.close(kept)
 
 
 class _Rows:

@@ -15,6 +15,7 @@ import numpy as np
 
 from deploy.compress.prune.amount import NAMES, SLACK, Amount
 from deploy.errors import BackendError, UsageError
+from deploy.progress import stdout_silenced
 from deploy.spec.compression import Goal
 
 _TRIES, _TRIES_DEAR = 12, 3
@@ -134,13 +135,14 @@ def _knapsack(choices: Sequence[Choice], savings: Sequence[Sequence[float]], wan
     saved = np.concatenate(savings) / wanted
     owner = np.repeat(np.arange(len(choices)), [len(c.kept) for c in choices])
     one = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
-    result = milp(
-        harm / (float(harm.max()) or 1.0),
-        constraints=[LinearConstraint(one, 1, 1), LinearConstraint(saved[None], 1, np.inf)],
-        bounds=Bounds(0, 1),
-        integrality=np.ones(len(harm), np.int64),
-        options={"time_limit": _SECONDS, "mip_rel_gap": 1e-7},
-    )
+    with stdout_silenced():
+        result = milp(
+            harm / (float(harm.max()) or 1.0),
+            constraints=[LinearConstraint(one, 1, 1), LinearConstraint(saved[None], 1, np.inf)],
+            bounds=Bounds(0, 1),
+            integrality=np.ones(len(harm), np.int64),
+            options={"time_limit": _SECONDS, "mip_rel_gap": 1e-7},
+        )
     if result.x is None:
         raise BackendError(f"choosing widths failed: {result.message}", hint='set scope = "global"')
     taken = [result.x[owner == index] for index in range(len(choices))]
