@@ -17,7 +17,7 @@ _KINDS = {"float32": "fp32", "float16": "fp16", "int32": "int32", "bool": "bool"
 
 def saved(
     build: Built,
-    inputs: Mapping[str, Sequence[int]],
+    shapes: Mapping[str, Sequence[int]],
     path: Path,
     *,
     target: str = "iOS17",
@@ -28,14 +28,14 @@ def saved(
 ) -> Path:
     """A package of the program that ``build`` makes of inputs of these shapes, float32 where not said."""
     ct, mb = sdk(), builder()
-    of = {name: getattr(mil().types, _KINDS[(types or {}).get(name, "float32")]) for name in inputs}
-    specs = [mb.TensorSpec(shape=tuple(shape), dtype=of[name]) for name, shape in inputs.items()]
+    of = {name: getattr(mil().types, _KINDS[(types or {}).get(name, "float32")]) for name in shapes}
+    specs = [mb.TensorSpec(shape=tuple(shape), dtype=of[name]) for name, shape in shapes.items()]
 
     def program(*values: object) -> object:
         return build(mb, *values)
 
     # coremltools takes the names of inputs from the function's signature
-    made = eval(f"lambda {', '.join(inputs)}: program({', '.join(inputs)})", {"program": program})
+    made = eval(f"lambda {', '.join(shapes)}: program({', '.join(shapes)})", {"program": program})
     version = getattr(ct.target, target)
     with quiet():
         model = ct.convert(
@@ -55,8 +55,15 @@ def saved(
 def evaluated(
     path: Path, feeds: Mapping[str, np.ndarray], compute: Compute = "float16"
 ) -> dict[str, np.ndarray]:
+    """The results; floats are fed in the type that the package takes."""
     with CoreMLRunner(path, CoreMLOptions(compute=compute)) as runner:
-        return runner.run(feeds)
+        types = {spec.name: spec.dtype for spec in runner.inputs}
+        return runner.run(
+            {
+                name: array.astype(types[name]) if array.dtype.kind == "f" and name in types else array
+                for name, array in feeds.items()
+            }
+        )
 
 
 def results(
