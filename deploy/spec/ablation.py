@@ -75,14 +75,21 @@ class Ablation(Frozen):
 
     @property
     def lasting(self) -> Ablation:
-        """What equal builds have in common: the steps that were kept, without times and places."""
+        """What equal builds have in common: the steps that were kept and what they left, without times,
+        places and words, in which there may be times."""
         return self.model_copy(
             update={
                 "basis": "",
                 "before": _timeless(self.before),
                 "steps": tuple(
                     record.model_copy(
-                        update={"figures": _timeless(record.figures), "places": (), "seconds": 0.0}
+                        update={
+                            "figures": _timeless(record.figures),
+                            "allowed": None,
+                            "told": "",
+                            "places": (),
+                            "seconds": 0.0,
+                        }
                     )
                     for record in self.steps
                     if record.kept

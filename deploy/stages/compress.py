@@ -23,7 +23,7 @@ from deploy.bundle.report import figures
 from deploy.bundle.report.ablation import goal
 from deploy.cache import Cache
 from deploy.data.python_ref import code_digest
-from deploy.errors import BackendError, DataError, ModelError, UnsupportedError
+from deploy.errors import DeployError
 from deploy.frontend.onnx_file import digest as graph_digest
 from deploy.graph.edit import weight_bytes
 from deploy.progress import Progress
@@ -163,7 +163,7 @@ def _tries(work: _Work, stretch: Stretch, head: Step, times: int, before: Prepar
         now = found[-1].prepared if found else before
         try:
             found.append(_once(work, stretch.number + offset, step, times, now))
-        except (UnsupportedError, ModelError, DataError, BackendError) as e:
+        except DeployError as e:
             if work.request.recipe.preset is None:
                 raise
             work.progress.warn(f"{step.step} is left out of the recipe: {e.message}")

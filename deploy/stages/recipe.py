@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
+from deploy.compress.ground import Ground
 from deploy.errors import UsageError, missing_extra
 from deploy.progress import Progress
 from deploy.spec.compression import LowRank, Prune
 from deploy.spec.finetune import Finetune
 from deploy.spec.manifest import Lock
-from deploy.spec.recipe import Recipe
+from deploy.spec.recipe import Recipe, Step
 from deploy.stages.costs import costs_of
 from deploy.stages.ground import checker, ground_for, sparsity_pays
 from deploy.stages.prepare import Prepared
@@ -38,7 +39,9 @@ def ready(
     if recipe.preset is not None and not recipe.steps:
         if prepared.facts.imported:
             raise _quantized(f"the recipe {recipe.preset}")
-        recipe = expand(recipe.preset, means(prepared, target, roles))
+        _require_torch()
+        ground = _ground(request, prepared, target, roles)
+        recipe = _able(expand(recipe.preset, means(prepared, target, roles)), ground)
         for note in recipe.notes:
             progress.note(f"recipe {recipe.preset}: {note}")
         request = replace(request, recipe=recipe)
@@ -51,6 +54,27 @@ def ready(
             hint="give the recipe that it was made with, or build without it",
         )
     return request
+
+
+def _able(recipe: Recipe, ground: Ground) -> Recipe:
+    """A preset without the steps that are refused here, and without trainings where no other step is left."""
+    steps: list[Step] = []
+    notes = list(recipe.notes)
+    for step in recipe.steps:
+        try:
+            checker(step)(step, ground.given, ground)
+        except UsageError as e:
+            notes.append(f"{step.step} is left out: {e.message.removeprefix(f'{step.step}: ')}")
+        else:
+            steps.append(step)
+    if all(isinstance(step, Finetune) for step in steps):
+        steps = []
+    return recipe.model_copy(update={"steps": tuple(steps), "notes": tuple(notes)})
+
+
+def _require_torch() -> None:
+    if not find_spec("torch"):
+        raise missing_extra("PyTorch", "torch")
 
 
 def _named(steps: Sequence[str]) -> str:
@@ -75,8 +99,9 @@ def means(prepared: Prepared, target: Target, roles: Roles) -> Means:
     )
 
 
-def _yardstick(request: Request, prepared: Prepared, target: Target, roles: Roles) -> Yardstick:
-    return Yardstick(prepared, roles, request, target, costs_of(target, request.threads))
+def _ground(request: Request, prepared: Prepared, target: Target, roles: Roles) -> Ground:
+    yard = Yardstick(prepared, roles, request, target, costs_of(target, request.threads))
+    return ground_for(yard, None, prepared.folder)
 
 
 def check(request: Request, prepared: Prepared, target: Target, roles: Roles) -> None:
@@ -86,9 +111,8 @@ def check(request: Request, prepared: Prepared, target: Target, roles: Roles) ->
         return
     if prepared.facts.imported:
         raise _quantized(f"[[recipe]] {steps[0].step}")
-    if not find_spec("torch"):
-        raise missing_extra("PyTorch", "torch")
-    ground = ground_for(_yardstick(request, prepared, target, roles), None, prepared.folder)
+    _require_torch()
+    ground = _ground(request, prepared, target, roles)
     renamed = False
     for step in steps:
         if training_of(step) is not None and roles.train is None:

@@ -335,3 +335,26 @@ def test_a_dry_run_names_the_steps_of_a_preset(
     shown = dry_run(request)
     assert [step.step for step in shown.recipe.steps] == ["prune", "lowrank"]
     assert any("training data" in note for note in shown.recipe.notes)
+
+
+def test_a_preset_without_what_is_refused_trains_for_nothing(
+    network: Path,
+    images: dict[str, np.ndarray],
+    labelled: dict[str, np.ndarray],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(step: Step) -> Callable[[Step, ir.Model, Ground], None]:
+        def check(step: Step, model: ir.Model, ground: Ground) -> None:
+            if isinstance(step, Prune):
+                raise UsageError("prune: all groups are too narrow", hint="none")
+
+        return check
+
+    monkeypatch.setattr("deploy.stages.recipe.checker", refuse)
+    request = Request(
+        source=network, target="x86-avx2", runtime="ort", data=images, train=labelled, cache=cache,
+        recipe=Recipe(preset="balanced"),
+    )  # fmt: skip
+    shown = dry_run(request).recipe
+    assert shown.steps == () and "prune is left out: all groups are too narrow" in shown.notes

@@ -47,4 +47,5 @@ def test_what_lasts_holds_no_times(full: Bundle) -> None:
     lasting = found(full).lasting
     (record,) = lasting.steps
     assert (record.softened, record.seconds, record.figures.latency_ms) == (1, 0, None)
+    assert (record.told, record.allowed, record.places) == ("", None, ()), "the budget may be another one"
     assert lasting.before.latency_ms is None and not lasting.basis
