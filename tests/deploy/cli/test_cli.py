@@ -100,7 +100,7 @@ def test_an_interrupt_while_modules_load_is_as_calm(here: Path, seconds: float) 
     """C++ modules abort the process when an exception passes through their initialisation."""
     code = "import signal; from deploy.cli import main; signal.setitimer(signal.ITIMER_VIRTUAL, {}); "
     code += "signal.signal(signal.SIGVTALRM, lambda *_: signal.raise_signal(signal.SIGINT)); "
-    code += "raise SystemExit(main(['doctor']))"
+    code += "code = main(['doctor']); signal.setitimer(signal.ITIMER_VIRTUAL, 0); raise SystemExit(code)"
     done = subprocess.run(
         [sys.executable, "-c", code.format(seconds)], capture_output=True, text=True, check=False
     )
