@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from deploy.adapter.optable import joined
 from deploy.adapter.profiles import load_profile
 from deploy.bundle.operations import Deviation, deviations
 from deploy.errors import BackendError, UnsupportedError
@@ -27,7 +28,7 @@ from deploy.spec.plan import Plan, QuantParams, TensorPlan, differences
 pytest.importorskip("ai_edge_litert")
 from backends.tflite import TFLite
 from backends.tflite.ops import OPERATIONS
-from backends.tflite.optable import OpTable, joined
+from backends.tflite.optable import OpTable
 from backends.tflite.write import read_file
 
 RUNTIME = load_profile("android").runtime_named("tflite")
