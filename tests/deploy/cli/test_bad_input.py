@@ -76,6 +76,17 @@ CASES = {
     "an unknown step": (GOOD + '[[recipe]]\nstep = "melt"\n', "deploy.toml:22", "melt"),
     "a step without a name": (GOOD + "[[recipe]]\nepochs = 3\n", "deploy.toml:22", "say which step it is"),
     "a step's misspelt key": (GOOD + '[[recipe]]\nstep = "finetune"\nepoch = 3\n', "deploy.toml:24", "epoch"),
+    "a recipe nobody knows": (
+        changed("threads = 1", 'recipe = "tiny"'),
+        ":21",
+        "'build.recipe'",
+        "'smallest'",
+    ),
+    "two recipes": (
+        changed("threads = 1", 'recipe = "fast"') + '[[recipe]]\nstep = "finetune"\n',
+        "deploy.toml",
+        "says another step by step",
+    ),
     "empty": ("", "deploy.toml", "'model'"),
 }
 

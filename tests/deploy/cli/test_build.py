@@ -51,6 +51,23 @@ def test_every_flag_reaches_the_request(deploy: Deploy, pipeline: Pipeline) -> N
     assert (request.lock, request.cache) == (Path("deploy.lock"), Path("keep"))
 
 
+def test_a_recipe_by_name_goes_before_that_of_the_file(
+    deploy: Deploy, pipeline: Pipeline, here: Path
+) -> None:
+    text = 'schema = 1\n[model]\npath = "m.onnx"\n[build]\ntargets = ["x86-cpu"]\n'
+    for file, flags, name, steps in (
+        (text, (), None, []),
+        (text + 'recipe = "fast"\n', (), "fast", []),
+        (text + 'recipe = "fast"\n', ("--recipe", "smallest"), "smallest", []),
+        (text + '[[recipe]]\nstep = "cluster"\n', (), None, ["cluster"]),
+        (text + '[[recipe]]\nstep = "cluster"\n', ("--recipe", "balanced"), "balanced", []),
+    ):
+        (here / "deploy.toml").write_text(file)
+        assert deploy("build", *flags)[0] == 0
+        recipe = pipeline.requests[-1].recipe
+        assert (recipe.preset, [step.step for step in recipe.steps]) == (name, steps)
+
+
 def test_the_cache_folder_may_come_from_the_environment(
     deploy: Deploy, pipeline: Pipeline, here: Path
 ) -> None:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from deploy.errors import UsageError
+from deploy.spec.ablation import Ablation, Figures, PlaceRecord, StepChoice, StepRecord
 from deploy.spec.artifact import Artifact, Verdict
+from deploy.spec.compression import Prune
 from deploy.spec.document import digest, line_in_json, parse, parse_toml, render
 from deploy.spec.explanation import Explained, Explanation
 from deploy.spec.finetune import Augment, Distill, FeaturePair, Finetune
@@ -93,14 +95,36 @@ PROFILE = Profile(
         ),
     ),
 )
+ABLATION = Ablation(
+    metric="top1",
+    unit="fraction",
+    role="validation",
+    samples=100,
+    basis="predicted",
+    before=Figures(score=0.9, per_class={"3": 0.9}, drop=0.0, weight_bytes=36, macs=9, parameters=9),
+    steps=(
+        StepRecord(
+            number=1,
+            step=Prune(size=20),
+            softened=1,
+            figures=Figures(score=0.8, drop=0.1, interval=(0.0, 0.2), weight_bytes=20, macs=5, parameters=5),
+            allowed=0.2,
+            told="two channels",
+            places=(PlaceRecord(place="conv1", what="2 of 4 kept", after=0.1),),
+            shared=("w",),
+            seconds=3.5,
+        ),
+    ),
+)
 MANIFEST = Manifest(
+    compression=ABLATION.lasting,
     target="x86-cpu",
     profile="x86-vnni",
     runtime="ort",
     source=SourceInfo(
         name="m.onnx", sha256="00" * 32, bytes=10, opset=17, parameters=3, macs=None, weight_bytes=12
     ),
-    recipe=Recipe(),
+    recipe=Recipe(preset="fast", steps=(Prune(size=10),), notes=("no 2:4",)),
     plan_sha256=digest(PLAN),
     precision={"int8": 3, "float": 1},
     files={"artifact/model.onnx": "11" * 32},
@@ -161,6 +185,7 @@ MEASUREMENTS = Measurements(
         ),
     ),
     stages=(StageTime(name="calibrate", seconds=0.5, cached=False),),
+    compression=ABLATION,
 )
 LOCK = Lock(
     source_sha256="00" * 32,
@@ -171,6 +196,7 @@ LOCK = Lock(
     choices=(Choice(what="precision", chosen="int8", reason="2.1 times float"),),
     float_blocks=("b3",),
     precision="mixed",
+    recipe=(StepChoice(step="prune", softened=1), StepChoice(step="cluster", kept=False)),
 )
 VERDICT = Verdict(node="n", op="Einsum", support="unsupported", reason="no kernel")
 PROJECT = Project.model_validate({
