@@ -6,6 +6,11 @@ Without files: the small networks with random weights of tests/networks. That sh
 channels is removed at random; the smaller graph runs in ONNX Runtime against the original with the same
 channels zeroed where they are read (statistics of normalisations taken over what is kept). The difference is
 relative to the largest output. Files are cleaned first, as a build does; inputs are random.
+
+    python benchmarks/pruning_sweep.py --ways [--ratio 0.4] [--markdown FILE] [MODEL.onnx ...]
+
+Channels are chosen as the step ``prune`` does, by each criterion and scope, until that share of the MACs is
+gone, in one round and with nothing made up for; the same comparison.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +26,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from deploy.compress.ground import Ground
+from deploy.compress.prune.step import removal, setting
+from deploy.data.dataset import open_dataset
 from deploy.errors import DeployError
 from deploy.execute.reference import open_graph
 from deploy.frontend.onnx_file import read
@@ -30,7 +38,19 @@ from deploy.graph.groups import Groups, find_groups
 from deploy.graph.masked import masked
 from deploy.graph.shapes import batch_axis, infer, name_dimensions, pin
 from deploy.graph.shrink import shrink
+from deploy.graph.summary import tensor_specs
+from deploy.spec.compression import Criterion, Prune, Scope
+from deploy.train.units import batches
 
+WAYS: Sequence[tuple[Criterion, Scope, bool]] = (
+    ("l1", "layer", False),
+    ("l2", "global", True),
+    ("l2", "measured", False),
+    ("batch_norm", "global", False),
+    ("taylor", "global", False),
+    ("random", "layer", False),
+    ("obs", "measured", False),
+)
 NETWORKS = Path(__file__).resolve().parent.parent / "tests" / "networks"
 
 
@@ -55,8 +75,12 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ways", action="store_true")
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
+    if options.ways:
+        in_all_ways(options)
+        return
     rows, refused = [], []
     for name, make in networks(options.files):
         try:
@@ -126,6 +150,55 @@ def pruned(name: str, model: ir.Model, ratio: float, seed: int) -> Row:
         left=len(groups.left),
         seconds=(found - begin, done - found),
     )
+
+
+def in_all_ways(options: argparse.Namespace) -> None:
+    """The table of criteria and scopes."""
+    lines = []
+    for name, make in networks(options.files):
+        model = make()
+        groups = find_groups(model)
+        cells = []
+        for criterion, scope, isomorphic in WAYS:
+            step = Prune(
+                macs=options.ratio, criterion=criterion, scope=scope, isomorphic=isomorphic, compensate=False
+            )
+            try:
+                left, difference = chosen(model, groups, step, options.seed)
+            except DeployError as error:
+                print(name, criterion, scope, error, flush=True)
+                cells.append("-")
+                continue
+            cells.append(f"{1 - left:.0%}, {difference:.0e}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    if options.markdown:
+        head = f"| network | {' | '.join(name_of(*way) for way in WAYS)} |"
+        options.markdown.write_text("\n".join([head, "|---" * (1 + len(WAYS)) + "|", *lines]) + "\n")
+
+
+def name_of(criterion: Criterion, scope: Scope, isomorphic: bool) -> str:
+    return f"{criterion}, {'isomorphic' if isomorphic else scope}"
+
+
+def chosen(model: ir.Model, groups: Groups, step: Prune, seed: int) -> tuple[float, float]:
+    """What is left of the MACs, and how far the smaller graph is from the masked one."""
+    single = [random_inputs(model, groups, seed + i) for i in range(16)]
+    together = {name: np.concatenate([one[name] for one in single]) for name in single[0]}
+    samples = open_dataset(together, tensor_specs(model.graph.inputs))
+    ground = Ground(samples=samples, given=model, workdir=Path(), seed=seed)
+    here = setting(step, model, groups, {}, ground)
+    sizes = np.array([[len(family.atoms) for family in groups.families]], float)
+    whole = float(here.amount(sizes)[0])
+    feeds = batches(model, samples, 32, 16)
+    removed = removal(step, here, whole * (1 - step.macs), model, feeds, ground, {})
+    gone = set(removed)
+    kept = [[sum(a.label not in gone for a in family.atoms) for family in groups.families]]
+    results = []
+    for graph in (masked(model, groups, removed), shrink(model, groups, removed)):
+        with open_graph(graph, optimised=False) as session:
+            results.append(list(session.run(single[0]).values()))
+    return float(here.amount(np.array(kept, float))[0]) / whole, largest(*results)
 
 
 def macs(model: ir.Model, groups: Groups) -> int | None:
