@@ -32,9 +32,10 @@ class Prune(Frozen):
     norms, by the scale of their batch norm, by what the loss would change by their removal (Taylor; without
     labels the answers), or at random. ``scope``: how the goal is shared out; by the divergence of the outputs
     measured layer by layer, by ranking all channels together, or the same share everywhere. ``isomorphic``
-    ranks only groups of the same structure against each other (Fang et al. 2024). ``compensate`` refits what reads the
-    removed channels by least squares on samples; ``tune`` is in how many steps all of what is left is then
-    trained to make what the graph made, on samples without labels: 200, say, where there is no ``finetune``.
+    ranks only groups of the same structure against each other (Fang et al. 2024). ``compensate`` refits what
+    reads the removed channels by least squares on samples; ``tune`` is in how many steps all that is left is
+    then trained to make what the graph made, on samples without labels: 200, say, where there is no
+    ``finetune``.
 
     In each round at most the share ``per_round`` of what is there goes, and ``finetune`` trains after each.
     ``protect`` are patterns of node names that keep their outputs; ``align`` what widths are a multiple of,
