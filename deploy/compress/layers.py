@@ -14,11 +14,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from deploy.compress.pattern import Product
 from deploy.data.dataset import Dataset
 from deploy.errors import DataError
 from deploy.graph.blocks import partition
 from deploy.graph.edit import constant, sole_consumer
+from deploy.graph.pattern import Product
 from deploy.progress import Progress
 from deploy.train.gram import PLACES, Layer, layer_of
 from deploy.train.loader import number

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from deploy.compress.ground import Ground, StepResult
 from deploy.compress.layers import Layers, Moments
-from deploy.compress.pattern import Product, products
 from deploy.compress.step import Compressed, Step
 from deploy.compress.tucker import Factors, by_outputs, lost_power, tucker
 from deploy.data.dataset import Dataset
@@ -34,6 +33,7 @@ from deploy.graph.edit import (
     replace_node,
     weight_bytes,
 )
+from deploy.graph.pattern import Product, products
 from deploy.graph.shapes import infer, static_shape
 from deploy.progress import SILENT, Progress
 from deploy.spec.compression import LowRank

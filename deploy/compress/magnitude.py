@@ -20,9 +20,9 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from deploy.compress.pattern import products
 from deploy.compress.step import Compressed, Step
 from deploy.graph.edit import constant, replace_weight
+from deploy.graph.pattern import products
 
 Scope = Literal["layer", "global"]
 

@@ -18,7 +18,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from deploy.compress.pattern import FOUR
+from deploy.graph.pattern import FOUR
 
 DAMP = 0.01
 """Of the mean of H's diagonal, added to it: weights stay near where they were in directions not seen."""

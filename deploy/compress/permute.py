@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from deploy.compress.pattern import FOUR, fits, fours, products
 from deploy.compress.step import Compressed, Step
 from deploy.graph.edit import constant, replace_everywhere
 from deploy.graph.groups import find_groups
+from deploy.graph.pattern import FOUR, fits, fours, products
 
 _ROWS = 2048
 """Outputs and taps that a search looks at; of more some are drawn, and the order found is judged by all."""

@@ -22,12 +22,12 @@ from deploy.compress import obs
 from deploy.compress.ground import Ground, StepResult
 from deploy.compress.layers import Layers, Moments
 from deploy.compress.magnitude import magnitude_masks, prune_magnitude, share_in_round
-from deploy.compress.pattern import Product, fits, mask_2_4, products, sparse_2_4
 from deploy.compress.permute import Search, permute
 from deploy.compress.step import Compressed, Step
 from deploy.data.dataset import Dataset
 from deploy.errors import UsageError, VerificationError
 from deploy.graph.edit import constant, replace_weight
+from deploy.graph.pattern import Product, fits, mask_2_4, products, sparse_2_4
 from deploy.progress import SILENT, Progress
 from deploy.spec.compression import Sparsify
 from deploy.train.finetune import reproducible

@@ -9,18 +9,16 @@ no pairs behind what it moves, a Concat counts as moving floats if its reader wa
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 
 import onnx_ir as ir
 
-from deploy.compress.pattern import fits, products
+from deploy.graph.pattern import fits, product_zeros, products
 from deploy.graph.shapes import static_shape
 from deploy.predict.kernels import Flow, change_of_form, flows
 from deploy.predict.latency import CostSource, Prediction, predict
 from deploy.quantize.candidate import Subject
 from deploy.quantize.knapsack import Border, Option, Problem
-from deploy.quantize.zeros import product_zeros
-from deploy.spec.profile import Figure, Runtime
+from deploy.spec.plan import TensorPlan
 from deploy.spec.tensors import INTEGER
 
 _FLOATS = ""
@@ -40,17 +38,12 @@ def problem_of(
     Blocks that only move data harm nothing, and are in integers where a block is that they stand before.
     ``sparse`` is what 2:4 zeros in a block's weights harm besides, in the same unit (both may be columns of a
     sensitivity table): where the runtime gains by them, blocks that are named there and whose products have
-    inputs in whole fours may have them or not, in either form. Products that came with such zeros are
-    reckoned with the gain. Raises what `predict` raises.
+    inputs in whole fours may have them or not, in either form. Raises what `predict` raises.
     """
-    gain = gain_of(subject.runtime)
-    came = {name for name, zeros in product_zeros(subject.graph).items() if zeros} if gain > 1 else set()
     integers = subject.quantized(())
     as_float = predict(subject.graph, {}, subject.runtime, costs, batch)
     as_integers = predict(subject.graph, integers, subject.runtime, costs, batch)
-    floats, codes = (
-        _without_changes(subject, prediction, came, gain) for prediction in (as_float, as_integers)
-    )
+    floats, codes = (_without_changes(subject, prediction) for prediction in (as_float, as_integers))
     able = set(subject.int8_blocks())
     movers = _movers(subject, as_integers) - able
     options: dict[str, tuple[Option, ...]] = {
@@ -61,46 +54,47 @@ def problem_of(
         for block in subject.blocks
         if block.id in able | movers
     }
-    fitting = {p.node.name or "" for p in products(subject.graph) if fits(p)} if gain > 1 else set()
-    for block in subject.blocks:
-        here = fitting & set(block.nodes)
-        if block.id in sparse and block.id in able and here and not here & came:
-            thin = [_without_changes(subject, p, came | here, gain) for p in (as_float, as_integers)]
-            options[block.id] += tuple(
-                Option(dense.precision, ms[block.id], dense.harm + sparse[block.id], "2:4")
-                for dense, ms in zip(options[block.id], thin, strict=True)
-            )
+    for block, forms in _sparse_forms(subject, costs, integers, batch, able & sparse.keys()).items():
+        options[block] += tuple(
+            Option(dense.precision, ms, dense.harm + sparse[block], "2:4")
+            for dense, ms in zip(options[block], forms, strict=True)
+        )
     between = flows(subject.graph, integers, subject.runtime)
     owner = {name: block.id for block in subject.blocks for name in block.nodes}
     borders = tuple(_borders(subject, between, owner, costs, batch))
     return Problem(options, borders, _follows(subject, between, owner, movers))
 
 
-def gain_of(runtime: Runtime) -> float:
-    """How many times as fast as dense ones the runtime computes products with 2:4 zeros; 1 where it does not,
-    or nobody knows.
+def _sparse_forms(
+    subject: Subject,
+    costs: CostSource,
+    integers: Mapping[str, TensorPlan],
+    batch: int,
+    wanted: Collection[str],
+) -> dict[str, tuple[float, float]]:
+    """Milliseconds as float and in integers of those blocks ``wanted`` that 2:4 zeros make faster, by block:
+    whose products have inputs in whole fours, and not such zeros already."""
+    if not wanted or subject.runtime.sparsity_gain <= 1:
+        return {}
+    came = {name for name, zeros in product_zeros(subject.graph).items() if zeros}
+    fitting = {p.node.name or "" for p in products(subject.graph) if fits(p)} - came
+    floats, codes = (
+        _without_changes(
+            subject, predict(subject.graph, tensors, subject.runtime, costs, batch, sparse=fitting)
+        )
+        for tensors in ({}, integers)
+    )
+    return {
+        block.id: (floats[block.id], codes[block.id])
+        for block in subject.blocks
+        if block.id in wanted and not fitting.isdisjoint(block.nodes)
+    }
 
-    A profile's figure may be of whole networks, which gain less than products do: then it is cautious.
-    """
-    figure = None if runtime.sparsity is None else runtime.sparsity.gain
-    if not isinstance(figure, Figure) or isinstance(figure.value, bool | str):
-        return 1.0
-    return max(1.0, float(figure.value))
 
-
-def _without_changes(
-    subject: Subject, prediction: Prediction, sparse: Collection[str], gain: float
-) -> dict[str, float]:
-    """Milliseconds by block without the changes of form, which are the borders'. Kernels of the nodes
-    ``sparse`` take as many times less as ``gain`` says."""
-    kept = []
-    for part in prediction.parts:
-        if part.kernel.op == "convert":
-            continue
-        if not set(part.kernel.nodes).isdisjoint(sparse):
-            part = replace(part, estimate=replace(part.estimate, ms=part.estimate.ms / gain))
-        kept.append(part)
-    return Prediction(tuple(kept), 0.0).by_block(subject.blocks)
+def _without_changes(subject: Subject, prediction: Prediction) -> dict[str, float]:
+    """Milliseconds by block without the changes of form: they are the borders'."""
+    kept = tuple(part for part in prediction.parts if part.kernel.op != "convert")
+    return Prediction(kept, 0.0).by_block(subject.blocks)
 
 
 def _movers(subject: Subject, as_integers: Prediction) -> set[str]:

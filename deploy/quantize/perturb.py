@@ -15,9 +15,9 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
-from deploy.compress.pattern import FOUR, mask_2_4
 from deploy.graph.blocks import Block
 from deploy.graph.edit import constant, is_constant, sole_consumer
+from deploy.graph.pattern import FOUR, mask_2_4
 from deploy.graph.weights import large_weights
 from deploy.quantize.assign import common_axis, stored_scale
 from deploy.quantize.place import Chain, Placement, find_chains, observed_values, place

@@ -8,11 +8,11 @@ import pytest
 from deploy.compress.ground import Ground
 from deploy.compress.lowrank import check, factorize
 from deploy.compress.lowrank import run as lowrank_run
-from deploy.compress.pattern import products
 from deploy.compress.tucker import by_outputs, lost_power, tucker
 from deploy.errors import DataError, UsageError
 from deploy.graph.cost import macs
 from deploy.graph.edit import constant, replace_weight, weight_bytes
+from deploy.graph.pattern import products
 from deploy.spec.compression import LowRank
 from deploy.spec.finetune import Finetune
 

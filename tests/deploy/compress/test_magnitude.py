@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from deploy.compress.magnitude import Schedule, magnitude_masks, prune_magnitude, sparsity_at
-from deploy.compress.pattern import products
 from deploy.graph.edit import constant
+from deploy.graph.pattern import products
 
 
 def test_the_schedule_is_cubic_and_never_turns_back() -> None:

@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from deploy.compress.pattern import mask_2_4
 from deploy.compress.permute import Free, Search, arrange, given_away, permute, turned
+from deploy.graph.pattern import mask_2_4
 
 SHORT = Search(exchanges=2, shakes=2)
 

@@ -9,7 +9,6 @@ import pytest
 from deploy.compress import layers
 from deploy.compress.ground import Ground
 from deploy.compress.layers import goal
-from deploy.compress.pattern import products, sparse_2_4
 from deploy.compress.permute import Search
 from deploy.compress.sparsify import check, masks, prove, sparsify
 from deploy.compress.sparsify import run as run_step
@@ -17,6 +16,7 @@ from deploy.errors import DataError, UsageError, VerificationError
 from deploy.frontend import onnx_file
 from deploy.graph.edit import constant, replace_weight
 from deploy.graph.fuse import fuse
+from deploy.graph.pattern import products, sparse_2_4
 from deploy.spec.compression import Sparsify
 from deploy.spec.finetune import Finetune
 

@@ -13,7 +13,7 @@ from deploy.predict.kernels import Kernel
 from deploy.predict.latency import Part, predict
 from deploy.quantize.candidate import Subject
 from deploy.quantize.knapsack import Problem, fastest, fastest_options
-from deploy.quantize.pays import gain_of, problem_of
+from deploy.quantize.pays import problem_of
 from deploy.spec.profile import Figure, Sparsity
 from deploy.spec.tensors import INTEGER, Precision
 
@@ -247,6 +247,6 @@ def test_without_a_gain_nothing_is_sparse(gain, subject_of, symmetric) -> None:
     if gain is True:
         gain = Figure(value=True, source="made up", date=symmetric.date)
     runtime = gaining(symmetric, gain)
-    assert gain_of(runtime) == gain_of(symmetric) == 1.0
+    assert runtime.sparsity_gain == symmetric.sparsity_gain == 1.0
     found = problem_of(subject_of(runtime), Invented(), {}, sparse={"c1": 0.1})
     assert all(o.sparsity is None for options in found.options.values() for o in options)

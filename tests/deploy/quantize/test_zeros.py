@@ -14,9 +14,10 @@ from backends.ort import OnnxRuntime
 from backends.tensorrt import TensorRT
 from backends.tflite import TFLite
 from deploy.graph.edit import constant
+from deploy.graph.pattern import product_zeros
 from deploy.quantize import correct, equalize, smooth
 from deploy.quantize.candidate import build_candidate
-from deploy.quantize.zeros import product_zeros, prove_zeros
+from deploy.quantize.zeros import prove_zeros
 
 PAD = "<pads=[1,1,1,1]>"
 NET = f"""g (float[N,4,6,6] x) => (float[N,6] y) {{

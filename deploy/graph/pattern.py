@@ -7,15 +7,19 @@ with transB, axis 0 of Gemm without it and of MatMul's right side. Neighbours li
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from deploy.graph.edit import constant_tensor
+from deploy.graph.edit import constant, constant_tensor
+from deploy.graph.qdq import plain
 
 FOUR = 4
+PRODUCTS = ("Conv", "Gemm", "MatMul")
+_STORED = ("DequantizeLinear", "Cast", "Identity")
+"""What may stand between a weight as it lies in a file and the product that reads it."""
 
 
 @dataclass(frozen=True)
@@ -88,3 +92,65 @@ def mask_2_4(scores: np.ndarray, axis: int) -> np.ndarray:
     np.put_along_axis(kept, np.argsort(-cut, axis=-1, kind="stable")[..., :2], True, axis=-1)
     moved = np.moveaxis(scores, axis, -1)
     return np.ascontiguousarray(np.moveaxis(kept.reshape(moved.shape), -1, axis))
+
+
+def product_zeros(graph: ir.Model) -> dict[str, bool]:
+    """Whether the constant weights of each product are 2:4 sparse, by node."""
+    return {name: share == 0.0 for name, (_, _, share) in examined(graph, exact=False)}
+
+
+def examined(
+    model: ir.Model, wanted: Collection[str] | None = None, *, exact: bool = True
+) -> Iterator[tuple[str, tuple[str, np.ndarray | None, float]]]:
+    """Products by name, with the name of their weight, its codes if it has any, and the share of its fours
+    that hold more than two numbers. Not ``exact``: a share above 0 may be any other."""
+    for node in model.graph:
+        name = node.name or ""
+        if node.op_type not in PRODUCTS or node.domain not in ("", "ai.onnx"):
+            continue
+        if wanted is not None and name not in wanted:
+            continue
+        stored = _stored(node.inputs[1])
+        if stored is None or stored[1].ndim < 2:
+            continue
+        weight, array, coded = stored
+        axis = _summed(node, array.ndim)
+        yield name, (weight, array if coded else None, _crowded(array, axis, exact))
+
+
+def _stored(value: ir.Value | None) -> tuple[str, np.ndarray, bool] | None:
+    """The weight's name in plans, its numbers as they lie there, and whether these are codes."""
+    if value is None:
+        return None
+    node = value.producer()
+    if node is None:
+        array = constant(value)
+        return None if array is None else (value.name or "", array, False)
+    if node.op_type not in _STORED:
+        return None
+    inner = _stored(node.inputs[0])
+    if inner is None or node.op_type != "DequantizeLinear":
+        return inner
+    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    codes = plain(inner[1])
+    if zero is not None and np.any(zero):
+        return None
+    return value.name or "", codes, True
+
+
+def _summed(node: ir.Node, rank: int) -> int:
+    if node.op_type == "Conv":
+        return 1
+    if node.op_type == "Gemm":
+        return 1 if node.attributes.get_int("transB", 0) else 0
+    return rank - 2
+
+
+def _crowded(array: np.ndarray, axis: int, exact: bool) -> float:
+    """The share of fours that hold more than two numbers; 1 where the axis is not whole fours."""
+    if array.shape[axis] % FOUR or not array.size:
+        return 1.0
+    first = array[:1] if axis else array[:, :1]
+    if not exact and not sparse_2_4(first, axis):  # most weights are told by their first output
+        return 1.0
+    return float((np.count_nonzero(fours(array, axis), axis=-1) > FOUR // 2).mean())
