@@ -52,9 +52,8 @@ def written(path: Path) -> Path:
         y = mb.relu(
             x=mb.conv(x=x, weight=normal(8, 4, 3, 3), bias=normal(8), pad_type="same", strides=[2, 2])
         )
-        y = mb.max_pool(
-            x=mb.conv(x=y, weight=normal(8, 1, 3, 3), groups=8, pad_type="valid"), kernel_sizes=[2, 2]
-        )
+        y = mb.conv(x=y, weight=normal(8, 1, 3, 3), groups=8, pad_type="valid")
+        y = mb.max_pool(x=y, kernel_sizes=[2, 2], pad_type="valid")
         codes = mb.quantize(input=y, scale=np.float32(0.05), zero_point=np.int8(3), output_dtype="int8")
         y = mb.dequantize(input=codes, scale=np.float32(0.05), zero_point=np.int8(3))
         y = mb.linear(x=mb.reshape(x=y, shape=[1, -1]), weight=normal(64, 8 * y.shape[2] * y.shape[3]))

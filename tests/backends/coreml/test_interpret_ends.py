@@ -33,7 +33,8 @@ def test_images_are_bytes_with_the_colour_last(tmp_path: Path) -> None:
         scaling = {"scale": 1 / 255, "bias": [-0.5, 0.0, 0.5]}
         image = ct.ImageType("x", (1, 3, 4, 5), color_layout=order, **scaling)
         path = saved(
-            lambda mb, x: mb.identity(x=x), {"x": (1, 3, 4, 5)}, tmp_path / f"{colour}.mlpackage", passes=True,
+            lambda mb, x: mb.identity(x=x), {"x": (1, 3, 4, 5)}, tmp_path / f"{colour}.mlpackage",
+            passes=True,
             inputs=[image],
         )  # fmt: skip
         with CoreMLRunner(path, CoreMLOptions()) as runner:
