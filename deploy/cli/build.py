@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from deploy.cli.later import import_uncollected
 from deploy.cli.options import (
     CacheFolder,
     Json,
@@ -270,6 +271,7 @@ def build(
 
     Ends with exit code 9 where the budget was missed; the bundle is written all the same.
     """
+    import_uncollected("deploy.pipeline")
     from deploy.adapter.profiles import load_profile
     from deploy.stages.recipe import check_targets
 

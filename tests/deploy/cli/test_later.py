@@ -31,3 +31,12 @@ def test_sizes_are_reckoned_with_when_they_are_needed() -> None:
 )
 def test_others_may_import_it(code: str) -> None:
     assert said(code) == "x + 1"
+
+
+def test_nothing_is_collected_while_modules_are_imported_and_afterwards_it_is() -> None:
+    code = (
+        "import gc; from deploy.cli.later import import_uncollected; seen = []; "
+        "gc.callbacks.append(lambda phase, info: seen.append(phase)); import_uncollected('deploy.pipeline'); "
+        "print(seen, gc.isenabled(), gc.get_freeze_count() > 10_000)"
+    )
+    assert said(code) == "[] True True"
