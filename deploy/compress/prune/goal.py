@@ -44,12 +44,13 @@ def require_reachable(
     ``bounds`` are the settings that keep it."""
     whole, least = amount(np.array([[max(a) for a in allowed], [min(a) for a in allowed]], float))
     if least > goal * (1 + SLACK):
-        unit = "" if resource == "size" else f" at most {_below(1 - least / whole):.2f}"
         asked = f"{goal:,.0f}" if resource == "size" else f"{1 - goal / whole:.0%} less"
+        can = f"size = {math.ceil(least)} or more" if resource == "size" else f"at most {resource} = "
+        can += "" if resource == "size" else f"{_below(1 - least / whole):.2f}"
         raise UsageError(
             f"prune: {asked} {NAMES[resource]} cannot be reached: with {bounds} at least {least:,.4g} of "
             f"{whole:,.4g} stay",
-            hint=f"ask for {resource} ={unit or f' {least:,.0f} or more'}, or keep less",
+            hint=f"ask for {can}, or let less be kept",
         )
 
 

@@ -15,7 +15,7 @@ from deploy.data.dataset import Dataset, open_dataset
 from deploy.graph.summary import tensor_specs
 
 
-def residual(seed: int = 0) -> ir.Model:
+def _residual(seed: int = 0) -> ir.Model:
     """conv 8, block of conv 12 and conv 8 with a sum, conv 16, ten classes; batch norms."""
     n = Net(seed)
     x = n.cbr(n.input("n", 3, 8, 8), 8)
@@ -23,7 +23,7 @@ def residual(seed: int = 0) -> ir.Model:
     return n.model(n.head(n.cbr(n.relu(n.add(x, y)), 16, 3, 2)))
 
 
-def samples(model: ir.Model, count: int = 64, *, labels: bool = False) -> Dataset:
+def _samples(model: ir.Model, count: int = 64, *, labels: bool = False) -> Dataset:
     draw = np.random.default_rng(1)
     arrays = {
         v.name or "": draw.standard_normal(
@@ -38,13 +38,19 @@ def samples(model: ir.Model, count: int = 64, *, labels: bool = False) -> Datase
 
 @pytest.fixture(scope="session")
 def network() -> ir.Model:
-    return residual()
+    return _residual()
 
 
 @pytest.fixture
 def ground(tmp_path: Path) -> Callable[..., Ground]:
     def make(model: ir.Model, **given: object) -> Ground:
-        settings: dict[str, object] = {"samples": samples(model), "given": model, "workdir": tmp_path}
+        settings: dict[str, object] = {"samples": _samples(model), "given": model, "workdir": tmp_path}
         return Ground(**{**settings, **given})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def samples() -> Callable[..., Dataset]:
+    """Random inputs for a graph, with random labels on wish."""
+    return _samples

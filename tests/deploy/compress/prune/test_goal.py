@@ -86,5 +86,8 @@ def test_of_equal_harm_the_wider_is_taken() -> None:
 def test_what_cannot_be_reached_is_refused_with_what_can() -> None:
     with pytest.raises(UsageError, match=r"keep = 0\.5") as refused:
         require_reachable([(10, 5)], lambda kept: kept.sum(1), 4.0, "macs", "keep = 0.5")
-    assert "macs = at most 0.50" in (refused.value.hint or "")
+    assert "at most macs = 0.50" in (refused.value.hint or "")
     require_reachable([(10, 5)], lambda kept: kept.sum(1), 5.0, "macs", "keep = 0.5")
+    with pytest.raises(UsageError) as refused:
+        require_reachable([(10, 5)], lambda kept: kept.sum(1), 4.0, "size", "keep = 0.5")
+    assert "size = 5 or more" in (refused.value.hint or "")

@@ -13,6 +13,7 @@ from deploy.compress.ground import Ground
 from deploy.compress.prune.amount import counted
 from deploy.compress.prune.schedule import milestones
 from deploy.compress.prune.step import check, removal, run, setting
+from deploy.data.dataset import Dataset
 from deploy.errors import UsageError
 from deploy.execute.reference import open_graph
 from deploy.graph import cost
@@ -142,6 +143,15 @@ def test_rounds_take_what_they_may_and_train_after_each(network: ir.Model, groun
         assert 0.7 < after / before < 0.85
     assert cost.parameters(done.model) == seen[-1] <= whole / 2
     assert "removed in 3 rounds" in done.told
+
+
+def test_taylor_takes_the_loss_where_there_are_labels(
+    network: ir.Model, ground: Make, samples: Callable[..., Dataset]
+) -> None:
+    step = Prune(macs=0.3, criterion="taylor", scope="global", compensate=False, per_round=0.9)
+    train = samples(network, 32, labels=True)
+    assert "taylor of the loss" in run(step, network, ground(network, train=train)).told
+    assert "without labels" in run(step, network, ground(network)).told
 
 
 def test_what_is_protected_and_what_must_stay_does(network: ir.Model, ground: Make) -> None:
