@@ -186,7 +186,7 @@ def _once(work: _Work, number: int, step: Step, times: int, before: Prepared) ->
         curves = [(_named(stem, path), path) for path in sorted((entry / CURVES).glob("*"))]
         drop = record.figures.drop
         unit = work.judged.unit
-        lost = "" if drop is None else f", {figures.signed(0.0 - drop, unit)}"
+        lost = f", {figures.signed(-drop, unit)}" if drop else ""
         stage.outcome = f"{record.told or goal(step)}{lost}"
     return _Tried(replace(after, curves=(*before.curves, *curves)), record)
 
