@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from backends.coreml.features import Feature, Interface
+from backends.coreml.features import Feature
 from backends.coreml.interpret.call import Operand, Refused
 from backends.coreml.interpret.machine import Compute, Failed, Machine, numpy_type, state_types
 from backends.coreml.package import Package, judged, open_package
@@ -102,7 +102,7 @@ class CoreMLRunner:
         for name, kind in state_types(self._function).items():
             if kind.shape is None or None in kind.shape:
                 raise BackendError(f"{self._path.name}: state '{name}' is {kind}", hint=_HINT)
-            found[name] = np.zeros([n or 0 for n in kind.shape], numpy_type(kind.dtype))
+            found[name] = np.zeros([n or 0 for n in kind.shape], _travels(kind))
         return found
 
     def _made(self, package: Package, compute: Compute) -> Machine:
@@ -209,7 +209,7 @@ def _travels(kind: TensorType) -> np.dtype:
     try:
         return numpy_type(kind.dtype)
     except Refused as e:
-        raise BackendError(f"an input of {kind.dtype}", hint=_HINT) from e
+        raise BackendError(f"a package with {e}", hint=_HINT) from e
 
 
 def _free(feature: Feature, named: Named | None) -> tuple[int | str, ...]:
@@ -253,6 +253,3 @@ def _outside(value: Operand) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
     return np.stack(value) if value else np.zeros(0, np.float32)
-
-
-__all__ = ["EXECUTED_BY", "CoreMLOptions", "CoreMLRunner", "Interface"]

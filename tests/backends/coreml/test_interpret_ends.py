@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("coremltools")
 from coreml_packages import evaluated, saved
 
-from backends.coreml import child
+from backends.coreml import child, predict
 from backends.coreml.child import ForeignRunner
 from backends.coreml.runner import CoreMLOptions, CoreMLRunner
 from backends.coreml.sdk import builder, mil, quiet, sdk
-from deploy.errors import BackendError, DataError
+from deploy.errors import BackendError, DataError, ToolchainError
 from deploy.spec.tensors import TensorSpec
 
 RNG = np.random.default_rng(2)
@@ -167,3 +167,18 @@ def test_what_a_package_holds(tmp_path: Path) -> None:
     assert {o.op: o.count for o in found.operators} == {"conv": 1, "relu": 1}
     assert "iOS 17" in found.format and not found.ours and found.execution.refusal == ""
     assert found.constant_bytes >= w.nbytes and found.inputs[0].shape == (1, 4, 6, 6)
+
+
+def test_core_ml_is_asked_only_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Here its answer is planted: what it says is compared with what the interpreter does."""
+    path = saved(lambda mb, x: mb.exp(x=x, name="y"), {"x": (2,)}, tmp_path / "p.mlpackage")
+    x = np.array([0, 1], np.float32)
+    monkeypatch.setattr(predict, "predicts", lambda: False)
+    assert predict.compared(path, {"x": x}, CoreMLOptions()) is None
+    with pytest.raises(ToolchainError, match="macOS only"):
+        predict.predicted(path, {"x": x}, ())
+    monkeypatch.setattr(predict, "predicts", lambda: True)
+    answer = {"y": np.exp(x) + np.array([0, 0.01], np.float32)}
+    monkeypatch.setattr(sdk().models.MLModel, "predict", lambda model, given: answer)
+    differences = predict.compared(path, {"x": x}, CoreMLOptions())
+    assert differences == {"y": pytest.approx(0.01 / (np.e + 0.01), rel=1e-3)}

@@ -13,6 +13,9 @@ from torch.nn import functional as nn
 pytest.importorskip("coremltools")
 from coreml_packages import results
 
+from backends.coreml.interpret.ops import KERNELS
+from backends.coreml.sdk import sdk
+
 RNG = np.random.default_rng(0)
 Arrays = Mapping[str, np.ndarray]
 
@@ -282,3 +285,13 @@ def test_reductions(tmp_path: Path) -> None:
         [[3, 3, 2], [0, 0, 0]], np.array(order[1])[:, :3], least[0][:, :2], least[1][:, :2],
     ]  # fmt: skip
     require(build, {"x": x, "tied": tied}, wanted, tmp_path)
+
+
+def test_every_operation_of_coremltools_is_evaluated() -> None:
+    """But for chance, and one that coremltools calls experimental."""
+    sdk()
+    from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
+
+    without_kernel = {"const", "_const_symbolic", "cond", "while_loop", "classify", "read_state"}
+    refused = {name for name in SSAOpRegistry.core_ops if name.startswith("random_")} | {"conv_quantized"}
+    assert set(SSAOpRegistry.core_ops) - set(KERNELS) == without_kernel | refused

@@ -1,0 +1,79 @@
+"""On macOS, what Core ML itself makes of a package, beside what the interpreter does.
+
+Nothing here runs elsewhere: coremltools has ``predict`` on macOS only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from backends.coreml.runner import CoreMLOptions, CoreMLRunner
+from backends.coreml.sdk import quiet, sdk
+from deploy.adapter.protocol import Arrays
+from deploy.errors import BackendError, ToolchainError
+from deploy.spec.tensors import TensorSpec
+
+
+def predicts() -> bool:
+    """Whether Core ML is here."""
+    return sys.platform == "darwin"
+
+
+def predicted(path: Path, feeds: Arrays, inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+    """The outputs that Core ML makes on this Mac, on whichever processor it takes.
+
+    ``feeds`` are those of `CoreMLRunner`; images become pictures. A classifier's probabilities come in the
+    order of its classes. Raises ToolchainError elsewhere, BackendError where Core ML refuses the package.
+    """
+    if not predicts():
+        raise ToolchainError("Core ML runs on macOS only", hint="leave it to the reference interpreter")
+    try:
+        with quiet():
+            model = sdk().models.MLModel(str(path))
+            given = {spec.name: _given(spec, feeds[spec.name]) for spec in inputs}
+            found: Mapping[str, object] = model.predict(given)
+    except Exception as e:
+        raise BackendError(
+            f"Core ML cannot run {path.name}: {' '.join(str(e).split())[:300]}",
+            hint="check that this macOS is as new as the package's target",
+        ) from e
+    return {name: _array(value) for name, value in found.items()}
+
+
+def _given(spec: TensorSpec, array: np.ndarray) -> object:
+    if spec.layout != "NHWC" or spec.dtype != "uint8":
+        return array
+    from PIL import Image
+
+    return Image.fromarray(array[0, :, :, 0] if array.shape[-1] == 1 else array[0])
+
+
+def _array(value: object) -> np.ndarray:
+    if isinstance(value, Mapping):
+        return np.array(list(value.values()), np.float32)
+    return np.asarray(value)
+
+
+def compared(path: Path, feeds: Arrays, options: CoreMLOptions) -> dict[str, float] | None:
+    """The largest relative difference between Core ML and the interpreter for each output of numbers.
+
+    Of its greatest number; None where Core ML is not here.
+    """
+    if not predicts():
+        return None
+    with CoreMLRunner(path, options) as runner:
+        ours = runner.run(feeds)
+        theirs = predicted(path, feeds, runner.inputs)
+    differences: dict[str, float] = {}
+    for name, have in ours.items():
+        want = theirs.get(name)
+        if want is None or want.dtype.kind not in "fiu" or want.size != have.size:
+            continue
+        scale = max(float(np.abs(want).max(initial=0)), 1e-12)
+        apart = np.abs(have.astype(np.float64).reshape(-1) - want.astype(np.float64).reshape(-1))
+        differences[name] = float(apart.max(initial=0)) / scale
+    return differences
