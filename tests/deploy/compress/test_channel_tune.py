@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from deploy.compress.channel_fit import kept_channels
 from deploy.compress.channel_tune import Tuning, completed, tune
+from deploy.compress.ground import Ground
+from deploy.compress.prune.step import run as prune
+from deploy.errors import UsageError
 from deploy.graph.groups import find_groups
 from deploy.graph.shrink import shrink
+from deploy.spec.compression import Prune
+from deploy.spec.finetune import Finetune
 from deploy.train.units import batches
 
 
@@ -40,6 +48,22 @@ def test_what_makes_it_worse_is_not_taken(case, run):
     assert found.after == found.before
     x = {"x": feeds[0]["x"].numpy()}
     np.testing.assert_array_equal(run(found.graph, x), run(thin, x))
+
+
+def test_the_step_prune_tunes_at_its_end_and_needs_samples_for_it(residual, run, data, tmp_path):
+    dataset = data(residual, 96)
+    ground = Ground(samples=dataset, given=residual, workdir=tmp_path)
+    x = next(data(residual, 64, seed=9).batches(64)).feeds
+    exact, noise = run(residual, x), []
+    for steps in (0, 60):
+        asked = Prune(macs=0.3, criterion="l2", scope="global", per_round=0.5, tune=steps, compensate=False)
+        noise.append(np.square(run(prune(asked, residual, ground).model, x) - exact).mean())
+    assert noise[1] < noise[0]
+    asked = Prune(macs=0.3, criterion="l2", scope="global", tune=5)
+    with pytest.raises(UsageError, match="tune = 5 looks at samples"):
+        prune(asked, residual, replace(ground, samples=None))
+    with pytest.raises(ValidationError, match="give one of the two"):
+        Prune(macs=0.3, tune=5, finetune=Finetune())
 
 
 def test_values_are_compared_where_residual_sums_are_complete(residual):
