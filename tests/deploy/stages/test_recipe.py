@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,18 @@ from deploy.compress.ground import Ground, StepResult
 from deploy.errors import ModelError, UsageError
 from deploy.graph.edit import constant
 from deploy.pipeline import build, build_all, dry_run
-from deploy.progress import Silent
+from deploy.progress import SILENT, Silent
 from deploy.spec.ablation import StepRecord
 from deploy.spec.compression import Cluster, LowRank, Prune, Shrink, Sparsify
 from deploy.spec.finetune import Finetune
+from deploy.spec.plan import TensorPlan
 from deploy.spec.project import Budget
 from deploy.spec.recipe import Recipe, Step
-from deploy.stages.request import Request
+from deploy.stages.recipe import ready
+from deploy.stages.record import Record, open_cache
+from deploy.stages.request import Request, Roles
+from deploy.stages.steps import clean, read_source
+from deploy.stages.target import find_target
 
 Build = Callable[..., Bundle]
 TRAIN = Finetune(epochs=1, batch=8, lr=0.05)
@@ -358,3 +363,14 @@ def test_a_preset_without_what_is_refused_trains_for_nothing(
     )  # fmt: skip
     shown = dry_run(request).recipe
     assert shown.steps == () and "prune is left out: all groups are too narrow" in shown.notes
+
+
+@pytest.mark.parametrize("recipe", [Recipe(preset="fast"), Recipe(steps=(PLAIN,))], ids=["preset", "steps"])
+def test_integers_are_final(recipe: Recipe, network: Path, cache: Path) -> None:
+    request, record = Request(source=network, target="x86-avx2", recipe=recipe), Record(SILENT)
+    with open_cache(cache, SILENT) as kept:
+        prepared = clean(read_source(request, kept, record), request, kept, record)
+    some = TensorPlan(type="int8", scale=(1.0,), zero_point=(0,), origin="imported")
+    quantized = replace(prepared, facts=prepared.facts.model_copy(update={"imported": {"x": some}}))
+    with pytest.raises(UsageError, match="the model came quantized"):
+        ready(request, quantized, find_target("x86-avx2", "ort"), Roles(None, None, None), None, SILENT)
