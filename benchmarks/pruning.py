@@ -6,8 +6,9 @@
 DIR/<case> holds model.onnx, calib.npz and card.json, DIR/data the CIFAR-10 images as JPEG bytes. ``criteria``
 takes channels away with nothing but the calibration samples, whose labels it does not read; ``finetuned``
 trains the dense network and pruned ones in the same way, on the first --images training images, and compares
-them. Scores are those of all test images; with --validation, of the last 2,000 training images, which is what
-to look at while anything is still being chosen (the networks were trained on them).
+them. Scores are those of the first --scored test images, all unless said; with --validation, of the last
+2,000 training images, which is what to look at while anything is still being chosen (the networks were
+trained on them).
 """
 
 from __future__ import annotations
@@ -189,6 +190,8 @@ def finetuned(case: Case, options: argparse.Namespace) -> Iterator[str]:
         augment=Augment(crop=4, flip=True),
     )
     for words, step in (("dense", None), *FINETUNED_WAYS):
+        if options.ways and not set(options.ways.split()) >= set(words.split(", ")):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             ground = Ground(samples=case.samples, given=case.model, workdir=Path(folder), train=train)
             model, begin = case.model, time.process_time()

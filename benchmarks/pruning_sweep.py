@@ -174,7 +174,8 @@ def in_all_ways(options: argparse.Namespace) -> None:
         print(lines[-1], flush=True)
     if options.markdown:
         head = f"| network | {' | '.join(name_of(*way) for way in WAYS)} |"
-        options.markdown.write_text("\n".join([head, "|---" * (1 + len(WAYS)) + "|", *lines]) + "\n")
+        table = [head, "|---" * (1 + len(WAYS)) + "|", *lines]
+        options.markdown.write_text("\n".join([WAYS_HEAD, *table]) + "\n")
 
 
 def name_of(criterion: Criterion, scope: Scope, isomorphic: bool) -> str:
@@ -235,6 +236,14 @@ def largest(one: list[np.ndarray], other: list[np.ndarray]) -> float:
     return found
 
 
+WAYS_HEAD = """# Pruned by every criterion and scope
+
+Written by `python benchmarks/pruning_sweep.py --ways --ratio 0.4 --markdown FILE`: small networks with random
+weights, 40 % of whose MACs the step `prune` is to take away in one round, nothing made up for. In each cell
+the share that went and the largest difference between the smaller graph and the whole one with the same
+channels zeroed where they are read, relative to the largest output. More than was asked goes where families
+are few and coarse, or where measured harm is the same for more. "-": the network has no normalisation.
+"""
 HEAD = """# What can be pruned
 
 Written by `python benchmarks/pruning_sweep.py --markdown FILE`, which says what is compared with what: small

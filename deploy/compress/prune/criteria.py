@@ -139,7 +139,7 @@ def taylor(
                 continue
             product = gradient * weight.detach()
             for axis, owners, ids in slices[name]:
-                along = product.movedim(axis, 0).flatten(1).sum(1).double().numpy()
+                along = product.movedim(axis, 0).reshape(product.shape[axis], -1).sum(1).double().numpy()
                 sums = np.bincount(ids, along[owners])
                 for label in np.unique(ids).tolist():
                     first[label] += float(sums[label])

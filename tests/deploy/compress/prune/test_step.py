@@ -154,6 +154,13 @@ def test_taylor_takes_the_loss_where_there_are_labels(
     assert "without labels" in run(step, network, ground(network)).told
 
 
+def test_what_no_weight_reads_is_judged_where_it_is_made(ground: Make) -> None:
+    """Queries and keys of an attention: products of two activations read them, biases are part of them."""
+    model = SEQUENTIAL["non_local"]()
+    step = Prune(macs=0.2, criterion="taylor", scope="layer", compensate=False)
+    assert "removed" in run(step, model, ground(model)).told
+
+
 def test_what_is_protected_and_what_must_stay_does(network: ir.Model, ground: Make) -> None:
     convs = [node for node in network.graph if node.op_type == "Conv"]
     step = Prune(
