@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploy.errors import BackendError
+
 OPERATIONS = "coremltools.converters.mil.mil.ops.tests"
 TORCH = "coremltools.converters.mil.frontend.torch.test.test_torch_ops"
 _SKIPPED = ("random", "classify", "custom", "Rand", "rand", "Multinomial", "Bernoulli")
@@ -63,7 +65,10 @@ def _predict(model, data, state=None):
         elif array.ndim == 0 and spec.shape:
             array = array.reshape(1)
         feeds[spec.name] = array.astype(spec.dtype)
-    found = runner.run(feeds, state=None if state is None else state.states)
+    try:
+        found = runner.run(feeds, state=None if state is None else state.states)
+    except BackendError as e:
+        raise RuntimeError(f"Error computing NN outputs: {e.message}") from e
     for name, array in found.items():
         if array.dtype == np.float16:  # as on macOS
             found[name] = array.astype(np.float32)

@@ -12,6 +12,8 @@ from torch.nn import functional as nn
 pytest.importorskip("coremltools")
 from coreml_packages import evaluated, results, saved
 
+from deploy.errors import BackendError
+
 RNG = np.random.default_rng(1)
 
 
@@ -298,3 +300,30 @@ def test_boxes_that_overlap_are_left_out(tmp_path: Path) -> None:
     assert np.array_equal(got[0][0, :2], boxes[0, [1, 2]]) and np.array_equal(
         got[1][0, :2], scores[0, [1, 2]]
     )
+
+
+def test_what_the_pages_leave_open(tmp_path: Path) -> None:
+    """By coremltools' tests: the new resize takes the nearest pixel, an LSTM's clip is that of its state."""
+    x, steps = np.array([[[[1.0, 2.0]]]], np.float32), np.full((3, 1, 2), 5, np.float32)
+    zeros, wide = np.zeros((1, 2), np.float32), np.ones((8, 2), np.float32)
+
+    def build(mb, x, steps):
+        new = mb.resize(x=x, shape=[3], resized_dims=np.uint32(1), interpolation_mode="NEAREST_NEIGHBOR")
+        old = mb.resize_nearest_neighbor(x=x, target_size_height=1, target_size_width=3)
+        cells = {"weight_ih": wide, "weight_hh": wide, "initial_h": zeros, "initial_c": zeros}
+        return new, old, mb.lstm(x=steps, **cells, clip=0.5)[2]
+
+    got = results(build, {"x": x, "steps": steps}, tmp_path / "p.mlpackage")
+    require(got, [[[[[1, 2, 2]]]], [[[[1, 1, 2]]]], np.full((1, 2), 0.5)])
+
+
+def test_places_that_are_checked(tmp_path: Path) -> None:
+    x = normal(3, 2)
+    for places in ([-1], [3]):
+        feeds = {"x": x, "i": np.array(places, np.int32)}
+        with pytest.raises(BackendError, match="gather 'gather_0'"):
+            results(
+                lambda mb, x, i: mb.gather(x=x, indices=i, validate_indices=True),
+                feeds,
+                tmp_path / "p.mlpackage",
+            )

@@ -1,4 +1,5 @@
-"""Gathering and scattering by computed places. Places that do not exist are refused."""
+"""Gathering and scattering by computed places. Places that do not exist are refused; negative ones count from
+the end, which later releases leave open, unless the program wants them checked."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ def _places(call: Call) -> np.ndarray:
     found = call.array("indices")
     if found.dtype.kind not in "iu":
         raise Refused("'indices' are no whole numbers")
+    if call.flag("validate_indices") and found.size and found.min() < 0:
+        raise Refused(f"place {int(found.min())}, and negative ones are not allowed")
     return found.astype(np.int64)
 
 

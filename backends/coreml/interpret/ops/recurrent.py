@@ -80,7 +80,7 @@ def lstm(call: Call) -> tuple[np.ndarray, ...]:
 def _lstm(
     call: Call, x: np.ndarray, h: np.ndarray, c: np.ndarray, suffix: str, reverse: bool
 ) -> tuple[np.ndarray, ...]:
-    """Gates in the order input, forget, output, cell."""
+    """Gates in the order input, forget, output, cell; ``clip`` bounds the state of the cell."""
     w, r, bias = _weights(call, 4, suffix)
     gate = _activation(call, "recurrent_activation", "sigmoid")
     cell, out = _activation(call, "cell_activation", "tanh"), _activation(call, "activation", "tanh")
@@ -92,8 +92,8 @@ def _lstm(
     for step in order:
         i, f, o, z = np.split(given[step] + np.matmul(h, r.T), 4, axis=-1)
         i, f = gate(i + peeps[0] * c), gate(f + peeps[1] * c)
-        z = cell(np.clip(z, -clip, clip) if np.isfinite(clip) else z)
-        c = f * c + i * z
+        c = f * c + i * cell(z)
+        c = np.clip(c, -clip, clip) if np.isfinite(clip) else c
         h = gate(o + peeps[2] * c) * out(c)
         made.append(h)
     return _sequence(call, made, order), h, c

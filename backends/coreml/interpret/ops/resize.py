@@ -100,7 +100,7 @@ def resize_bilinear(call: Call) -> np.ndarray:
 def resize(call: Call) -> np.ndarray:
     """Of the last axes, by iOS 17's operation; a wanted size of 0 keeps what is there.
 
-    The page says nothing of the nearest pixel: the one below for ``DEFAULT``, else the one beside.
+    The nearest pixel is that, unlike in the older operations (coremltools' tests: 2 pixels become a, b, b).
     """
     x, wanted, count = _image(call), call.integers("shape"), call.integer("resized_dims")
     if not 0 <= count <= min(len(wanted), x.ndim):
@@ -113,7 +113,7 @@ def resize(call: Call) -> np.ndarray:
         if kind == "LINEAR":
             x = interpolated(x, axis, places)
         elif kind == "NEAREST_NEIGHBOR":
-            x = x.take(np.floor(places if mode == "DEFAULT" else places + 0.5).astype(np.int64), axis)
+            x = x.take(np.floor(places + 0.5).astype(np.int64), axis)
         else:
             raise Refused(f"interpolation {kind}")
     return x
