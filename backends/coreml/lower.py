@@ -35,13 +35,13 @@ _ENDS = {"float32": "fp32", "float16": "fp32", "int32": "int32", "int64": "int32
 class Walked:
     """What a walk over a graph gave; a program can be written where nothing was refused.
 
-    ``inputs`` and ``outputs`` are the names of the program's ends, in ONNX's order, and ``ranges`` the free
-    sizes by the graph's names for them.
+    ``inputs`` and ``outputs`` are the names of the program's ends, in ONNX's order; ``ranges`` the free sizes
+    by the graph's names for them.
     """
 
     out: Emitter
     program: Program
-    inputs: list[str] = field(default_factory=list)
+    inputs: dict[ir.Value, str] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     ranges: dict[str, ct.RangeDim] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
@@ -65,7 +65,7 @@ def walk(graph: ir.Model, target: str) -> Walked:
         walked = Walked(Emitter(TARGETS[target]), mil().Program())
         given, wrong = _placeholders(graph, walked)
         with mil().Function(given, opset_version=getattr(sdk().target, target)) as function:
-            _enter(graph, walked, function.inputs)
+            _enter(walked, function.inputs)
             for node in graph.graph:
                 reason = next((wrong[v] for v in node.inputs if v in wrong), "") or _refused(node, walked.out)
                 support = "unsupported" if reason else "supported"
@@ -107,17 +107,14 @@ def _placeholders(graph: ir.Model, walked: Walked) -> tuple[dict[str, object], d
         sizes = [size if isinstance(size, int) else walked.free(size).symbol for size in shape]
         name = walked.out.name(value.name or "input")
         given[name] = mil().Builder.placeholder(shape=sizes, dtype=_builtin(dtype))
-        walked.inputs.append(name)
+        walked.inputs[value] = name
     return given, wrong
 
 
-def _enter(graph: ir.Model, walked: Walked, inputs: dict[str, Var]) -> None:
+def _enter(walked: Walked, inputs: dict[str, Var]) -> None:
     """Let the function's inputs stand for the graph's; truth values come as integers."""
-    names = iter(walked.inputs)
-    for value in model_inputs(graph):
-        if value.shape is None or value.dtype is None or _named(value) not in _ENDS or not len(value.shape):
-            continue
-        var = inputs[next(names)]
+    for value, name in walked.inputs.items():
+        var = inputs[name]
         if value.dtype == ir.DataType.BOOL:
             var = walked.out.op("not_equal", x=var, y=np.int32(0))
         walked.out.give(value, var)

@@ -21,7 +21,6 @@ from backends.coreml.lower import Walked
 from backends.coreml.notes import METADATA, Notes
 from backends.coreml.sdk import quiet, sdk
 from deploy.errors import BackendError
-from deploy.graph.shapes import model_inputs
 
 if TYPE_CHECKING:
     import coremltools
@@ -51,10 +50,7 @@ def write(graph: ir.Model, walked: Walked, target: str, precision: str, path: Pa
     """
     ct = sdk()
     passes = [name for name in _PASSES if precision == "FLOAT16" or name != "common::add_fp16_cast"]
-    ends = [
-        ct.TensorType(name=name, shape=_shape(value, walked))
-        for name, value in zip(walked.inputs, model_inputs(graph), strict=True)
-    ]
+    ends = [ct.TensorType(name=name, shape=_shape(value, walked)) for value, name in walked.inputs.items()]
     try:
         with quiet():
             model = ct.convert(
@@ -112,8 +108,10 @@ def _describe(graph: ir.Model, walked: Walked, model: coremltools.models.MLModel
     }
     ends = {
         name: value.name or ""
-        for names, ends in ((walked.inputs, model_inputs(graph)), (walked.outputs, graph.graph.outputs))
-        for name, value in zip(names, ends, strict=True)
+        for name, value in (
+            *((name, value) for value, name in walked.inputs.items()),
+            *zip(walked.outputs, graph.graph.outputs, strict=True),
+        )
     }
     notes = Notes(
         planned=[
