@@ -148,7 +148,12 @@ def _results(node: ir.Node, out: Emitter, found: tuple[Var, ...]) -> None:
         steps = at == 0
         batch = out.fixed(node.inputs[0])[0 if batch_first else 1]
         shape = [-1, batch, directions, hidden] if steps else [batch, directions, hidden]
-        apart = out.op("reshape", x=found[at], shape=ints(shape))
+        result = found[at]
+        if (
+            steps and _direction(node) == "reverse"
+        ):  # Core ML gives states in the order in which it makes them
+            result = out.op("reverse", x=result, axes=ints([0]))
+        apart = out.op("reshape", x=result, shape=ints(shape))
         turned = {True: [1, 0, 2, 3], False: [0, 2, 1, 3]} if steps else {True: [0, 1, 2], False: [1, 0, 2]}
         perm = turned[batch_first]
         out.give(value, out.op("transpose", value.name, x=apart, perm=ints(perm)))

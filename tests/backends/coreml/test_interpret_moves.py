@@ -174,7 +174,10 @@ def test_images_of_other_sizes(tmp_path: Path) -> None:
 
 
 def test_recurrent(tmp_path: Path) -> None:
-    """Gates stand in Core ML's order: input, forget, output, cell; and reset, output, update."""
+    """Gates stand in Core ML's order: input, forget, output, cell; and reset, output, update.
+
+    A layer in reverse gives its states in the order in which it makes them.
+    """
     x, h, c = normal(5, 2, 3), normal(2, 8), normal(2, 8)
     torch.manual_seed(0)
     lstm, gru, rnn = torch.nn.LSTM(3, 4, bidirectional=True), torch.nn.GRU(3, 4), torch.nn.RNN(3, 4)
@@ -202,7 +205,7 @@ def test_recurrent(tmp_path: Path) -> None:
                 x=x, initial_h=first, output_sequence=True, reset_after=True,
                 input_bias=gates(gru.bias_ih_l0, [0, 2, 1]), **plain,
             ),
-            *mb.rnn(x=x, initial_h=first, direction="reverse", **weights(rnn, [0])),
+            *mb.rnn(x=x, initial_h=first, direction="reverse", output_sequence=True, **weights(rnn, [0])),
         )  # fmt: skip
 
     def states(array: np.ndarray) -> torch.Tensor:
@@ -211,14 +214,14 @@ def test_recurrent(tmp_path: Path) -> None:
     with torch.no_grad():
         made, (last_h, last_c) = lstm(torch.from_numpy(x), (states(h), states(c)))
         sequence, last = gru(torch.from_numpy(x), states(h)[:1].contiguous())
-        _, back = rnn(torch.from_numpy(x[::-1].copy()), states(h)[:1].contiguous())
+        turned, back = rnn(torch.from_numpy(x[::-1].copy()), states(h)[:1].contiguous())
     wanted = [
         made,
         torch.cat(list(last_h), -1),
         torch.cat(list(last_c), -1),
         sequence,
         last[0],
-        back,
+        turned,
         back[0],
     ]
     feeds = {"x": x, "h": h, "c": c}

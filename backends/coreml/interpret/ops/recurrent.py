@@ -53,11 +53,13 @@ def _steps(x: np.ndarray, reverse: bool) -> list[int]:
     return order[::-1] if reverse else order
 
 
-def _sequence(call: Call, made: list[np.ndarray], order: list[int]) -> np.ndarray:
-    """All states in the order of the sequence, or the last one alone."""
-    if not call.flag("output_sequence"):
-        return made[-1][None]
-    return np.stack([state for _, state in sorted(zip(order, made, strict=True), key=lambda pair: pair[0])])
+def _sequence(call: Call, made: list[np.ndarray]) -> np.ndarray:
+    """All states in the order in which they were made, or the last one alone.
+
+    So a layer in reverse gives its sequence turned around (coremltools' tests have it so), a bidirectional
+    one does not.
+    """
+    return np.stack(made) if call.flag("output_sequence") else made[-1][None]
 
 
 def _reversed(call: Call) -> bool:
@@ -74,7 +76,8 @@ def lstm(call: Call) -> tuple[np.ndarray, ...]:
     half = h.shape[-1] // 2
     ahead = _lstm(call, x, h[:, :half], c[:, :half], "", False)
     back = _lstm(call, x, h[:, half:], c[:, half:], "_back", True)
-    return tuple(np.concatenate(pair, -1) for pair in zip(ahead, back, strict=True))
+    turned = (back[0][::-1], *back[1:])
+    return tuple(np.concatenate(pair, -1) for pair in zip(ahead, turned, strict=True))
 
 
 def _lstm(
@@ -96,7 +99,7 @@ def _lstm(
         c = np.clip(c, -clip, clip) if np.isfinite(clip) else c
         h = gate(o + peeps[2] * c) * out(c)
         made.append(h)
-    return _sequence(call, made, order), h, c
+    return _sequence(call, made), h, c
 
 
 def gru(call: Call) -> tuple[np.ndarray, ...]:
@@ -117,7 +120,7 @@ def gru(call: Call) -> tuple[np.ndarray, ...]:
         inner = rt * (np.matmul(h, output.T) + bo) if after else np.matmul(rt * h, output.T) + bo
         h = (1 - zt) * out(go + inner) + zt * h
         made.append(h)
-    return _sequence(call, made, order), h
+    return _sequence(call, made), h
 
 
 def rnn(call: Call) -> tuple[np.ndarray, ...]:
@@ -129,7 +132,7 @@ def rnn(call: Call) -> tuple[np.ndarray, ...]:
     for step in order:
         h = out(given[step] + np.matmul(h, r.T))
         made.append(h)
-    return _sequence(call, made, order), h
+    return _sequence(call, made), h
 
 
 KERNELS: Mapping[str, Kernel] = {"lstm": lstm, "gru": gru, "rnn": rnn}
