@@ -22,8 +22,10 @@ VENDORS = (
 )  # fmt: skip
 LONGEST = 400
 MADE_OF_TORCH = (
-    "deploy.execute.module", "deploy.execute.ops", "deploy.train", "deploy.compress.layers",
-    "deploy.compress.lowrank", "deploy.compress.obs", "deploy.compress.sparsify",
+    "deploy.execute.module", "deploy.execute.ops", "deploy.train", "deploy.compress.channel_",
+    "deploy.compress.layers", "deploy.compress.lowrank", "deploy.compress.obs", "deploy.compress.sparsify",
+    "deploy.compress.student", "deploy.compress.prune.criteria", "deploy.compress.prune.measured",
+    "deploy.compress.prune.step",
 )  # fmt: skip
 """Modules, with what lies in them, that import PyTorch while loading; nothing else imports them so."""
 
