@@ -1,6 +1,6 @@
 """Channels removed from real networks with nothing but their files and calibration samples, no labels.
 
-    python benchmarks/untrained.py --cases DIR [--only CASE,CASE] [--tune 200] [--test NPZ]
+    python benchmarks/untrained.py --cases DIR [--only CASE,CASE] [--tune 400] [--test NPZ]
 
 Each folder of DIR holds model.onnx, calib.npz (at most 256 samples are taken, their labels not read) and
 eval.npz, which is looked at once, at the end, by ONNX Runtime. Channels go in the order of Optimal Brain
@@ -97,7 +97,7 @@ def main() -> None:
     )
     parser.add_argument("--cases", type=Path, required=True)
     parser.add_argument("--only", default=",".join(GOALS))
-    parser.add_argument("--tune", type=int, default=200)
+    parser.add_argument("--tune", type=int, default=400)
     parser.add_argument("--test", type=Path)
     parser.add_argument("--save", type=Path, help="a folder for the graphs")
     given = parser.parse_args()
