@@ -181,7 +181,8 @@ class Swin(nn.Module):
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet": (resnet, (1, 3, 32, 32)), "mobilenet": (mobilenet, (1, 3, 32, 32)),
-    "unet": (UNet, (2, 3, 16, 16)), "dense_shuffle": (DenseShuffle, (1, 3, 12, 12)), "vit": (ViT, (1, 3, 32, 32)), "gpt": (Gpt, (1, 10, 12)),
+    "unet": (UNet, (2, 3, 16, 16)), "dense_shuffle": (DenseShuffle, (1, 3, 12, 12)),
+    "vit": (ViT, (1, 3, 32, 32)), "gpt": (Gpt, (1, 10, 12)),
     "recurrent": (Recurrent, (1, 4, 9)), "detector": (Detector, (1, 3, 32, 32)), "text": (Text, (3, 12)),
     "swin": (Swin, (1, 3, 32, 32)),
 }  # fmt: skip

@@ -28,7 +28,11 @@ def pool(node: ir.Node, out: Emitter) -> None:
     pads = paddings(node, out.shape(x)[2:], kernel)
     counted = bool(node.attributes.get_int("count_include_pad", 0))
     if node.attributes.get_int("ceil_mode", 0):
-        sizes, result = out.fixed(x)[2:], out.fixed(node.outputs[0])[2:]
+        sizes = out.fixed(x)[2:]
+        result = [  # a window that would begin behind the data is none (ONNX MaxPool-22)
+            min(found, (size + pads[axis] - 1) // strides[axis] + 1)
+            for axis, (found, size) in enumerate(zip(out.fixed(node.outputs[0])[2:], sizes, strict=True))
+        ]
         more = [
             max(0, (r - 1) * s + k - size - pads[axis] - pads[axis + rank])
             for axis, (r, s, k, size) in enumerate(zip(result, strides, kernel, sizes, strict=True))

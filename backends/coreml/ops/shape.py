@@ -31,7 +31,10 @@ def axis_of(node: ir.Node, out: Emitter, default: int = 0) -> int:
 
 @ops.lower("Identity", "Dropout", types=ANY)
 def identity(node: ir.Node, out: Emitter) -> None:
-    """The same value."""
+    """The same value; dropout drops nothing outside of training."""
+    training = out.operand(node, 2) if node.op_type == "Dropout" else None
+    if training is not None and bool(out.numbers(training, "mode").any()):
+        raise Unsupported("in training mode")
     out.emit(node, "identity", x=out.read(node.inputs[0]))
 
 
