@@ -84,4 +84,5 @@ def sparsity_pays(target: Target) -> tuple[bool, str]:
     name, sparsity = found[0]
     if sparsity.gain == "unknown":
         return True, f"{name} computes 2:4 sparse weights faster, by how much is unknown"
-    return True, f"{name} with 2:4 sparse weights: {sparsity.gain.value} {sparsity.gain.unit}"
+    pays = any(route.runtime.sparsity_gain > 1 for route in target.routes)
+    return pays, f"{name} with 2:4 sparse weights: {sparsity.gain.value} {sparsity.gain.unit}"
