@@ -9,7 +9,7 @@ def milestones(whole: float, goal: float, per_round: float) -> list[float]:
     """What is left after each round, ``goal`` after the last: the same share of what is there goes in each,
     at most ``per_round``.
 
-    >>> [round(m, 1) for m in milestones(100, 64, per_round=0.2)]
+    >>> [round(m, 1) for m in milestones(100.0, 64.0, per_round=0.2)]
     [80.0, 64.0]
     >>> milestones(100, 100, per_round=0.2)
     []
