@@ -17,7 +17,7 @@ from backends.coreml.program import Operation, TensorType, Value
 from backends.coreml.wire import Damaged
 from deploy.errors import BackendError
 from deploy.graph.qdq import data_digest
-from deploy.spec.plan import QuantParams, TensorPlan
+from deploy.spec.plan import QuantParams, TensorPlan, with_overrides
 from deploy.spec.tensors import QuantType
 
 
@@ -69,11 +69,7 @@ class _Program:
             found[name] = TensorPlan(
                 **params.model_dump(), origin="imported", readers=readers if floats else ()
             )
-        for name, uses in overrides.items():
-            if name in found:
-                readers = found[name].readers and tuple(sorted({*found[name].readers, *uses}))
-                found[name] = found[name].model_copy(update={"uses": uses, "readers": readers})
-        return found
+        return with_overrides(found, overrides)
 
     def _value(self, operation: Operation, name: str) -> Value | None:
         """A constant argument as it is stored; None where it is left out."""

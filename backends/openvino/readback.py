@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploy.graph.qdq import data_digest
-from deploy.spec.plan import QuantParams, TensorPlan
+from deploy.spec.plan import QuantParams, TensorPlan, with_overrides
 from deploy.spec.tensors import RANGES, QuantType
 
 if TYPE_CHECKING:
@@ -65,11 +65,7 @@ def read_tensors(model: openvino.Model) -> dict[str, TensorPlan]:
             tensors[name] = TensorPlan(
                 **params.model_dump(), origin="imported", readers=readers if floats else ()
             )
-    for name, uses in overrides.items():
-        if name in tensors:
-            readers = tensors[name].readers and tuple(sorted({*tensors[name].readers, *uses}))
-            tensors[name] = tensors[name].model_copy(update={"uses": uses, "readers": readers})
-    return tensors
+    return with_overrides(tensors, overrides)
 
 
 def _is_quantize(op: openvino.Node) -> bool:

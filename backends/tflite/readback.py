@@ -12,7 +12,7 @@ from backends.tflite.layout import plain, restored, unflattened
 from backends.tflite.sdk import schema
 from backends.tflite.write import blocks, flattened, notes, orders, unpacked
 from deploy.graph.qdq import data_digest
-from deploy.spec.plan import QuantParams, TensorPlan
+from deploy.spec.plan import QuantParams, TensorPlan, with_overrides
 from deploy.spec.tensors import QuantType
 
 if TYPE_CHECKING:
@@ -45,11 +45,7 @@ def read_tensors(model: tfl.ModelT) -> dict[str, TensorPlan]:
         tensors[name] = TensorPlan(
             **params.model_dump(), origin="imported", readers=readers if floats else ()
         )
-    for name, uses in overrides.items():
-        if name in tensors:
-            readers = tensors[name].readers and tuple(sorted({*tensors[name].readers, *uses}))
-            tensors[name] = tensors[name].model_copy(update={"uses": uses, "readers": readers})
-    return tensors
+    return with_overrides(tensors, overrides)
 
 
 class _Graph:

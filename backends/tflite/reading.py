@@ -93,15 +93,6 @@ def quantize_of(value: ir.Value) -> ir.Node | None:
     return min(readers, key=lambda r: "@" in (r.name or ""))
 
 
-def planned_name(source: ir.Value) -> str:
-    """The planned name of what a QuantizeLinear reads; a quantized output of the graph has passed it on."""
-    for quantize, _ in source.uses():
-        for dequantize, _ in quantize.outputs[0].uses() if quantize.op_type == "QuantizeLinear" else ():
-            if dequantize.outputs[0].is_graph_output():
-                return dequantize.outputs[0].name or ""
-    return source.name or ""
-
-
 def params_of(node: ir.Node) -> QuantParams:
     """The parameters of a QuantizeLinear or DequantizeLinear. Raises Unsupported for a form not written."""
     scale = constant(node.inputs[1]) if len(node.inputs) > 1 else None

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.graph.edit import add_initializer, constant, fresh_name, names
-from deploy.spec.plan import QuantParams, TensorPlan
+from deploy.spec.plan import QuantParams, TensorPlan, with_overrides
 from deploy.spec.tensors import RANGES
 
 _Q, _DQ, _RAW, _INT = "/q", "/dq", "/raw", "/int"
@@ -234,11 +234,7 @@ def read_tensors(model: ir.Model) -> dict[str, TensorPlan]:
             if floats and not readers and not any(r.is_graph_output() for r in _results(node)):
                 continue  # nobody reads it quantized
             tensors[name] = TensorPlan(**_params(node), origin="imported", readers=readers)
-    for name, uses in overrides.items():
-        if name in tensors:
-            readers = tensors[name].readers and tuple(sorted({*tensors[name].readers, *uses}))
-            tensors[name] = tensors[name].model_copy(update={"uses": uses, "readers": readers})
-    return tensors
+    return with_overrides(tensors, overrides)
 
 
 def planned_name(source: ir.Value) -> str:

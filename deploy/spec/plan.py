@@ -7,6 +7,7 @@ plan holds their digest.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -117,6 +118,21 @@ class Plan(Frozen):
     @property
     def quantized(self) -> bool:
         return bool(self.tensors)
+
+
+def with_overrides(
+    tensors: Mapping[str, TensorPlan], overrides: Mapping[str, Mapping[str, QuantParams]]
+) -> dict[str, TensorPlan]:
+    """Tensors as they were read out of a file, with the parameters of single readers put in.
+
+    ``overrides`` by value and reader; those of a value that is none of the ``tensors`` are dropped.
+    """
+    found = dict(tensors)
+    for name, uses in overrides.items():
+        if name in found:
+            readers = found[name].readers and tuple(sorted({*found[name].readers, *uses}))
+            found[name] = found[name].model_copy(update={"uses": dict(uses), "readers": readers})
+    return found
 
 
 def differences(decided: Plan, read_back: Plan, *, ulps: int = 0) -> list[str]:

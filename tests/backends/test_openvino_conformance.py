@@ -19,6 +19,8 @@ from deploy.progress import SILENT
 from deploy.spec.plan import Plan
 
 pytest.importorskip("openvino")
+from node_cases import agrees, constant_but_first
+
 from backends.openvino import OpenVino
 
 RUNTIME = load_profile("x86-vnni").runtime_named("openvino")
@@ -41,27 +43,6 @@ KNOWN = {
     "test_attention_local_window_gqa_rank4_mask": MASKED,
 }
 """What differs all the same, for data that no rule can see in the graph."""
-
-
-def constant_but_first(model: ir.Model, feeds: dict[str, np.ndarray]) -> ir.Model:
-    """Sizes, axes and weights are constants in real models: every input but the first becomes one."""
-    graph = model.graph
-    for value in list(graph.inputs)[1:]:
-        if value.name in feeds and feeds[value.name].dtype.kind in "fiub":
-            value.const_value = ir.tensor(feeds[value.name], name=value.name)
-            graph.inputs.remove(value)
-            graph.register_initializer(value)
-    return model
-
-
-def agrees(want: np.ndarray, got: np.ndarray) -> bool:
-    if want.shape != got.shape or want.dtype != got.dtype:
-        return False
-    if want.dtype.kind != "f":
-        return np.array_equal(want, got)
-    half = want.dtype == np.float16
-    loose = max(2e-3 if half else 1e-5, 1e-6 * float(np.abs(want[np.isfinite(want)]).max(initial=0)))
-    return np.allclose(got.astype(float), want.astype(float), rtol=1e-3, atol=loose, equal_nan=True)
 
 
 @pytest.mark.slow

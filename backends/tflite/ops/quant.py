@@ -12,9 +12,10 @@ import onnx_ir as ir
 from backends.tflite.emitter import Emitter
 from backends.tflite.network import Planned
 from backends.tflite.pixels import quantized_input
-from backends.tflite.reading import params_of, planned_name
+from backends.tflite.reading import params_of
 from deploy.adapter.optable import Unsupported
 from deploy.graph.edit import is_constant
+from deploy.graph.qdq import planned_name
 
 
 def quantize(node: ir.Node, out: Emitter) -> None:
