@@ -13,11 +13,8 @@ import pytest
 from deploy.adapter.profiles import load_profile
 from deploy.errors import UnsupportedError
 from deploy.execute.compare import largest_error
-from deploy.execute.reference import open_graph
-from deploy.graph.edit import constant
 from deploy.graph.qdq import insert, quantize_array
 from deploy.graph.qdq import read_tensors as planned_by
-from deploy.graph.shapes import infer
 from deploy.progress import SILENT
 from deploy.spec.artifact import Artifact, Description
 from deploy.spec.plan import Plan, QuantParams, TensorPlan, differences
@@ -25,6 +22,8 @@ from deploy.spec.profile import Runtime
 from deploy.spec.tensors import Normalisation
 
 pytest.importorskip("coremltools")
+from small_graphs import drawn, reference, weights_of, with_weights
+
 from backends.coreml import CoreML
 from backends.coreml.sdk import sdk
 
@@ -48,21 +47,7 @@ FEEDS = {"x": np.random.default_rng(1).normal(0, 1, (1, 3, 8, 8)).astype(np.floa
 
 def graph(text: str, shapes: dict[str, tuple[int, ...]], **given: np.ndarray) -> ir.Model:
     """The graph with random weights of these shapes, and those that are given."""
-    model = ir.from_onnx_text(text)
-    rng = np.random.default_rng(0)
-    drawn = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-    for name, array in {**drawn, **given}.items():
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
-        value.shape = ir.Shape(array.shape)
-        for user in model.graph:
-            for index, read in enumerate(user.inputs):
-                if read is not None and read.name == name:
-                    user.replace_input_with(index, value)
-        model.graph.register_initializer(value)
-    for number, node in enumerate(model.graph):
-        node.name = f"{node.op_type}{number}"
-    return infer(model)
+    return with_weights(text, {**drawn(shapes), **given})
 
 
 def lowered(model: ir.Model, folder: Path, runtime: Runtime = EXACT, **options: str | bool) -> Artifact:
@@ -75,19 +60,6 @@ def run(
 ) -> dict[str, np.ndarray]:
     with CoreML().open(artifact, CoreML().options(runtime, 1)) as runner:
         return runner.run(feeds, want)
-
-
-def reference(
-    model: ir.Model, feeds: dict[str, np.ndarray], want: tuple[str, ...] = ()
-) -> dict[str, np.ndarray]:
-    with open_graph(model, optimised=False, expose=list(want)) as session:
-        return session.run(feeds, want)
-
-
-def weights_of(model: ir.Model, name: str) -> np.ndarray:
-    array = constant(model.graph.initializers[name])
-    assert array is not None
-    return array
 
 
 def quantized(kind: str = "int8", *, activations: bool = True, group: int | None = None) -> ir.Model:

@@ -15,17 +15,16 @@ from deploy.adapter.profiles import load_profile
 from deploy.bundle.operations import Deviation, deviations
 from deploy.errors import BackendError, UnsupportedError
 from deploy.execute.compare import largest_error
-from deploy.execute.reference import open_graph
-from deploy.graph.edit import constant
 from deploy.graph.qdq import insert, quantize_array
 from deploy.graph.qdq import read_tensors as planned_by
-from deploy.graph.shapes import infer
 from deploy.progress import SILENT
 from deploy.quantize.candidate import Candidate, Subject
 from deploy.spec.artifact import Artifact
 from deploy.spec.plan import Plan, QuantParams, TensorPlan, differences
 
 pytest.importorskip("ai_edge_litert")
+from small_graphs import drawn, reference, weights_of, with_weights
+
 from backends.tflite import TFLite
 from backends.tflite.ops import OPERATIONS
 from backends.tflite.optable import OpTable
@@ -47,20 +46,7 @@ SHAPES = {"w": (8, 3, 3, 3), "b": (8,), "v": (8, 1, 3, 3), "u": (4, 8)}
 
 
 def graph(text: str, shapes: dict[str, tuple[int, ...]]) -> ir.Model:
-    model = ir.from_onnx_text(text)
-    rng = np.random.default_rng(0)
-    for name, shape in shapes.items():
-        array = rng.normal(0, 0.3, shape).astype(np.float32)
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(shape)
-        for user in model.graph:
-            for index, given in enumerate(user.inputs):
-                if given is not None and given.name == name:
-                    user.replace_input_with(index, value)
-        model.graph.register_initializer(value)
-    for number, node in enumerate(model.graph):
-        node.name = f"{node.op_type}{number}"
-    return infer(model)
+    return with_weights(text, drawn(shapes))
 
 
 def lowered(model: ir.Model, folder: Path) -> Artifact:
@@ -80,19 +66,6 @@ def run(
 ) -> dict[str, np.ndarray]:
     with TFLite().open(artifact, TFLite().options(RUNTIME, 1)) as runner:
         return runner.run(feeds, want)
-
-
-def reference(
-    model: ir.Model, feeds: dict[str, np.ndarray], want: tuple[str, ...] = ()
-) -> dict[str, np.ndarray]:
-    with open_graph(model, optimised=False, expose=list(want)) as session:
-        return session.run(feeds, want)
-
-
-def weights_of(model: ir.Model, name: str) -> np.ndarray:
-    array = constant(model.graph.initializers[name])
-    assert array is not None
-    return array
 
 
 def activation(scale: float, zero: int) -> TensorPlan:

@@ -22,13 +22,14 @@ from deploy.bundle.report.running import running, snippets
 from deploy.bundle.verify import verify_bundle
 from deploy.errors import UnsupportedError
 from deploy.execute.reference import open_graph
-from deploy.graph.shapes import infer
 from deploy.progress import SILENT
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Figure
 from deploy.spec.project import IoSection
 
 pytest.importorskip("ai_edge_litert")
+from small_graphs import drawn, with_weights
+
 from backends.tflite import TFLite, runner
 from backends.tflite.emitter import Emitter
 from backends.tflite.micro.arena import HERE, Buffer, _tensors, arena, extent
@@ -67,21 +68,8 @@ SHAPES = {"w": (8, 3, 3, 3), "v": (8, 1, 3, 3), "u": (5, 8)}
 
 def graph(text: str, shapes: dict[str, tuple[int, ...]], numbers: dict[str, float] | None = None) -> ir.Model:
     """``shapes`` are those of random weights, ``numbers`` lone constants."""
-    model = ir.from_onnx_text(text)
-    rng = np.random.default_rng(0)
-    arrays = {name: rng.normal(0, 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
-    arrays |= {name: np.array(number, np.float32) for name, number in (numbers or {}).items()}
-    for name, array in arrays.items():
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(array.shape)
-        for user in model.graph:
-            for index, read in enumerate(user.inputs):
-                if read is not None and read.name == name:
-                    user.replace_input_with(index, value)
-        model.graph.register_initializer(value)
-    for number, node in enumerate(model.graph):
-        node.name = f"{node.op_type}{number}"
-    return infer(model)
+    lone = {name: np.array(number, np.float32) for name, number in (numbers or {}).items()}
+    return with_weights(text, drawn(shapes, 0.4) | lone)
 
 
 def samples(count: int = 40) -> np.ndarray:
