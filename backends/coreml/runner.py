@@ -83,8 +83,8 @@ class CoreMLRunner:
         """
         if self._closed:
             raise BackendError("the runner is closed", hint="open the artifact again")
-        self._feeding.require_fit({**self._defaults(feeds), **feeds})
         given = {**self._defaults(feeds), **feeds}
+        self._feeding.require_fit(given)
         entered = {spec.name: self._entered(spec, given[spec.name]) for spec in self.inputs}
         states = self.fresh_state() if state is None else state
         inner = frozenset(want) - set(self._given)

@@ -8,6 +8,7 @@ any of them runs.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -226,8 +227,8 @@ def _write(
                 place=row.place,
                 what=row.what,
                 kept=row.kept,
-                before=None if row.before != row.before else row.before,
-                after=None if row.after != row.after else row.after,
+                before=_measured(row.before),
+                after=_measured(row.after),
             )
             for row in result.rows
         ),
@@ -235,6 +236,10 @@ def _write(
         seconds=round(time.perf_counter() - begin, 3),
     )
     (folder / _RECORD).write_text(render(record))
+
+
+def _measured(error: float) -> float | None:
+    return None if math.isnan(error) else error
 
 
 def _teachers(work: _Work, step: Step) -> tuple[ir.Model, ...]:
