@@ -94,9 +94,11 @@ def _run(step: Prune, model: ir.Model, ground: Ground) -> StepResult:
     notes: dict[str, None] = {}
     for number, target in enumerate(targets, 1):
         ground.progress.note(f"prune: round {number} of {len(targets)}")
-        names = {node.name for node in thin.graph}
-        groups = find_groups(thin, [name for name in protected if name in names])
-        here = setting(step, thin, groups, least, ground)
+        groups, here = first, start
+        if thin is not model:
+            names = {node.name for node in thin.graph}
+            groups = find_groups(thin, [name for name in protected if name in names])
+            here = setting(step, thin, groups, least, ground)
         removed = removal(step, here, target, aim, feeds, ground, notes)
         kept = kept_channels(groups, removed, kept)
         owner = {atom.label: family.name for family in groups.families for atom in family.atoms}
