@@ -23,7 +23,7 @@ from deploy.spec.plan import QuantParams
 if TYPE_CHECKING:
     from coremltools.converters.mil.mil import Var
 
-TARGETS = {"iOS16": 16, "iOS17": 17, "iOS18": 18}
+TARGETS = {"iOS16": 16, "iOS17": 17, "iOS18": 18, "macOS13": 16, "macOS14": 17, "macOS15": 18}
 """Deployment targets that are written for, by the name that profiles give them."""
 _INT32 = np.iinfo(np.int32)
 _STORED = ("int8", "uint8", "int4", "uint4", "int32")
@@ -54,8 +54,8 @@ class Emitter:
         """Raises Unsupported where the deployment target is too old for ``what``."""
         if self.level < level:
             raise Unsupported(
-                f"{what} needs iOS {level}, and this is for iOS {self.level}: "
-                f"set minimum_deployment_target = 'iOS{level}'"
+                f"{what} needs iOS {level} or macOS {level - 3}, and this is for iOS {self.level}, "
+                f"macOS {self.level - 3}: set minimum_deployment_target = 'iOS{level}'"
             )
 
     # --- reading --------------------------------------------------------------------------------------------
