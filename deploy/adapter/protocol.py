@@ -11,8 +11,10 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import numpy as np
 import onnx_ir as ir
 
+from deploy.graph.palette import PaletteForms
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Description, Options, Verdict
+from deploy.spec.conformance import Conformance
 from deploy.spec.contents import FileContents
 from deploy.spec.manifest import KnownHazard
 from deploy.spec.plan import Plan
@@ -168,6 +170,29 @@ class Yields(Protocol):
 
     def yielding(self, options: Options) -> Options:
         """The same options for work that nobody times."""
+
+
+@runtime_checkable
+class Conforms(Protocol):
+    """A backend that brings what ONNX's own node cases show of it."""
+
+    def conformance(self) -> Conformance: ...
+
+
+@runtime_checkable
+class Palettizes(Protocol):
+    """A backend whose format stores a codebook and indices for weights that share values."""
+
+    def palette_forms(self, runtime: Runtime) -> PaletteForms: ...
+
+
+@runtime_checkable
+class Unpacks(Protocol):
+    """A backend that can read weights out of an artifact, in whatever form they lie there."""
+
+    def weights(self, artifact: Artifact, names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Those of the constants called ``names`` that the artifact holds, as the graph has them: floats in
+        the type that it stores, with the graph's order of axes."""
 
 
 @runtime_checkable

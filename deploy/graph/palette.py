@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -43,6 +44,39 @@ class Palette:
         return np.ascontiguousarray(np.moveaxis(found.reshape(moved.shape), 0, self.axis))
 
 
+@dataclass(frozen=True)
+class PaletteForms:
+    """The palettes that a runtime stores: of indices of so many ``bits``, with one codebook for a weight, for
+    groups of as many channels each, or for any. ``half``: it computes in float16, and codebooks hold that.
+    """
+
+    bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    groups: Literal["none", "equal", "any"] = "any"
+    half: bool = False
+
+    def bits_for(self, values: int) -> int | None:
+        """What an index of so many values takes; None where there is none so wide."""
+        return min((bits for bits in self.bits if values <= 1 << bits), default=None)
+
+    def sizes(self, channels: int) -> tuple[int, ...]:
+        """How many channels may share a codebook where there are so many."""
+        if self.groups == "none":
+            return ()
+        return tuple(n for n in _GROUPS if n < channels and (self.groups == "any" or channels % n == 0))
+
+    def stored_bytes(self, palette: Palette) -> int | None:
+        """Of codebooks and indices; None where it cannot be stored so."""
+        groups, values = palette.codebook.shape
+        bits = self.bits_for(values)
+        if bits is None:
+            return None
+        return (groups * palette.codebook.itemsize << bits) + -(-palette.indices.size * bits // 8)
+
+
+ANY_PALETTE = PaletteForms()
+"""What can be said, whatever stores it."""
+
+
 def palette_of(array: np.ndarray, axis: int | None = None, size: int = 0) -> Palette | None:
     """The palette of an array that has `MOST` different values at most, along ``axis`` in each ``size``
     neighbours; None of any other. Values are told apart by their bits, so -0.0 and every NaN come back as
@@ -63,13 +97,19 @@ def palette_of(array: np.ndarray, axis: int | None = None, size: int = 0) -> Pal
     return Palette(np.stack(full), indices, axis, size)
 
 
-def shared_palette(array: np.ndarray, axis: int) -> Palette | None:
-    """The palette that takes fewest bytes, of all of an array or of 64, 32, ... or 1 neighbours along
-    ``axis``; None where storing it would save nothing."""
+def shared_palette(array: np.ndarray, axis: int, forms: PaletteForms = ANY_PALETTE) -> Palette | None:
+    """The palette that takes fewest bytes, of all of a float32 array or of 64, 32, ... or 1 neighbours along
+    ``axis``, as ``forms`` allow; None where storing it would save nothing."""
+    if forms.half:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float16)
+        if not np.isfinite(array).all():
+            return None
     tried = [palette_of(array)]
-    tried += [palette_of(array, axis, size) for size in _GROUPS if size < array.shape[axis]]
-    found = [palette for palette in tried if palette is not None and palette.stored_bytes < array.nbytes]
-    return min(found, key=lambda palette: palette.stored_bytes, default=None)
+    tried += [palette_of(array, axis, size) for size in forms.sizes(array.shape[axis])]
+    sizes = {i: forms.stored_bytes(palette) for i, palette in enumerate(tried) if palette is not None}
+    saving = {i: size for i, size in sizes.items() if size is not None and size < array.nbytes}
+    return tried[min(saving, key=saving.__getitem__)] if saving else None
 
 
 def _book(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

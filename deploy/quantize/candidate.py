@@ -20,7 +20,7 @@ from deploy.quantize.adopt import adopt
 from deploy.quantize.assign import Assignment, assign
 from deploy.quantize.correct import Corrected
 from deploy.quantize.forms import WeightForm, form_plans, store_weights
-from deploy.quantize.palettes import palettes_of
+from deploy.quantize.palettes import palette_forms, palettes_of
 from deploy.quantize.place import Chain, Placement, outline, place
 from deploy.quantize.ranges import Histogram
 from deploy.quantize.refine import NOTHING_REFINED, Refinement
@@ -200,7 +200,7 @@ def lowered(
         target=subject.target,
         runtime=subject.runtime.name,
         tensors=dict(tensors),
-        palettes=palettes_of(qdq),
+        palettes=palettes_of(qdq, palette_forms(subject.backend, subject.runtime)),
         blocks=with_zeros(blocks, qdq),
     )
     workdir.mkdir(parents=True, exist_ok=True)

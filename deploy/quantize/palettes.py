@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from deploy.adapter.protocol import Backend, Palettizes
 from deploy.graph.edit import constant
-from deploy.graph.palette import shared_palette
+from deploy.graph.palette import ANY_PALETTE, PaletteForms, shared_palette
 from deploy.graph.qdq import data_digest
 from deploy.graph.weights import large_weights, output_axis
 from deploy.spec.plan import PalettePlan
+from deploy.spec.profile import Runtime
 
 
-def palettes_of(graph: ir.Model) -> dict[str, PalettePlan]:
-    """By name the large float weights of ``graph`` that a codebook and indices say in fewer bytes, found from
-    the weights themselves: whatever came between clustering and here, what is found is true."""
+def palettes_of(graph: ir.Model, forms: PaletteForms = ANY_PALETTE) -> dict[str, PalettePlan]:
+    """By name the large float weights of ``graph`` that a codebook and indices say in fewer bytes, as
+    ``forms`` allow. They are found from the weights themselves: whatever came between clustering and here,
+    what is found is true."""
     found = {}
     for name, uses in large_weights(graph).items():
         array = constant(graph.graph.initializers[name])
-        palette = None if array is None else shared_palette(array, output_axis(*uses[0], array.ndim))
-        if array is not None and palette is not None:
-            found[name] = PalettePlan(
-                values=palette.codebook.shape[1],
-                bits=palette.bits,
-                axis=palette.axis,
-                size=palette.size,
-                digest=data_digest(array),
-            )
+        palette = None if array is None else shared_palette(array, output_axis(*uses[0], array.ndim), forms)
+        if palette is None:
+            continue
+        values = palette.codebook.shape[1]
+        bits = forms.bits_for(values)
+        assert bits is not None
+        found[name] = PalettePlan(
+            values=values,
+            bits=bits,
+            axis=palette.axis,
+            size=palette.size,
+            digest=data_digest(palette.values()),
+        )
     return found
+
+
+def palette_forms(backend: Backend, runtime: Runtime) -> PaletteForms:
+    """The palettes that a runtime stores; any where it stores the floats that they stand for."""
+    return backend.palette_forms(runtime) if isinstance(backend, Palettizes) else ANY_PALETTE

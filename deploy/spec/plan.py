@@ -82,7 +82,8 @@ class PalettePlan(Frozen):
     """A float weight that has so few different ``values`` that a codebook and indices of ``bits`` say it.
 
     Along ``axis`` each ``size`` neighbours have a codebook of their own; all have one where it is None.
-    ``digest`` is the SHA-256 of the weight's float32 numbers, little-endian, in row order.
+    ``digest`` is the SHA-256 of the weight's numbers, little-endian, in row order: float16 where the runtime
+    stores palettes and computes in that, else float32.
     """
 
     values: int = Field(ge=1, le=256)
