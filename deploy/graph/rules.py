@@ -13,7 +13,7 @@ import onnx_ir as ir
 from deploy.graph.group_norm import join_group_norm
 from deploy.graph.rewrite import Prove, Rewritten, rewrite
 from deploy.graph.unroll import unroll_recurrent
-from deploy.spec.profile import Rewriting
+from deploy.spec.unit import Rewriting
 
 RULES: Mapping[Rewriting, Callable[[ir.Model], int]] = {
     "join-group-norm": join_group_norm,

@@ -13,13 +13,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from deploy.spec.document import SCHEMA, Frozen
+from deploy.spec.ends import Ends
 from deploy.spec.tensors import Precision
+from deploy.spec.unit import Rewriting
 
 Unknown = Literal["unknown"]
-Rewriting = Literal["join-group-norm", "unroll-recurrent"]
-"""Rules by which a graph takes the form that a runtime wants, before anything is calibrated: what they do
-stands in `deploy/graph/rules.py`."""
-
 
 class Figure(Frozen):
     """A fact with where and when it was found. ``value`` true or false states a capability."""
@@ -134,7 +132,7 @@ class Runtime(Frozen):
     the runtime wants. ``around`` is the type of what stays float. ``forms`` are the precisions that it has
     besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules in ``quant16``;
     ``dynamic`` for the operations in ``rounds``, which round activations while running, or by its rules in
-    ``weights``, where ``w8`` and ``w4`` may have some, too.
+    ``weights``, where ``w8`` and ``w4`` may have some, too. ``asked`` comes from ``[io]`` of a deploy.toml.
     """
 
     name: str
@@ -154,6 +152,7 @@ class Runtime(Frozen):
     quant16: QuantRules | None = None
     sparsity: Sparsity | None = None
     options: dict[str, bool | int | str] = {}
+    asked: Ends = Field(default=Ends(), exclude=True)
     source: str = Field(min_length=1)
     date: date
 

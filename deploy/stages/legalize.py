@@ -21,7 +21,7 @@ from deploy.frontend.onnx_file import digest, write
 from deploy.graph.rules import apply_rules, rules_for
 from deploy.graph.shapes import infer
 from deploy.spec.document import Frozen, parse, render
-from deploy.spec.profile import Rewriting
+from deploy.spec.unit import Rewriting
 from deploy.stages.prepare import EMBEDDED, FloatGraph, Prepared, other_feeds, rolled_back
 from deploy.stages.record import Record
 from deploy.stages.target import Target

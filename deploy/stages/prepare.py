@@ -43,9 +43,10 @@ from deploy.spec.ablation import Ablation
 from deploy.spec.document import Frozen, parse, render
 from deploy.spec.manifest import KnownHazard, SourceInfo
 from deploy.spec.plan import TensorPlan
-from deploy.spec.profile import Rewriting, Runtime
+from deploy.spec.profile import Runtime
 from deploy.spec.project import InputSection, IoSection
 from deploy.spec.tensors import TensorSpec
+from deploy.spec.unit import Rewriting
 from deploy.stages.interface import adapted_specs, input_forms, trial_of
 
 _CLEAN, _FUSED, _FACTS, _TRIAL = "clean.onnx", "fused.onnx", "prepared.json", "trial.npz"
