@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -121,6 +121,8 @@ def type_name(kind: Any) -> str:
     if kind is type(None):
         return "nothing"
     origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return type_name(inner[0])
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in inner)
     if origin in (Union, UnionType):
@@ -326,9 +328,9 @@ def told(fact: profile_spec.Figure) -> str:
 
 def stated(table: BaseModel, prefix: str, without: tuple[str, ...]) -> Iterator[str]:
     """The rules of ``table`` that are given, a row each."""
-    for key in type(table).model_fields:
+    for key, field in type(table).model_fields.items():
         value = getattr(table, key)
-        if key in without or value is None or value == () or value == {}:
+        if field.exclude or key in without or value is None or value == () or value == {}:
             continue
         yield f"| {prefix}{key.replace('_', ' ')} | {plain(value)} |"
 

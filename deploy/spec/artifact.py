@@ -30,7 +30,8 @@ class Verdict(Frozen):
 class Description(Frozen):
     """What is known of a model beside what it computes, for formats that have a place for it.
 
-    ``inputs`` have the normalisation that is left to do to raw data; ``classes`` may be empty.
+    ``inputs`` have the normalisation that is left to do to raw data; ``classes`` may be empty. ``facts`` are
+    more that may be said, by name: what it was built by, the digest of its plan.
     """
 
     name: str
@@ -39,6 +40,9 @@ class Description(Frozen):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     classes: tuple[str, ...] = ()
+    author: str = ""
+    license: str = ""
+    facts: dict[str, str] = {}
 
 
 class Artifact(Frozen):
@@ -50,7 +54,8 @@ class Artifact(Frozen):
     by this process: whoever opens one may not let it crash us. ``memory_bytes`` is what it takes to run where
     that is known beforehand: ``flash`` for the network, ``arena`` for what changes while it runs, and parts.
     ``codes`` are the outputs that the file gives as integers q, meaning (q - zero point) * scale; a runner
-    gives the meaning, of the type that ``outputs`` says.
+    gives the meaning, of the type that ``outputs`` says. ``states`` are the inputs that it keeps itself, with
+    the outputs that they become; a runner takes and gives them all the same (`adapter/protocol.py`).
     """
 
     backend: str
@@ -61,6 +66,7 @@ class Artifact(Frozen):
     weight_bytes: int = Field(default=0, ge=0)
     memory_bytes: dict[str, int] = {}
     codes: dict[str, QuantParams] = {}
+    states: dict[str, str] = {}
     deferred: bool = False
     toolchain: dict[str, str] = {}
     folder: Path = Field(default=Path(), exclude=True)

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from deploy.spec.document import SCHEMA, Frozen
+from deploy.spec.ends import Ends, Sizes
 from deploy.spec.recipe import Preset, Steps
-from deploy.spec.tensors import Layout, Normalisation
+from deploy.spec.tensors import Colours, Layout, Normalisation
 
 Observer = Literal["minmax", "percentile", "mse", "kl"]
 PrecisionRequest = Literal["auto", "float", "fp16", "bf16", "int8", "mixed", "w8a16", "dynamic", "w8", "w4"]
@@ -47,9 +48,11 @@ class DataSection(Frozen):
 
 
 class InputSection(Frozen):
-    """How raw data become the model's input. ``layout`` is that of the model as given."""
+    """How raw data become the model's input. ``layout`` is that of the model as given, ``colours`` the order
+    of its channels, in which ``normalisation`` has them too."""
 
     layout: Layout = "any"
+    colours: Colours = "RGB"
     normalisation: Normalisation = Normalisation()
 
 
@@ -64,16 +67,39 @@ class IoSection(Frozen):
     normalisation becomes part of the graph. None leaves type or layout as the model has it. With ``outputs``
     those that are computed in INT8 are given so, with their scale and zero point; what scores, verifies and
     runs a bundle reads them as the numbers that they stand for.
+
+    ``classifier`` (Core ML): the artifact gives the name of the likeliest class and the probabilities of all
+    by name, beside its outputs. ``states`` (Core ML): it keeps what an output was for the next inference, in
+    which it is an input, { input = "output" }, and has neither. ``sizes`` are those that a free size of an
+    input may have where a runtime wants to know: one for each axis, [1, 3, "128..512", "128..224..512"] (the
+    usual one between), or the shapes themselves, the usual one first; other runtimes take any.
     """
 
     dtype: IoType | None = None
     layout: IoLayout | None = None
     inputs: tuple[str, ...] = ()
     outputs: Literal["int8"] | None = None
+    classifier: bool = False
+    states: dict[str, str] = {}
+    sizes: dict[str, Sizes] = {}
 
     @property
     def asks_nothing(self) -> bool:
         return self.dtype is None and self.layout is None
+
+    @property
+    def ends(self) -> Ends:
+        """What the artifact's format has to have words for; the names of classes come from elsewhere."""
+        return Ends(states=self.states, sizes=self.sizes)
+
+
+class AboutSection(Frozen):
+    """What stands about the model in the artifact's own file, where the format has a place for it."""
+
+    author: str = ""
+    license: str = ""
+    version: str = ""
+    description: str = ""
 
 
 class MetricSection(Frozen):
@@ -137,6 +163,7 @@ class Project(Frozen):
     data: DataSection = DataSection()
     input: dict[str, InputSection] = {}
     io: IoSection = IoSection()
+    about: AboutSection = AboutSection()
     metric: MetricSection = MetricSection()
     budget: Budget = Budget()
     quantize: QuantizeSection = QuantizeSection()

@@ -11,6 +11,9 @@ from deploy.spec.document import Frozen
 Layout = Literal["NCHW", "NHWC", "any"]
 """Order of the axes of an image-like tensor; ``any`` where the axes have no such meaning."""
 
+Colours = Literal["RGB", "BGR"]
+"""Order of the channels of an image in colour."""
+
 QuantType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "int64"]
 """Integer storage types; ``int64`` is that of biases beside activations of 16 bits."""
 
@@ -70,6 +73,7 @@ class TensorSpec(Frozen):
     dtype: str
     shape: tuple[int | str, ...]
     layout: Layout = "any"
+    colours: Colours = "RGB"
     normalisation: Normalisation | None = None
     table_rows: int | None = None
 
