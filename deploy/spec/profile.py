@@ -15,11 +15,9 @@ from pydantic import Field, model_validator
 from deploy.spec.document import SCHEMA, Frozen
 from deploy.spec.ends import Ends
 from deploy.spec.tensors import Precision
+from deploy.spec.unit import ComputeUnit, Rewriting
 
 Unknown = Literal["unknown"]
-Rewriting = Literal["join-group-norm", "unroll-recurrent"]
-"""Rules by which a graph takes the form that a runtime wants, before anything is calibrated: what they do
-stands in `deploy/graph/rules.py`."""
 
 
 class Figure(Frozen):
@@ -136,6 +134,7 @@ class Runtime(Frozen):
     besides that and INT8: ``fp16`` where weights are stored so; ``w8a16`` by the rules in ``quant16``;
     ``dynamic`` for the operations in ``rounds``, which round activations while running, or by its rules in
     ``weights``, where ``w8`` and ``w4`` may have some, too. ``asked`` comes from ``[io]`` of a deploy.toml.
+    ``unit`` are accelerators of the device that it uses, by name, with what they compute.
     """
 
     name: str
@@ -155,6 +154,7 @@ class Runtime(Frozen):
     quant16: QuantRules | None = None
     sparsity: Sparsity | None = None
     options: dict[str, bool | int | str] = {}
+    unit: dict[str, ComputeUnit] = {}
     asked: Ends = Field(default=Ends(), exclude=True)
     source: str = Field(min_length=1)
     date: date
