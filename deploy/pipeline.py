@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from deploy.adapter.profiles import target_name
 from deploy.bundle.read import Bundle, load_bundle
 from deploy.bundle.write import staged
 from deploy.progress import SILENT, Progress
@@ -80,6 +81,7 @@ def dry_run(request: Request, progress: Progress = SILENT) -> Preview:
 
 def build_all(request: Request, targets: Sequence[str], progress: Progress = SILENT) -> list[Bundle]:
     """Build the same request for several targets, one after the other. All target names are checked first."""
+    targets = [target_name(target) for target in targets]
     check_targets(request.recipe, targets)
     for target in targets:
         find_target(target, request.runtime)
@@ -130,9 +132,9 @@ def build(
     the metric's unit, milliseconds and bytes; within it ``objective`` is made best, with as much trying as
     ``tune`` says; with "auto" ``threads`` are as many as are fastest here. ``shapes`` pins free dimensions.
     ``io`` lets the artifact take raw pixels. ``classes`` are
-    the names of the classes, or a file of them. Without ``data`` nothing is quantized. Where a device has
-    several runtimes the best within the budget is taken, unless ``runtime`` names one. ``pick`` builds that
-    point of the front which the bundle at ``<out>/<target>`` holds.
+    the names of the classes, or a file of them. ``target`` may be a profile's file. Without ``data`` nothing
+    is quantized. Where a device has several runtimes the best within the budget is taken, unless ``runtime``
+    names one. ``pick`` builds that point of the front which the bundle at ``<out>/<target>`` holds.
 
         bundle = deploy.build("model.onnx", target="x86-cpu", data="calib.npz")
         bundle.manifest.verdict.status      # "met", "missed" or "float"
@@ -143,7 +145,7 @@ def build(
     return run(
         Request(
             source=source,
-            target=target,
+            target=target_name(target),
             data=data,
             validation=validation,
             train=train,

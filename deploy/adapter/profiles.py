@@ -1,4 +1,5 @@
-"""Finds device profiles: ours in ``profiles/``, anybody's through the entry-point group ``deploy.profiles``.
+"""Finds device profiles: ours in ``profiles/``, anybody's through the entry-point group ``deploy.profiles``,
+and the file that is named instead of a target.
 
 A profile may inherit once. Its tables then override the parent's key by key, its ``[[runtime]]`` entries
 those of the same name; lists, ``compute`` among them, are replaced, never joined. A runtime
@@ -28,6 +29,9 @@ _PACKAGE = Path(__file__).parents[1]
 _OURS = (_PACKAGE / "_profiles", _PACKAGE.parent / "profiles")
 """Where our own files lie: in an installed wheel, in a checkout."""
 
+_FILE = ".toml"
+_FROM_FILES: dict[str, Profile] = {}
+"""What files that were named have added, for as long as the process lives."""
 _NOT_INHERITED = ("aliases", "on_host")
 """What belongs to one profile alone: the names it answers to and what it stands for on a host."""
 
@@ -35,12 +39,14 @@ Table = Mapping[str, object]
 
 
 def load_profile(name: str) -> Profile:
-    """The profile of that name or alias. Raises UsageError naming the nearest where there is none.
+    """The profile of that name or alias, or in that file. Raises UsageError naming the nearest where there is
+    none.
 
     >>> load_profile("rpi").name
     'rpi5'
     """
-    profiles = _installed()
+    name = target_name(name)
+    profiles = _known_here()
     for profile in profiles.values():
         if name == profile.name or name in profile.aliases:
             return profile
@@ -52,12 +58,33 @@ def load_profile(name: str) -> Profile:
 
 def profile_names() -> list[str]:
     """Names of all profiles, without aliases, sorted."""
-    return list(_installed())
+    return list(_known_here())
 
 
 def all_profiles() -> list[Profile]:
     """All profiles, sorted by name."""
-    return list(_installed().values())
+    return list(_known_here().values())
+
+
+def target_name(word: str, folder: Path = Path()) -> str:
+    """The name of a target that is given as one, or as the path of a profile's file as seen from ``folder``.
+
+    What a file says is known by its name from then on, in this process. Raises UsageError where the file
+    cannot be read, is malformed, or takes a name that an installed profile has.
+    """
+    if not word.endswith(_FILE):
+        return word
+    path = (folder / word).resolve()
+    ours = _sources(_folders())
+    if (own := next((s for s in ours if Path(s.origin).resolve() == path), None)) is not None:
+        return own.profile_name
+    source = _read(path)
+    by_name = {other.profile_name: other for other in ours}
+    profile = _parse(source, by_name)
+    _check_names([*_installed().values(), profile], [*ours, source])
+    _check_hosts([profile], {**by_name, source.profile_name: source})
+    _FROM_FILES[profile.name] = profile
+    return profile.name
 
 
 def resolve(profile: Profile, features: Collection[str]) -> Profile:
@@ -101,17 +128,11 @@ def read_profiles(folders: Iterable[Traversable]) -> dict[str, Profile]:
     Raises UsageError where a file is malformed (with file, line and key), where two files claim one name
     or alias, or where a profile refers to one that does not exist.
     """
-    sources = [_read(path) for folder in folders for path in folder.iterdir() if path.name.endswith(".toml")]
+    sources = _sources(folders)
     by_name = {source.profile_name: source for source in sources}
     profiles = [_parse(source, by_name) for source in sorted(sources, key=lambda s: s.profile_name)]
     _check_names(profiles, sources)
-    for profile in profiles:
-        for variant in profile.on_host:
-            if variant.use not in by_name:
-                raise UsageError(
-                    f"{by_name[profile.name].origin}: on_host uses '{variant.use}', which is not a profile",
-                    hint=f"known profiles: {', '.join(sorted(by_name))}",
-                )
+    _check_hosts(profiles, by_name)
     return {profile.name: profile for profile in profiles}
 
 
@@ -155,8 +176,18 @@ class _Source:
         return str(self.table.get("name", self.origin))
 
 
+def _sources(folders: Iterable[Traversable]) -> list[_Source]:
+    return [_read(path) for folder in folders for path in folder.iterdir() if path.name.endswith(_FILE)]
+
+
 def _read(path: Traversable) -> _Source:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "it is not text in UTF-8"
+        raise UsageError(
+            f"{path}: cannot be read: {reason}", hint="name a profile's file, or a target"
+        ) from e
     try:
         return _Source(str(path), text, tomllib.loads(text))
     except tomllib.TOMLDecodeError as e:
@@ -237,15 +268,34 @@ def _check_names(profiles: Iterable[Profile], sources: Iterable[_Source]) -> Non
         claimed[word] = origin
 
 
+def _check_hosts(profiles: Iterable[Profile], by_name: Mapping[str, _Source]) -> None:
+    """Refuse one that stands, on some host, for a profile that is not there."""
+    for profile in profiles:
+        for variant in profile.on_host:
+            if variant.use not in by_name:
+                raise UsageError(
+                    f"{by_name[profile.name].origin}: on_host uses '{variant.use}', which is not a profile",
+                    hint=f"known profiles: {', '.join(sorted(by_name))}",
+                )
+
+
+def _known_here() -> dict[str, Profile]:
+    return dict(sorted((_installed() | _FROM_FILES).items()))
+
+
 @cache
 def _installed() -> dict[str, Profile]:
+    return read_profiles(_folders())
+
+
+def _folders() -> list[Traversable]:
     ours = next((folder for folder in _OURS if folder.is_dir()), None)
     if ours is None:
         raise ToolchainError(
             "the device profiles are missing from this installation",
             hint="reinstall: pip install --force-reinstall deploy-compiler",
         )
-    return read_profiles([ours, *(_folder(entry) for entry in entry_points(group=GROUP))])
+    return [ours, *(_folder(entry) for entry in entry_points(group=GROUP))]
 
 
 def _folder(entry: EntryPoint) -> Traversable:

@@ -51,7 +51,7 @@ def build(
             "-t",
             metavar="NAME",
             autocompletion=complete_target,
-            help="A device; repeatable. `deploy targets` lists them.",
+            help="A device, or a profile's file; repeatable. `deploy targets` lists them.",
         ),
     ] = None,
     data: Annotated[

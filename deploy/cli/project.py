@@ -99,11 +99,14 @@ def requests(flags: Flags, here: Path) -> list[Request]:
 
 
 def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request]:
+    from deploy.adapter.profiles import target_name
     from deploy.spec.recipe import recipe_of
     from deploy.stages.request import Request
 
     data, quantize, build = project.data, project.quantize, project.build
-    targets = flags.targets or build.targets
+    targets = [target_name(word) for word in flags.targets] or [
+        target_name(word, root or Path()) for word in build.targets
+    ]
     if not targets:
         where = f" and none under [build] targets in {FILE}" if root is not None else ""
         raise UsageError(

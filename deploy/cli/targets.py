@@ -23,7 +23,9 @@ _HERE = {
 def targets(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="A target or its alias.", autocompletion=complete_target),
+        typer.Argument(
+            metavar="NAME", help="A target, its alias, or a profile's file.", autocompletion=complete_target
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -19,6 +19,7 @@ from deploy.adapter.profiles import (
     profile_names,
     read_profiles,
     resolve,
+    target_name,
 )
 from deploy.errors import UsageError
 from deploy.graph.row_bias import BIAS
@@ -414,3 +415,49 @@ def test_a_machine_has_the_profile_that_asks_for_most_of_what_it_has(
 def test_a_machine_that_no_profile_describes_is_told() -> None:
     with pytest.raises(UsageError, match="a machine like this one"):
         profile_for("riscv64", ())
+
+
+CAMERA = 'schema = 1\nname = "camera"\naliases = ["cam"]\ninherits = "rpi5"\ntitle = "A camera"\n'
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What files add is forgotten afterwards."""
+    monkeypatch.setattr("deploy.adapter.profiles._FROM_FILES", {})
+
+
+@pytest.mark.usefixtures("named")
+def test_a_file_that_is_named_is_a_target(tmp_path: Path) -> None:
+    (tmp_path / "gate.toml").write_text(CAMERA)
+    with pytest.raises(UsageError, match="unknown target 'camera'"):
+        load_profile("camera")
+    assert target_name("gate.toml", tmp_path) == "camera"
+    assert load_profile("cam").title == "A camera" and "camera" in profile_names()
+    assert load_profile("cam").arch == load_profile("rpi5").arch
+    assert target_name("camera") == "camera"
+
+
+@pytest.mark.usefixtures("named")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "gate.toml: cannot be read: No such file or directory"),
+        ("name = ", "gate.toml: not valid TOML"),
+        (CAMERA.replace("camera", "rpi4"), "the name 'rpi4' is already taken by"),
+        (CAMERA.replace('"cam"', '"rpi"'), "the name 'rpi' is already taken by"),
+        (CAMERA + "clock = 3\n", "gate.toml:6: unknown key 'clock'"),
+        (CAMERA.replace("rpi5", "rpi9"), "inherits 'rpi9', which is not a profile"),
+    ],
+)
+def test_a_file_that_cannot_be_a_target_is_refused(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "gate.toml").write_text(text)
+    with pytest.raises(UsageError) as raised:
+        load_profile(str(tmp_path / "gate.toml"))
+    assert said in raised.value.message
+    assert "camera" not in profile_names()
+
+
+def test_one_of_ours_may_be_named_by_its_file() -> None:
+    ours = Path(__file__).parents[3] / "profiles" / "rpi5.toml"
+    assert load_profile(str(ours)) == load_profile("rpi5")
