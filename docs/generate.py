@@ -29,6 +29,7 @@ from deploy.spec import artifact, manifest, measurement, plan
 from deploy.spec import overlay as overlay_spec
 from deploy.spec import profile as profile_spec
 from deploy.spec import project as project_spec
+from deploy.spec import unit as unit_spec
 from deploy.spec.finetune import Augment, Distill, FeaturePair
 from deploy.spec.profile import Fact, Profile, Runtime
 from deploy.spec.recipe import STEPS
@@ -214,6 +215,9 @@ def profile_page() -> str:
         section("runtime.weights.<form>.pays", profile_spec.WeightGain, array=True),
         section("runtime.quant.fixed_output.<op>", profile_spec.FixedOutput),
         section("runtime.sparsity", profile_spec.Sparsity),
+        section("runtime.unit.<name>", unit_spec.ComputeUnit),
+        section("runtime.unit.<name>.rule.<name>", unit_spec.UnitRule),
+        section("runtime.unit.<name>.rule.<name>.when", unit_spec.Condition),
     )
 
 
@@ -305,7 +309,8 @@ def rules(profile: Profile, runtime: Runtime) -> str:
         "| rule | value |",
         "|---|---|",
     ]
-    lines += stated(runtime, "", ("name", "quant", "quant16", "weights", "sparsity", "source", "date"))
+    apart = ("name", "quant", "quant16", "weights", "sparsity", "unit", "source", "date")
+    lines += stated(runtime, "", apart)
     weights = [(form, own) for form, own in runtime.weights.items() if form in runtime.forms]
     for name, table in (("quant", runtime.quant), ("quant16", runtime.quant16), *weights):
         if table is not None:
@@ -319,7 +324,32 @@ def rules(profile: Profile, runtime: Runtime) -> str:
         lines.append(
             "| sparsity: gain | unknown |" if isinstance(gain, str) else f"| sparsity: gain | {told(gain)} |"
         )
+    for name, unit in runtime.unit.items():
+        lines += ["", *unit_rules(name, unit)]
     return "\n".join(lines)
+
+
+def unit_rules(name: str, unit: unit_spec.ComputeUnit) -> Iterator[str]:
+    """What is known of a unit: the operations that it runs, and a row for each rule."""
+    yield f"#### {name}, otherwise {unit.otherwise}"
+    yield from ("", f"Known to run there ({linked(unit.source)}, {unit.date}): {plain(unit.runs)}.", "")
+    yield from (
+        "| rule | operations | when | effect | why | said by | source |",
+        "|---|---|---|---|---|---|---|",
+    )
+    for key, rule in unit.rule.items():
+        given = rule.when.model_fields_set
+        when = "; ".join(
+            f"{part.replace('_', ' ')} {plain(getattr(rule.when, part))}"
+            for part in type(rule.when).model_fields
+            if part in given
+        )
+        remedies = f" ({plain(rule.remedies)} helps)" if rule.remedies else ""
+        cells = (
+            *(key, plain(rule.operations) or "all", when or "always", rule.effect, rule.words + remedies),
+            *(rule.said, f"{linked(rule.source)}, {rule.date}"),
+        )
+        yield f"| {' | '.join(cells)} |"
 
 
 def told(fact: profile_spec.Figure) -> str:

@@ -170,7 +170,7 @@ def _answers(when: Condition, node: ir.Node, options: Options, batch: int) -> It
         pairs = zip(reversed(_kernel(node)), when.kernel_above, strict=False)
         yield any(size > most for size, most in pairs)
     if when.stride_not_of:
-        yield any(stride not in when.stride_not_of for stride in _integers(node, "strides"))
+        yield any(stride not in when.stride_not_of for stride in _strides(node, batch))
     if when.dilation_above is not None:
         yield any(rate > when.dilation_above for rate in _integers(node, "dilations"))
     if when.channels_not_of is not None:
@@ -221,6 +221,14 @@ def _kernel(node: ir.Node) -> tuple[int, ...]:
 def _integers(node: ir.Node, name: str) -> tuple[int, ...]:
     attribute = node.attributes.get(name)
     return tuple(attribute.as_ints()) if attribute is not None else ()
+
+
+def _strides(node: ir.Node, batch: int) -> list[int]:
+    """The strides along which there is more than one step."""
+    made = static_shape(node.outputs[0], batch)
+    strides = _integers(node, "strides")
+    places = made[2:] if made is not None and len(made) == len(strides) + 2 else (2,) * len(strides)
+    return [stride for stride, steps in zip(strides, places, strict=True) if steps > 1]
 
 
 def _attribute(node: ir.Node, name: str) -> int | str | None:
