@@ -15,7 +15,8 @@ import numpy as np
 
 from backends.coreml.features import Feature
 from backends.coreml.interpret.call import Operand, Refused
-from backends.coreml.interpret.machine import Compute, Failed, Machine, numpy_type, state_types
+from backends.coreml.interpret.machine import Compute, Machine, state_types
+from backends.coreml.interpret.steps import Failed, numpy_type
 from backends.coreml.package import Package, judged, open_package
 from backends.coreml.program import Function, Named, TensorType
 from deploy.adapter.feeds import Feeding
@@ -126,6 +127,7 @@ class CoreMLRunner:
                 dtype=feature.dtype,
                 shape=(1, *shape[-2:], _channels(feature)),
                 layout="NHWC",
+                colours="BGR" if feature.colour == "bgr" else "RGB",
             )
         return TensorSpec(name=feature.name, dtype=feature.dtype, shape=shape)
 

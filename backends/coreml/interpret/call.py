@@ -23,13 +23,31 @@ class Refused(Exception):  # noqa: N818 (a verdict on one call)
     """An operation that cannot be evaluated, with the reason."""
 
 
+class Fixed:
+    """The operands of one operation that are constants, and what was read of them: each is read once."""
+
+    __slots__ = ("numbers", "operands", "rows", "texts", "whole")
+
+    def __init__(self, operands: Mapping[str, Sequence[Operand]]) -> None:
+        self.operands = operands
+        self.whole: dict[str, int] = {}
+        self.numbers: dict[str, float] = {}
+        self.texts: dict[str, str] = {}
+        self.rows: dict[str, list[int]] = {}
+
+
 class Call:
-    """One operation with its operands; ``results`` are the types that the program gives to its results."""
+    """One operation with its operands; ``results`` are the types that the program gives to its results.
 
-    __slots__ = ("_operands", "results", "type")
+    Of ``operands``, those in ``fixed`` are the same in every call.
+    """
 
-    def __init__(self, type_: str, operands: Mapping[str, Sequence[Operand]], results: Sequence[str]) -> None:
-        self.type, self._operands, self.results = type_, operands, results
+    __slots__ = ("_fixed", "_operands", "results", "type")
+
+    def __init__(
+        self, type_: str, operands: Mapping[str, Sequence[Operand]], fixed: Fixed, results: Sequence[str]
+    ) -> None:
+        self.type, self._operands, self._fixed, self.results = type_, operands, fixed, results
 
     def has(self, name: str) -> bool:
         """Whether the parameter is given."""
@@ -74,6 +92,8 @@ class Call:
 
     def integer(self, name: str, default: int | None = None) -> int:
         """A whole number."""
+        if name in self._fixed.whole:
+            return self._fixed.whole[name]
         found = self.maybe(name)
         if found is None:
             if default is None:
@@ -81,10 +101,15 @@ class Call:
             return default
         if found.size != 1 or found.dtype.kind not in "iub":
             raise Refused(f"'{name}' is no whole number")
-        return int(found.reshape(-1)[0])
+        number = int(found.reshape(-1)[0])
+        if name in self._fixed.operands:
+            self._fixed.whole[name] = number
+        return number
 
     def number(self, name: str, default: float | None = None) -> float:
         """A number."""
+        if name in self._fixed.numbers:
+            return self._fixed.numbers[name]
         found = self.maybe(name)
         if found is None:
             if default is None:
@@ -92,7 +117,10 @@ class Call:
             return default
         if found.size != 1 or found.dtype.kind not in "fiub":
             raise Refused(f"'{name}' is no number")
-        return float(found.reshape(-1)[0])
+        number = float(found.reshape(-1)[0])
+        if name in self._fixed.operands:
+            self._fixed.numbers[name] = number
+        return number
 
     def flag(self, name: str, default: bool = False) -> bool:
         """True or false."""
@@ -100,6 +128,8 @@ class Call:
 
     def text(self, name: str, default: str | None = None) -> str:
         """A text."""
+        if name in self._fixed.texts:
+            return self._fixed.texts[name]
         found = self.maybe(name)
         if found is None:
             if default is None:
@@ -107,10 +137,15 @@ class Call:
             return default
         if found.size != 1 or found.dtype.kind != "U":
             raise Refused(f"'{name}' is no text")
-        return str(found.reshape(-1)[0])
+        text = str(found.reshape(-1)[0])
+        if name in self._fixed.operands:
+            self._fixed.texts[name] = text
+        return text
 
     def integers(self, name: str, default: Sequence[int] | None = None) -> list[int]:
         """A row of whole numbers."""
+        if name in self._fixed.rows:
+            return self._fixed.rows[name].copy()
         found = self.maybe(name)
         if found is None:
             if default is None:
@@ -118,7 +153,11 @@ class Call:
             return list(default)
         if found.dtype.kind not in "iub" or found.ndim > 1:
             raise Refused(f"'{name}' is no row of whole numbers")
-        return [int(number) for number in found.reshape(-1)]
+        row = [int(number) for number in found.reshape(-1)]
+        if name in self._fixed.operands:
+            self._fixed.rows[name] = row
+            return row.copy()
+        return row
 
 
 Kernel = Callable[[Call], Result]
