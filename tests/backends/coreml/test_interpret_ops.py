@@ -161,6 +161,29 @@ def test_convolutions(tmp_path: Path) -> None:
     require(build, {"x": x, "line": line, "room": room}, wanted, tmp_path)
 
 
+def test_depthwise_convolutions_without_strides(tmp_path: Path) -> None:
+    """Several results of a channel, dilations, uneven padding, along one and three axes."""
+    x, line, room = normal(2, 4, 7, 5), normal(2, 3, 9), normal(1, 2, 4, 3, 5)
+    d, k1, k3 = normal(8, 1, 3, 2), normal(3, 1, 4), normal(4, 1, 2, 3, 2)
+    custom = {"pad_type": "custom"}
+
+    def build(mb, x, line, room):
+        return [
+            mb.conv(x=x, weight=d, groups=4, dilations=[2, 3], pad=[1, 2, 3, 0], **custom),
+            mb.conv(x=x, weight=d[:4], groups=4, pad_type="valid"),
+            mb.conv(x=line, weight=k1, groups=3, pad=[0, 2], **custom),
+            mb.conv(x=room, weight=k3, groups=2, pad_type="same"),
+        ]
+
+    w, v, r = wide(x), wide(line), wide(room)
+    wanted = [
+        nn.conv2d(nn.pad(w, (3, 0, 1, 2)), wide(d), dilation=(2, 3), groups=4),
+        nn.conv2d(w, wide(d[:4]), groups=4), nn.conv1d(nn.pad(v, (0, 2)), wide(k1), groups=3),
+        nn.conv3d(nn.pad(r, (0, 1, 1, 1, 0, 1)), wide(k3), groups=2),
+    ]  # fmt: skip
+    require(build, {"x": x, "line": line, "room": room}, wanted, tmp_path)
+
+
 def test_pooling(tmp_path: Path) -> None:
     x, line, room = normal(2, 3, 9, 8), normal(1, 3, 10), normal(1, 2, 5, 6, 4)
 

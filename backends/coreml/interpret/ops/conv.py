@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -42,17 +42,40 @@ def conv(call: Call) -> np.ndarray:
 def _depthwise(
     x: np.ndarray, weight: np.ndarray, count: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> np.ndarray:
-    """Every channel with kernels of its own."""
-    n, channels = x.shape[:2]
+    """Every channel with kernels of its own.
+
+    Without strides a plane is taken as one long row: a place of the kernel is then one shift of it, and what
+    reaches over the edges of the plane lands in columns that are cut off.
+    """
+    n, channels, *sizes = x.shape
     each = weight.shape[0] // channels
-    shape = sized((n, channels, each, *count))
-    kernels = weight.reshape(channels, each, -1, *(1,) * len(count))
-    y = np.zeros(shape, x.dtype)
-    part = np.empty(shape, x.dtype)
-    for index, window in enumerate(taps(weight.shape[2:], count, strides, dilations)):
-        np.multiply(x[(slice(None), slice(None), *window)][:, :, None], kernels[:, :, index], out=part)
-        y += part
+    kernels = weight.reshape(channels, each, -1, 1)
+    if all(stride == 1 for stride in strides):
+        widths = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+        reach = sum((c - 1) * w for c, w in zip(count, widths, strict=True)) + 1
+        offsets = (
+            sum(p * d * w for p, d, w in zip(place, dilations, widths, strict=True))
+            for place in np.ndindex(*weight.shape[2:])
+        )
+        rows = x.reshape(n, channels, 1, -1)
+        y = np.empty(sized((n, channels, each, widths[0] * count[0])), x.dtype)
+        _accumulate(y[..., :reach], kernels, (rows[..., at : at + reach] for at in offsets))
+        y = y.reshape(n, channels * each, count[0], *sizes[1:])
+        return y[(slice(None), slice(None), *(slice(size) for size in count))]
+    y = np.empty(sized((n, channels, each, *count)), x.dtype)
+    kernels = kernels.reshape(channels, each, -1, *(1,) * len(count))
+    windows = taps(weight.shape[2:], count, strides, dilations)
+    _accumulate(y, kernels, (x[(slice(None), slice(None), None, *window)] for window in windows))
     return y.reshape(n, channels * each, *count)
+
+
+def _accumulate(y: np.ndarray, kernels: np.ndarray, seen: Iterable[np.ndarray]) -> None:
+    """Sum up into ``y`` what is ``seen`` at each place of the kernel, times its weight there."""
+    part = np.empty_like(y)
+    for index, values in enumerate(seen):
+        np.multiply(values, kernels[:, :, index], out=part if index else y)
+        if index:
+            y += part
 
 
 def _by_columns(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -37,11 +37,21 @@ class _Geometry:
             )
         ]
 
-    def windows(self) -> Sequence[tuple[slice, ...]]:
-        return [
-            (slice(None), slice(None), *window)
-            for window in taps(self.kernel, self.count, self.strides, self.dilations)
-        ]
+    def over(self, x: np.ndarray, join: np.ufunc) -> np.ndarray:
+        """All values of each window, joined axis by axis."""
+        if self.count == [1] * len(self.count):
+            window = x[(slice(None), slice(None), *(slice(size) for size in self.kernel))]
+            return np.asarray(join.reduce(window, axis=tuple(range(2, x.ndim)), keepdims=True))
+        for axis, (size, count, stride) in enumerate(
+            zip(self.kernel, self.count, self.strides, strict=True), start=2
+        ):
+            first, *others = (
+                x[(*(slice(None),) * axis, *window)] for window in taps([size], [count], [stride], [1])
+            )
+            x = join(first, others[0]) if others else first
+            for other in others[1:]:
+                join(x, other, out=x)
+        return x
 
 
 def _count(size: int, kernel: int, stride: int, before: int, behind: int, ceil: bool) -> int:
@@ -57,41 +67,28 @@ def max_pool(call: Call) -> np.ndarray:
     x = call.array("x")
     at = _Geometry(call, x)
     least = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    wide = padded(x, at.pads, least)
-    first, *others = at.windows()
-    y = wide[first].copy()
-    for window in others:
-        np.maximum(y, wide[window], out=y)
-    return y
-
-
-def _summed(x: np.ndarray, at: _Geometry, pads: Pads) -> np.ndarray:
-    wide = padded(x, pads)
-    if at.count == [1] * len(at.count) and wide.shape[2:] == tuple(at.kernel):
-        return np.asarray(wide.sum(axis=tuple(range(2, x.ndim)), keepdims=True))
-    first, *others = at.windows()
-    y = wide[first].copy()
-    for window in others:
-        y += wide[window]
-    return y
+    return at.over(padded(x, at.pads, least), np.maximum)
 
 
 def avg_pool(call: Call) -> np.ndarray:
     x = call.array("x")
     at = _Geometry(call, x)
+    y = at.over(padded(x, at.pads), np.add)
+    if not any(map(any, at.pads)):
+        return y / np.asarray(math.prod(at.kernel), x.dtype)
     counted = np.ones((1, 1, *x.shape[2:]), x.dtype)
-    if call.flag("exclude_padding_from_average"):
-        number = _summed(counted, at, at.pads)
-    else:  # what ceil_mode adds behind the padding never counts
+    if not call.flag("exclude_padding_from_average"):  # what ceil_mode adds behind the padding never counts
         more = [(0, all_[1] - given[1]) for all_, given in zip(at.pads, at.given, strict=True)]
-        number = _summed(padded(counted, at.given, 1.0), at, more)
-    return _summed(x, at, at.pads) / number
+        counted = padded(padded(counted, at.given, 1.0), more)
+    else:
+        counted = padded(counted, at.pads)
+    return y / at.over(counted, np.add)
 
 
 def l2_pool(call: Call) -> np.ndarray:
     x = call.array("x")
     at = _Geometry(call, x)
-    return np.sqrt(_summed(x * x, at, at.pads))
+    return np.sqrt(at.over(padded(x * x, at.pads), np.add))
 
 
 KERNELS: Mapping[str, Kernel] = {"max_pool": max_pool, "avg_pool": avg_pool, "l2_pool": l2_pool}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from backends.coreml.interpret.call import Call, Refused, sized
 
 Pads = list[tuple[int, int]]
+_Sizes = tuple[int, ...]
 
 
 def padding(
@@ -70,12 +72,26 @@ def padded(x: np.ndarray, pads: Pads, fill: float = 0.0) -> np.ndarray:
     return out
 
 
+_MOST_KEPT = 256
+"""Places of a kernel up to which its slices are kept from one run to the next."""
+
+
 def taps(
     kernel: Sequence[int], count: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> Iterator[tuple[slice, ...]]:
+) -> Iterable[tuple[slice, ...]]:
     """For each place of the kernel, what all windows see there of the padded axes."""
+    given = tuple(kernel), tuple(count), tuple(strides), tuple(dilations)
+    return _kept(*given) if math.prod(kernel) <= _MOST_KEPT else _taps(*given)
+
+
+def _taps(kernel: _Sizes, count: _Sizes, strides: _Sizes, dilations: _Sizes) -> Iterator[tuple[slice, ...]]:
     for place in np.ndindex(*kernel):
         yield tuple(
             slice(p * d, p * d + (n - 1) * s + 1, s)
             for p, n, s, d in zip(place, count, strides, dilations, strict=True)
         )
+
+
+@lru_cache(maxsize=256)
+def _kept(kernel: _Sizes, count: _Sizes, strides: _Sizes, dilations: _Sizes) -> tuple[tuple[slice, ...], ...]:
+    return tuple(_taps(kernel, count, strides, dilations))
