@@ -19,6 +19,7 @@ from deploy.bundle.read import Bundle, load_bundle
 from deploy.bundle.write import staged
 from deploy.progress import SILENT, Progress
 from deploy.spec.project import (
+    AboutSection,
     Budget,
     InputSection,
     IoSection,
@@ -104,6 +105,7 @@ def build(
     shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: Mapping[str, InputSection] | None = None,
     io: IoSection = IoSection(),
+    about: AboutSection = AboutSection(),
     metric: MetricSection = MetricSection(),
     labels: str = "y",
     groups: str = "group",
@@ -131,7 +133,7 @@ def build(
     compression steps, or the name of a ready one: "fast", "balanced" or "smallest". ``budget`` is in
     the metric's unit, milliseconds and bytes; within it ``objective`` is made best, with as much trying as
     ``tune`` says; with "auto" ``threads`` are as many as are fastest here. ``shapes`` pins free dimensions.
-    ``io`` lets the artifact take raw pixels. ``classes`` are
+    ``io`` lets the artifact take raw pixels, and more; ``about`` is written into it. ``classes`` are
     the names of the classes, or a file of them. ``target`` may be a profile's file. Without ``data`` nothing
     is quantized. Where a device has several runtimes the best within the budget is taken, unless ``runtime``
     names one. ``pick`` builds that point of the front which the bundle at ``<out>/<target>`` holds.
@@ -158,6 +160,7 @@ def build(
             shapes=shapes or {},
             inputs=inputs or {},
             io=io,
+            about=about,
             metric=metric,
             labels=labels,
             groups=groups,

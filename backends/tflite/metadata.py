@@ -86,6 +86,7 @@ def _metadata(description: Description, labelled: int | None) -> bytes:
         1: description.text,
         2: description.version,
         3: [{0: "main", 2: inputs, 3: outputs}],
+        **{number: text for number, text in ((4, description.author), (5, description.license)) if text},
         7: _PARSER,
     }
     builder = flatbuffers.Builder(1024)
@@ -109,8 +110,8 @@ def _tensor(spec: TensorSpec) -> Table:
 
 def _colours(spec: TensorSpec) -> int:
     """The colours of an input that takes images; 0 for others."""
-    if spec.layout == "any" or len(spec.shape) != 4 or spec.normalisation is None:
-        return 0
+    if spec.layout == "any" or len(spec.shape) != 4 or spec.normalisation is None or spec.colours != "RGB":
+        return 0  # theirs knows no BGR
     channels = spec.shape[1 if spec.layout == "NCHW" else 3]
     return {3: _RGB, 1: _GRAYSCALE}.get(channels, 0) if isinstance(channels, int) else 0
 

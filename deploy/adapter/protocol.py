@@ -173,6 +173,37 @@ class Yields(Protocol):
 
 
 @runtime_checkable
+class Keeps(Protocol):
+    """A backend whose artifacts can keep inputs themselves (`Runtime.asked`)."""
+
+    keeps: Literal[True]
+
+
+@runtime_checkable
+class Names(Protocol):
+    """A backend whose artifacts can give the name of a class (`Runtime.asked`)."""
+
+    names_classes: Literal[True]
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A runner whose artifact may keep some of its inputs from one inference to the next.
+
+    `Runner.run` feeds and gives them all the same, and neither reads nor changes what is kept.
+    """
+
+    states: Mapping[str, str]
+    """Those inputs, with the outputs whose values they have the next time; empty where nothing is kept."""
+
+    def step(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """As `Runner.run`, without feeds for what is kept, and after the steps before."""
+
+    def reset(self) -> None:
+        """What is kept becomes zeros, as it is when a runner is opened."""
+
+
+@runtime_checkable
 class Conforms(Protocol):
     """A backend that brings what ONNX's own node cases show of it."""
 

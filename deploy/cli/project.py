@@ -147,6 +147,7 @@ def _requests(flags: Flags, project: Project, root: Path | None) -> list[Request
             shapes={**project.model.shapes, **flags.shapes},
             inputs=project.input,
             io=io,
+            about=project.about,
             metric=metric,
             labels=data.labels,
             groups=data.groups,

@@ -1,7 +1,7 @@
 """Reads images: a folder of one folder per class, a flat one without labels, or single files.
 
 Classes are the folders' names, sorted, or in the order of the lines of ``labels.txt`` beside them. An image
-is turned upright (EXIF), made RGB (grey for inputs of one channel), scaled so that it just covers the
+is turned upright (EXIF), made RGB or BGR (grey for inputs of one channel), scaled so that it just covers the
 input's height and width, and cropped around its centre. Of an animation the first frame is taken. It stays
 uint8: normalisation comes after.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 from deploy.data.source import Column, nearest
 from deploy.errors import DataError, missing_extra
-from deploy.spec.tensors import TensorSpec
+from deploy.spec.tensors import Colours, TensorSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,6 +47,7 @@ class ImageFiles:
     channels_last: bool
     image_name: str
     label_name: str
+    colours: Colours = "RGB"
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -68,7 +69,9 @@ class ImageFiles:
             yield block
 
     def digest(self, names: Sequence[str]) -> str:
-        hasher = hashlib.sha256(f"{self.size}:{self.channels}:{self.channels_last}:{names}".encode())
+        order = "" if self.colours == "RGB" else f":{self.colours}"
+        form = f"{self.size}:{self.channels}:{self.channels_last}:{names}{order}"
+        hasher = hashlib.sha256(form.encode())
         for i, path in enumerate(self.files):
             label = -1 if self.classes is None else int(self.classes[i])
             with path.open("rb") as file:
@@ -80,6 +83,7 @@ class ImageFiles:
         """uint8, (height, width, channels) or (channels, height, width)."""
         image = _decode(path, "L" if self.channels == 1 else "RGB")
         pixels = np.asarray(_covering(image, *self.size)).reshape(*self.size, self.channels)
+        pixels = pixels[..., ::-1] if self.colours == "BGR" else pixels
         return pixels if self.channels_last else pixels.transpose(2, 0, 1)
 
 
@@ -101,7 +105,9 @@ def open_images(folder: Path, spec: TensorSpec, labels: str) -> ImageFiles:
             f"known endings: {', '.join(sorted(SUFFIXES))}",
         )
     size, channels, channels_last = _image_shape(str(folder), spec)
-    return ImageFiles(str(folder), files, classes, size, channels, channels_last, spec.name, labels)
+    return ImageFiles(
+        str(folder), files, classes, size, channels, channels_last, spec.name, labels, spec.colours
+    )
 
 
 def open_image_files(paths: Sequence[Path], spec: TensorSpec) -> ImageFiles:
@@ -130,7 +136,7 @@ def open_image_files(paths: Sequence[Path], spec: TensorSpec) -> ImageFiles:
             files.append(path)
     origin = str(paths[0]) if len(paths) == 1 else f"{len(files)} images"
     size, channels, channels_last = _image_shape(origin, spec)
-    return ImageFiles(origin, tuple(files), None, size, channels, channels_last, spec.name, "")
+    return ImageFiles(origin, tuple(files), None, size, channels, channels_last, spec.name, "", spec.colours)
 
 
 def image_inputs(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:

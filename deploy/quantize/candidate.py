@@ -26,6 +26,7 @@ from deploy.quantize.ranges import Histogram
 from deploy.quantize.refine import NOTHING_REFINED, Refinement
 from deploy.quantize.zeros import with_zeros
 from deploy.spec.artifact import Artifact, Description, Options
+from deploy.spec.document import digest as document_digest
 from deploy.spec.plan import BlockPlan, Plan, TensorPlan, differences
 from deploy.spec.profile import Runtime
 from deploy.spec.project import Observer
@@ -213,7 +214,9 @@ def proven(subject: Subject, candidate: Candidate) -> Candidate:
     """The candidate with its file described and read back. Raises VerificationError where that carries
     another plan."""
     if subject.description is not None and isinstance(subject.backend, Describes):
-        subject.backend.describe(candidate.artifact, subject.description)
+        facts = {**subject.description.facts, "plan_sha256": document_digest(candidate.plan)}
+        description = subject.description.model_copy(update={"facts": facts})
+        subject.backend.describe(candidate.artifact, description)
     wrong = differences(candidate.plan, subject.backend.read_plan(candidate.artifact))
     if wrong:
         listed = "; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")

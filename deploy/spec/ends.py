@@ -84,3 +84,6 @@ class Ends(Frozen):
     states: dict[str, str] = {}
     sizes: dict[str, Sizes] = {}
     classes: tuple[str, ...] = ()
+
+
+NOTHING_ASKED = Ends()

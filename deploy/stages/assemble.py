@@ -155,6 +155,7 @@ def _as_fed(inputs: tuple[TensorSpec, ...], made_of: Ingredients) -> tuple[Tenso
             update={
                 "normalisation": told[spec.name].normalisation,
                 "layout": told[spec.name].layout,
+                "colours": told[spec.name].colours,
                 "table_rows": told[spec.name].table_rows,
             }
         )

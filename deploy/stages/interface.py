@@ -57,13 +57,17 @@ def fed_specs(inputs: Sequence[TensorSpec], sections: Mapping[str, InputSection]
 
     def spec(tensor: TensorSpec) -> TensorSpec:
         section = sections.get(tensor.name)
-        if section is None or tensor.folded:
+        if section is None:
             return tensor
+        if tensor.folded:
+            return tensor.model_copy(update={"colours": section.colours})
         normalisation: Normalisation | None = section.normalisation
         if normalisation is not None and normalisation.identity:
             normalisation = None
         layout = tensor.layout if section.layout == "any" else section.layout
-        return tensor.model_copy(update={"normalisation": normalisation, "layout": layout})
+        return tensor.model_copy(
+            update={"normalisation": normalisation, "layout": layout, "colours": section.colours}
+        )
 
     return tuple(spec(tensor) for tensor in inputs)
 

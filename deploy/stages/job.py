@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from deploy.spec.manifest import Lock
 from deploy.spec.profile import Runtime
 from deploy.stages.baseline import Contender, Examiner
 from deploy.stages.costs import NOTHING_KNOWN, Foresight
+from deploy.stages.ends import check_states
 from deploy.stages.interface import fed_specs
 from deploy.stages.prepare import Prepared
 from deploy.stages.recorded import Calibrated, Recorded
@@ -229,6 +231,8 @@ def subject_for(
         runtime = runtime.model_copy(update={"around": "float32"})
     form = _weight_form(request, runtime)
     runtime = with_form(runtime, form)
+    if request.io.classifier:
+        runtime = runtime.model_copy(update={"asked": runtime.asked.model_copy(update={"classes": classes})})
     return Subject(
         graph=graph.model,
         graph_sha256=graph.sha256,
@@ -251,11 +255,14 @@ def _description(
     target: Target, prepared: Prepared, request: Request, classes: tuple[str, ...]
 ) -> Description:
     """Nothing in it changes from run to run: artifacts are equal where what they are made of is."""
-    source = prepared.facts.source
+    source, about = prepared.facts.source, request.about
     return Description(
         name=source.name,
-        text=f"compiled for {target.profile.title} by deploy",
-        version=source.sha256[:12],
+        text=about.description or f"compiled for {target.profile.title} by deploy",
+        version=about.version or source.sha256[:12],
+        author=about.author,
+        license=about.license,
+        facts={"built_by": f"deploy-compiler {version('deploy-compiler')}", "source_sha256": source.sha256},
         inputs=fed_specs(prepared.facts.inputs, request.inputs),
         outputs=tensor_specs(prepared.fused.graph.outputs),
         classes=classes,
@@ -273,11 +280,12 @@ def _weight_form(request: Request, runtime: Runtime) -> WeightForm | None:
 
 
 def check_request(request: Request, prepared: Prepared) -> None:
-    """Raises UsageError for an excluded node or a metric that does not exist."""
+    """Raises UsageError for a state, an excluded node or a metric that does not exist."""
     if request.metric.name != "auto":
         make_metric(request.metric.name, ignore_label=request.metric.ignore_label, root=request.root)
     graphs = (prepared.fused, *(own.model for own in prepared.own.values()))
     known = list(dict.fromkeys(node.name or "" for model in graphs for node in model.graph))
+    check_states(request.io.states, prepared.facts.inputs, tensor_specs(prepared.fused.graph.outputs))
     unknown = sorted(set(request.exclude) - set(known))
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.5)

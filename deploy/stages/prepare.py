@@ -47,6 +47,7 @@ from deploy.spec.profile import Runtime
 from deploy.spec.project import InputSection, IoSection
 from deploy.spec.tensors import TensorSpec
 from deploy.spec.unit import Rewriting
+from deploy.stages.ends import check_sizes, usual_feeds
 from deploy.stages.interface import adapted_specs, input_forms, trial_of
 
 _CLEAN, _FUSED, _FACTS, _TRIAL = "clean.onnx", "fused.onnx", "prepared.json", "trial.npz"
@@ -145,7 +146,8 @@ def prepare(
     if forms:
         model = infer(adapt_inputs(model, forms))
     inputs = adapted_specs(_with_tables(model), forms)
-    feeds = trial_of(inputs, feeds, seed)
+    check_sizes(io.sizes, inputs)
+    feeds = usual_feeds(io.sizes, inputs, trial_of(inputs, feeds, seed), seed)
     taken = import_quantized(model)
     model, imported = taken if taken is not None else (model, {})
     prove = prover([feeds, other_feeds(model, inputs, feeds, seed + 1, threads)], threads)

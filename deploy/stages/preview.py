@@ -63,7 +63,7 @@ def preview(request: Request, cache: Cache, record: Record) -> Preview:
     target = followed
     prepared = legalize(target, prepared, request.threads, cache, record)
     check_request(request, prepared)
-    target = able_to(target, request.precision, integer_outputs=request.io.outputs is not None)
+    target = able_to(target, request.precision, request.io)
     return Preview(
         target=target.name,
         profile=target.profile.name,

@@ -19,6 +19,7 @@ from deploy.frontend.source import factory_name
 from deploy.progress import Progress
 from deploy.spec.project import (
     WITHOUT_RANGES,
+    AboutSection,
     Budget,
     InputSection,
     IoSection,
@@ -31,6 +32,7 @@ from deploy.spec.project import (
 from deploy.spec.recipe import Recipe
 from deploy.spec.tensors import Normalisation, TensorSpec
 from deploy.stages.baseline import Role
+from deploy.stages.ends import check_classes
 from deploy.stages.interface import fed_specs
 
 Data = str | Path | Mapping[str, np.ndarray]
@@ -62,6 +64,7 @@ class Request:
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     inputs: Mapping[str, InputSection] = field(default_factory=dict)
     io: IoSection = field(default_factory=IoSection)
+    about: AboutSection = field(default_factory=AboutSection)
     metric: MetricSection = field(default_factory=MetricSection)
     labels: str = "y"
     groups: str = "group"
@@ -218,6 +221,8 @@ def open_roles(
     check_settings(inputs, request.normalisation)
     inputs = fed_specs(inputs, request.inputs)
     classes = _classes(request, outputs)
+    if request.io.classifier:
+        check_classes(classes, outputs)
     calibration, random = opened(request.data), False
     raw = [spec.name for spec in inputs if _takes_pixels(spec)]
     if raw and isinstance(request.data, str | Path) and Path(request.root or "", request.data).is_dir():

@@ -150,7 +150,7 @@ def check(target: Target, prepared: Prepared, request: Request, record: Record) 
     node or a metric that does not exist, and a precision that no runtime has.
     """
     check_request(request, prepared)
-    able = able_to(target, request.precision, integer_outputs=request.io.outputs is not None)
+    able = able_to(target, request.precision, request.io)
     with refusals_saved(able, prepared, Path(request.out)):
         return able_to_run(able, prepared, record.progress)
 
@@ -243,7 +243,8 @@ def compile(
         data=[_digest(d) for d in (roles.calibration, roles.validation, roles.eval)],
         random=roles.random,
         precision=request.precision,
-        outputs=request.io.outputs,
+        io=digest(request.io),
+        about=digest(request.about),
         budget=digest(request.budget),
         objective=request.objective,
         tune=request.tune,

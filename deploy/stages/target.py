@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from deploy.adapter.discover import backend_names, find_backend
 from deploy.adapter.profiles import load_profile, resolve
-from deploy.adapter.protocol import Backend
+from deploy.adapter.protocol import Backend, Keeps, Names
 from deploy.adapter.refusal import of_origins, refusal, refused
 from deploy.bundle.report.figures import plural
 from deploy.errors import ToolchainError, UsageError
@@ -14,11 +14,13 @@ from deploy.measure.host import host
 from deploy.progress import Progress
 from deploy.spec.artifact import Verdict
 from deploy.spec.profile import Profile, Runtime
-from deploy.spec.project import PrecisionRequest
+from deploy.spec.project import IoSection, PrecisionRequest
 from deploy.stages.prepare import Prepared
 
 _ANYWHERE: tuple[PrecisionRequest, ...] = ("auto", "float", "mixed", "int8")
 """Requests that every runtime meets: where it has no INT8 the build is float."""
+
+_NOTHING_ASKED = IoSection()
 
 _INTEGER_OUTPUTS = "integer_outputs"
 """The option by which a backend that can is told to give outputs as integers."""
@@ -98,13 +100,14 @@ def missing_runtime(name: str) -> str:
     return find_backend(name).available().missing
 
 
-def able_to(target: Target, precision: PrecisionRequest, *, integer_outputs: bool = False) -> Target:
+def able_to(target: Target, precision: PrecisionRequest, io: IoSection = _NOTHING_ASKED) -> Target:
     """The target with the runtimes that have the form asked for, and the rules of that form.
 
-    Raises UsageError if none has, or none can give outputs as integers where that is asked for.
+    Raises UsageError if none has, or none has words for what is asked of inputs and outputs.
     """
-    if integer_outputs:
+    if io.outputs is not None:
         target = _giving_integers(target)
+    target = _with_ends(target, io)
     if precision in _ANYWHERE:
         return target
     able = tuple(r for r in target.routes if precision in r.runtime.precisions)
@@ -120,6 +123,24 @@ def able_to(target: Target, precision: PrecisionRequest, *, integer_outputs: boo
         wide = [r.runtime.model_copy(update={"quant": r.runtime.quant16}) for r in able]
         able = tuple(replace(route, runtime=runtime) for route, runtime in zip(able, wide, strict=True))
     return replace(target, routes=able)
+
+
+def _with_ends(target: Target, io: IoSection) -> Target:
+    """The runtimes that can do what is asked of inputs and outputs, and know it."""
+    able = target.routes
+    for asked, kind, words in (
+        (bool(io.states), Keeps, "states"),
+        (io.classifier, Names, "classifier"),
+    ):
+        able = tuple(route for route in able if not asked or isinstance(route.backend, kind))
+        if not able:
+            raise UsageError(
+                f"{target.describe()} has no words for [io] {words}",
+                hint="leave it out, or build for a target that runs Core ML packages (iphone15)",
+            )
+    runtimes = [route.runtime.model_copy(update={"asked": io.ends}) for route in able]
+    routes = tuple(replace(route, runtime=runtime) for route, runtime in zip(able, runtimes, strict=True))
+    return replace(target, routes=routes)
 
 
 def _giving_integers(target: Target) -> Target:

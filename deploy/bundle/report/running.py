@@ -219,6 +219,8 @@ def _port(spec: TensorSpec) -> Port:
     if spec.raw:
         pixels = "pixels from 0 to 255" if spec.dtype == "uint8" else "pixels from 0 to 255, less 128"
         said = f"{pixels}; {said}".removesuffix("; ")
+    if spec.colours == "BGR":
+        said = f"colours in the order BGR; {said}".removesuffix("; ")
     return Port(spec.name, spec.dtype, figures.shape(spec.shape), layout, said)
 
 
