@@ -6,7 +6,7 @@ v' are the whole graph's values where a layer's result is complete (a residual s
 left: many numbers for each sample, so a few hundred samples do not soon run out (FitNets, Romero et al. 2015;
 block by block: Li et al., "BRECQ" 2021). Images are moved and mirrored at random, since the whole graph says
 what is right for any. Every tensor learns at a rate relative to its own size, as the ranges of inputs demand
-(You et al., "LARS" 2017). Statistics of batch norms stay as they are.
+(You et al., "LARS" 2017). Statistics of batch norms stay as they are, and so do zeros of sparse weights.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from deploy.train.gram import layer_of
 from deploy.train.loader import number
 from deploy.train.loss import heads
 from deploy.train.weights import with_weights
+from deploy.train.zeros import keep_zeros
 
 _WARM = 0.05
 _CLIP = 1.0
@@ -82,6 +83,7 @@ def tune(
     lesson = _Lesson(dense, thin, kept, learn[0])
     student = lesson.student
     weights = student.named_weights()
+    keep_zeros(weights)
     groups = [
         {"params": [w], "size": float(w.detach().square().mean().sqrt()) or _SMALLEST}
         for w in weights.values()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -101,6 +102,11 @@ class Layers:
         self.seen = [i for i in range(len(self.feeds)) if i % every != every - 1]
         self.plan = Quantized({}, {})
 
+    @cached_property
+    def _outputs(self) -> dict[int, dict[str, Tensor]]:
+        """What the network as it came makes of the batches held out."""
+        return {i: self.pieces.module(self.feeds[i]) for i in self.held}
+
     def visit(self, progress: Progress) -> Iterator[tuple[Stop, Product]]:
         """Every product with where the walk stands."""
         for position, stop in enumerate(walk(self.pieces, self.units, self.plan, self.feeds)):
@@ -142,6 +148,20 @@ class Layers:
             error(self.pieces.run(stop.steps, stop.given[i], stop.leaving, plan), stop.targets[i]).item()
             for i in self.held
         ]
+        return float(np.mean(parts))
+
+    def outputs_error(self, stop: Stop) -> float:
+        """By how much the network's outputs are off on the samples held out, with what was `put` up to here
+        and all that comes behind as it was."""
+        names = {name for unit in self.units[self.units.index(stop.unit) :] for name in unit.nodes}
+        steps = self.pieces.steps(names)
+        made, outputs = set(self.pieces.makes(steps)), self.pieces.program.outputs
+        ahead = [name for name in outputs if name in made]
+        parts = []
+        for i, wanted in self._outputs.items():
+            found = self.pieces.run(steps, stop.given[i], ahead, self.plan)
+            behind = {name: stop.given[i][name] for name in outputs if name not in made}
+            parts.append(error({**behind, **found}, wanted).item())
         return float(np.mean(parts))
 
     def _value(self, stop: Stop, name: str, batch: int, changed: bool) -> Tensor:

@@ -13,7 +13,7 @@ rewind the learning rate alone is about as good (Renda et al., ICLR 2020). An op
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,11 +87,13 @@ def _largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
     return kept.reshape(scores.shape)
 
 
-def prune_magnitude(model: ir.Model, sparsity: float, scope: Scope = "layer") -> Compressed:
-    """A copy whose products have so many weights of zero, the smallest ones. A step's error is the squared
-    sum of what went over that of the weight."""
+def prune_magnitude(
+    model: ir.Model, sparsity: float, scope: Scope = "layer", but: Collection[str] = ()
+) -> Compressed:
+    """A copy whose products have so many weights of zero, the smallest ones, ``but`` for nodes of these
+    names. A step's error is the squared sum of what went over that of the weight."""
     copy = model.clone()
-    places = {product.weight: product.node for product in products(copy)}
+    places = {product.weight: product.node for product in products(copy) if product.node.name not in but}
     weights = {}
     for name, node in places.items():
         array = constant(node.inputs[1])

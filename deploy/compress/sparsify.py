@@ -11,7 +11,7 @@ layer's block decides: between the ways below, and whether the layer stays dense
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,7 @@ from deploy.compress.ground import Ground, StepResult
 from deploy.compress.layers import Layers, Moments
 from deploy.compress.magnitude import magnitude_masks, prune_magnitude, share_in_round
 from deploy.compress.permute import Search, permute
+from deploy.compress.prune.choose import matching
 from deploy.compress.step import Compressed, Step
 from deploy.data.dataset import Dataset
 from deploy.errors import UsageError, VerificationError
@@ -43,7 +44,8 @@ def check(step: Sparsify, model: ir.Model, ground: Ground) -> None:
             f"sparsify: 2:4 makes nothing faster here: {ground.why or 'the target does not skip zeros'}",
             hint="leave the step out, or set anyway = true for smaller files at rest",
         )
-    every = list(products(model))
+    but = matching(model, step.protect, "sparsify: protect")
+    every = [product for product in products(model) if product.node.name not in but]
     if not any(step.pattern == "unstructured" or fits(product) for product in every):
         what = "no product has inputs in whole fours" if every else "the model has no product of weights"
         raise UsageError(f"sparsify: {what}", hint="leave the step out")
@@ -101,13 +103,14 @@ def sparsify(
     two batches of samples, UnsupportedError listing nodes that torch has no kernel for.
     """
     share = step.sparsity if share is None else share
+    but = matching(model, step.protect, "sparsify: protect")
     if dataset is None and share is not None:
-        return prune_magnitude(model, share, step.scope)
+        return prune_magnitude(model, share, step.scope, but)
     rows: list[Step] = []
     if step.pattern == "2:4" and step.permute and not masks(model):  # another order breaks what is there
         ordered = permute(model, search or Search(seed=seed))
         model, rows = ordered.graph, list(ordered.steps)
-    zeros = _Zeros(model, step, share)
+    zeros = _Zeros(model, step, share, but)
     if dataset is None:
         found = {name: array * zeros.kept[name] for name, array in zeros.wanted.items()}
         more = [Step(p.node.name or "", "2:4 by magnitude", True) for p in zeros.products.values()]
@@ -129,7 +132,7 @@ def sparsify(
 class _Zeros:
     """What is to become sparse, and how: ``kept`` is true at what magnitudes alone keep of ``wanted``."""
 
-    def __init__(self, model: ir.Model, step: Sparsify, share: float | None) -> None:
+    def __init__(self, model: ir.Model, step: Sparsify, share: float | None, but: Collection[str]) -> None:
         self.step, self.share = step, share
         self.left: list[Step] = []
         """Rows of the products that stay as they are."""
@@ -137,7 +140,9 @@ class _Zeros:
         there = masks(model) if share is None else {}
         for product in products(model):
             why = ""
-            if share is None and not fits(product):
+            if product.node.name in but:
+                why = "left dense: protected"
+            elif share is None and not fits(product):
                 why = "left dense: its inputs are not whole fours"
             elif product.weight in there:
                 why = "left as it came, 2:4 sparse"
@@ -189,7 +194,7 @@ class _Zeros:
 def _chosen(layers: Layers, zeros: _Zeros, progress: Progress) -> tuple[dict[str, np.ndarray], list[Step]]:
     """The sparse weights by name, and a row for each product in question."""
     found: dict[str, np.ndarray] = {}
-    rows = []
+    rows, astray = [], 0.0
     for stop, product in layers.visit(progress):
         name, place = product.weight, product.node.name or ""
         before = layers.error(stop)
@@ -206,7 +211,9 @@ def _chosen(layers: Layers, zeros: _Zeros, progress: Progress) -> tuple[dict[str
             told += f", an error of {errors['magnitude']:.2g} by magnitude alone"
         layers.put(name, ways[best])
         found[name] = ways[best].numpy()
-        rows.append(Step(place, told, True, before, errors[best]))
+        farther = layers.outputs_error(stop) if zeros.share is None else math.nan
+        rows.append(Step(place, told, True, before, errors[best], farther - astray))
+        astray = farther
     return found, rows
 
 

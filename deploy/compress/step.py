@@ -13,7 +13,8 @@ class Step:
     """One place: where, what was done, and whether it was kept.
 
     ``before`` and ``after`` are the error there, as a share of the signal's power: without this change, but
-    with all those in front of it, and with it. Both are ``nan`` where nothing was measured.
+    with all those in front of it, and with it. ``rise`` is what it adds to the error at the network's
+    outputs, after those in front of it. All are ``nan`` where nothing was measured.
     """
 
     place: str
@@ -21,6 +22,7 @@ class Step:
     kept: bool = True
     before: float = math.nan
     after: float = math.nan
+    rise: float = math.nan
 
 
 @dataclass(frozen=True)

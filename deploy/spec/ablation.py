@@ -28,19 +28,20 @@ class Figures(Frozen):
 
 class PlaceRecord(Frozen):
     """What a step did in one place. ``before`` and ``after`` are the error there, as a share of the signal's
-    power; None where nothing was measured."""
+    power, ``rise`` what it added to that at the network's outputs; None where nothing was measured."""
 
     place: str
     what: str
     kept: bool = True
     before: float | None = None
     after: float | None = None
+    rise: float | None = None
 
 
 class StepRecord(Frozen):
-    """One try of a step. ``step`` is as it ran: its goal was halved ``softened`` times. ``number`` is its
-    place in the recipe, from 1. ``allowed`` is what it may cost, None where nobody asks; ``undone`` says why
-    the graph was not kept, empty where it was."""
+    """One try of a step. ``step`` is as it ran: its goal was halved ``softened`` times, 2:4 sparsity was
+    tried so often without some of its layers. ``number`` is its place in the recipe, from 1. ``allowed`` is
+    what it may cost, None where nobody asks; ``undone`` says why the graph was not kept, empty if it was."""
 
     number: int = Field(ge=1)
     step: Step
@@ -103,8 +104,10 @@ def _timeless(figures: Figures) -> Figures:
 
 
 class StepChoice(Frozen):
-    """What became of a step of the recipe: how often its goal was halved, and whether it was kept."""
+    """What became of a step of the recipe: how often it was softened, which layers were left out of it for
+    that, and whether it was kept."""
 
     step: str
     softened: int = Field(default=0, ge=0)
+    protect: tuple[str, ...] = ()
     kept: bool = True

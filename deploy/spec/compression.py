@@ -115,10 +115,11 @@ class Sparsify(Frozen):
 
     ``method``: by Optimal Brain Surgeon on samples, with the weights that stay made to fit, or by magnitude.
     ``permute`` first brings channels into the order that loses least. ``tolerance`` is the error of a layer,
-    as a share of its signal's power, up to which it is accepted. A step that no target of the build gains by
-    is refused unless ``anyway``. ``finetune`` trains with the zeros kept; unstructured zeros then come in
-    ``rounds``, fast at first (Zhu and Gupta 2017), and ``rewind`` sets what is left back to where it was when
-    the step began before the last training (Frankle and Carbin 2019).
+    as a share of its signal's power, up to which it is accepted; ``protect`` are patterns of names of nodes
+    that stay as they are. A step that no target of the build gains by is refused unless ``anyway``.
+    ``finetune`` trains with the zeros kept; unstructured zeros then come in ``rounds``, fast at first (Zhu
+    and Gupta 2017), and ``rewind`` sets what is left back to where it was when the step began before the last
+    training (Frankle and Carbin 2019).
     """
 
     step: Literal["sparsify"] = "sparsify"
@@ -128,6 +129,7 @@ class Sparsify(Frozen):
     scope: Literal["layer", "global"] = "layer"
     permute: bool = True
     tolerance: float | None = Field(default=None, gt=0)
+    protect: tuple[str, ...] = ()
     rounds: int = Field(default=1, ge=1)
     rewind: bool = False
     finetune: Finetune | None = None

@@ -37,7 +37,16 @@ from deploy.spec.recipe import Step
 from deploy.stages.capture import open_source
 from deploy.stages.costs import costs_of
 from deploy.stages.ground import alignment, ground_for, runner, sparsity_pays
-from deploy.stages.guard import TRIES, Stretch, allowed, softened, stretches, within
+from deploy.stages.guard import (
+    TRIES,
+    Narrowing,
+    Stretch,
+    allowed,
+    narrows,
+    softened,
+    stretches,
+    within,
+)
 from deploy.stages.prepare import Prepared, advance, load
 from deploy.stages.record import Record
 from deploy.stages.request import Request, Roles
@@ -115,11 +124,21 @@ def compress(
 
 def choices(ablation: Ablation, steps: Sequence[Step]) -> tuple[StepChoice, ...]:
     """What became of every step, for a lock."""
-    kept = {record.number: record.softened for record in ablation.steps if record.kept}
+    kept = {record.number: record for record in ablation.steps if record.kept}
     return tuple(
-        StepChoice(step=step.step, softened=kept.get(number, 0), kept=number in kept)
+        StepChoice(
+            step=step.step,
+            softened=0 if number not in kept else kept[number].softened,
+            protect=_left_out(kept[number]) if number in kept else (),
+            kept=number in kept,
+        )
         for number, step in enumerate(steps, 1)
     )
+
+
+def _left_out(record: StepRecord) -> tuple[str, ...]:
+    """The layers that a step was softened by."""
+    return record.step.protect if isinstance(record.step, Sparsify) and record.softened else ()
 
 
 def _settled(
@@ -131,6 +150,8 @@ def _settled(
         return found
     for times in (choice.softened,) if choice is not None else range(TRIES):
         head = softened(stretch.head, times, weight_bytes(before.clean))
+        if choice is not None and times and narrows(stretch.head):
+            head = stretch.head.model_copy(update={"protect": choice.protect})
         if head is None:
             break
         if times and choice is None:
@@ -139,11 +160,49 @@ def _settled(
         cost = _cost(tried, lost)
         if not tried or not stretch.guarded or choice is not None or cost is None or within(cost, limit):
             return [*found, *(_with(one, limit if stretch.guarded else None, "") for one in tried)]
-        unit = work.judged.unit
-        told = f"it costs {figures.difference(cost, unit)} where {figures.difference(limit, unit)} is allowed"
-        found += (_with(one, limit, told) for one in tried)
+        found += (_with(one, limit, _too_much(work, cost, limit)) for one in tried)
+        if isinstance(head, Sparsify) and narrows(head):
+            narrower = _narrowed(work, stretch, head, found, before, lost, limit)
+            if narrower:
+                return [*found, *narrower]
+            break
     work.progress.warn(f"{name} is left out: {found[-1].record.undone}")
     return found
+
+
+def _narrowed(
+    work: _Work,
+    stretch: Stretch,
+    step: Sparsify,
+    found: list[_Tried],
+    before: Prepared,
+    lost: float,
+    limit: float,
+) -> list[_Tried]:
+    """The tries of a 2:4 step with as many layers as hold, after one with all of them; none where none hold.
+    Those that are not kept go into ``found``."""
+    narrowing, best = Narrowing(step, found[0].record.places), list[_Tried]()
+    for times in range(1, TRIES):
+        head = narrowing.next()
+        if head is None:
+            break
+        why = "more of it may hold" if best else found[-1].record.undone
+        work.progress.warn(f"step {stretch.number} ({step.step}) is tried again with {goal(head)}: {why}")
+        tried = _tries(work, stretch, head, times, before)
+        cost = _cost(tried, lost)
+        held = cost is not None and within(cost, limit)
+        narrowing.judged(held)
+        if held:
+            found += (_with(one, limit, "more of its layers hold") for one in best)
+            best = [_with(one, limit, "") for one in tried]
+        elif cost is not None:
+            found += (_with(one, limit, _too_much(work, cost, limit)) for one in tried)
+    return best
+
+
+def _too_much(work: _Work, cost: float, limit: float) -> str:
+    unit = work.judged.unit
+    return f"it costs {figures.difference(cost, unit)} where {figures.difference(limit, unit)} is allowed"
 
 
 def _with(tried: _Tried, limit: float | None, undone: str) -> _Tried:
@@ -229,6 +288,7 @@ def _write(
                 kept=row.kept,
                 before=_measured(row.before),
                 after=_measured(row.after),
+                rise=_measured(row.rise),
             )
             for row in result.rows
         ),

@@ -3,22 +3,24 @@
 A step is judged after the trainings right behind it: they are there to make up for it, and go with it. It may
 cost its own ``max_drop``. Without one it may cost an even share of what is left of the project's budget: of
 this step, the steps still to come that have none of their own, and quantization where the build quantizes.
-What costs more is tried again with half the goal, a quarter and an eighth of it, and then left out.
+What costs more is tried again with half the goal, a quarter and an eighth of it, and then left out. Of 2:4
+sparsity those layers are left out that add most to the error at the outputs: as few as the judge allows, by
+bisection over the error that is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import escape
 
+from deploy.spec.ablation import PlaceRecord
 from deploy.spec.compression import GOALS, Cluster, LowRank, Prune, Shrink, Sparsify
 from deploy.spec.finetune import Finetune
 from deploy.spec.recipe import Step
 
 TRIES = 4
 """How often a step is tried at most: with its goal, and halved three times."""
-_TOLERANCE = 0.1
-"""Of 2:4 sparsity without a tolerance, what is halved."""
 _MOST_CENTRES = 256
 _ROUNDING = 1e-9
 """By how much the difference of two scores may be off."""
@@ -90,7 +92,7 @@ def softened(step: Step, times: int, weight_bytes: int) -> Step | None:
     """The step with its goal halved so many times; None where that is nothing else.
 
     ``weight_bytes`` are those of the graph that it gets: a size to reach moves half-way towards it.
-    Tolerances are halved, numbers of centres doubled.
+    Numbers of centres are doubled; of 2:4 sparsity there is no half, but there is `Narrowing`.
     """
     if times == 0:
         return step
@@ -106,8 +108,6 @@ def softened(step: Step, times: int, weight_bytes: int) -> Step | None:
             changed = {"width": 1 - share * (1 - step.width), "widths": widths}
         case Sparsify(sparsity=float(sparsity)):
             changed = {"sparsity": share * sparsity}
-        case Sparsify():
-            changed = {"tolerance": share * (step.tolerance or _TOLERANCE)}
         case LowRank():
             changed = {"lost": share * step.lost}
         case Cluster():
@@ -115,6 +115,42 @@ def softened(step: Step, times: int, weight_bytes: int) -> Step | None:
             if centres == min(_MOST_CENTRES, step.centres * 2 ** (times - 1)):
                 return None
             changed = {"centres": centres}
-        case Finetune():
+        case Finetune() | Sparsify():
             return None
     return step.model_copy(update=changed)
+
+
+def narrows(step: Step) -> bool:
+    """Whether a step is softened by leaving layers out."""
+    return isinstance(step, Sparsify) and step.pattern == "2:4"
+
+
+class Narrowing:
+    """The search for the layers that may be 2:4 sparse, from what each of them added to the error at the
+    outputs when all were. Those that add least go first; how much they may add together is bisected."""
+
+    def __init__(self, step: Sparsify, places: Sequence[PlaceRecord]) -> None:
+        """``places`` are those of a try with all layers that fit, which costs too much."""
+        rises = {p.place: p.rise for p in places if p.kept and p.rise is not None}
+        self._step = step
+        self._order = sorted(rises, key=rises.__getitem__)
+        added = [max(0.0, rises[name]) for name in self._order]  # some make up for others
+        self._sums = [sum(added[:count]) for count in range(len(added) + 1)]
+        self._held, self._failed = 0, len(added)
+
+    def next(self) -> Sparsify | None:
+        """What to try now; None where nothing lies between what held and what did not."""
+        if self._failed - self._held < 2:
+            return None
+        middle = (self._sums[self._held] + self._sums[self._failed]) / 2
+        most = sum(added <= middle for added in self._sums) - 1
+        self._tried = min(max(most, self._held + 1), self._failed - 1)
+        dense = tuple(escape(name) for name in self._order[self._tried :])
+        return self._step.model_copy(update={"protect": (*self._step.protect, *dense)})
+
+    def judged(self, held: bool) -> None:
+        """Whether what `next` gave costs no more than is allowed."""
+        if held:
+            self._held = self._tried
+        else:
+            self._failed = self._tried

@@ -133,6 +133,8 @@ def goal(step: Step) -> str:
 
     >>> goal(Prune(macs=0.3)), goal(Cluster(centres=32)), goal(Sparsify(tolerance=0.05))
     ('macs = 0.3', 'centres = 32', '2:4, tolerance = 0.05')
+    >>> goal(Sparsify(protect=("conv1", "fc")))
+    '2:4 but for 2 layers'
     """
     match step:
         case Prune():
@@ -142,7 +144,8 @@ def goal(step: Step) -> str:
         case Sparsify(sparsity=float(sparsity)):
             return f"sparsity = {_number(sparsity)}"
         case Sparsify():
-            return "2:4" if step.tolerance is None else f"2:4, tolerance = {_number(step.tolerance)}"
+            less = f" but for {figures.plural(len(step.protect), 'layer')}" if step.protect else ""
+            return f"2:4{less}" + (f", tolerance = {_number(step.tolerance)}" if step.tolerance else "")
         case LowRank():
             return f"lost = {_number(step.lost)}"
         case Cluster():

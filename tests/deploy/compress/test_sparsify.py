@@ -78,6 +78,33 @@ def test_layers_beyond_the_tolerance_stay_dense(residual, data) -> None:
     }
 
 
+def test_what_layers_add_at_the_outputs_adds_up(residual, run, data) -> None:
+    found = sparsified(residual, data(residual), permute=False)
+    rises = [step.rise for step in found.steps if step.kept]
+    held = [b.feeds for i, b in enumerate(data(residual).batches(16, limit=64)) if i % 4 == 3]
+    errors = []
+    for feeds in held:
+        want = run(residual, feeds)
+        errors.append(((run(found.graph, feeds) - want) ** 2).mean() / (want**2).mean())
+    assert sum(rises) == pytest.approx(np.mean(errors), rel=1e-3)
+    assert all(rise > 0 for rise in rises[:1])
+
+
+@pytest.mark.parametrize("wish", [{}, {"pattern": "unstructured", "sparsity": 0.5}])
+def test_protected_layers_stay_as_they_are(wish, residual, data) -> None:
+    nodes = {p.weight: p.node.name for p in products(residual)}
+    before = arrays(residual)
+    for samples in (data(residual), None):
+        found = sparsify(
+            residual, samples, Sparsify(samples=64, permute=False, protect=(nodes["w2"],), **wish)
+        )
+        after = arrays(found.graph)
+        assert (after["w2"] == before["w2"]).all()
+        assert all((after[name] == 0).mean() > 0.4 for name in ("w1", "w3"))
+    with pytest.raises(UsageError, match="'w9' is the name of no node"):
+        sparsify(residual, None, Sparsify(protect=("w9",)))
+
+
 def test_layers_that_do_not_fit_are_named(build, data) -> None:
     model = build("g (float[n,3,5,5] x) => (float[n,8,N,M] y) { [c] y = Conv(x, w) }", {"w": (8, 3, 3, 3)})
     (step,) = sparsified(model, data(model)).steps

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
+
 import pytest
 
+from deploy.spec.ablation import PlaceRecord
 from deploy.spec.compression import Cluster, LowRank, Prune, Shrink, Sparsify
 from deploy.spec.finetune import Finetune
 from deploy.spec.recipe import Step
-from deploy.stages.guard import Stretch, allowed, softened, stretches, within
+from deploy.stages.guard import Narrowing, Stretch, allowed, softened, stretches, within
 
 TRAIN = Finetune(epochs=1)
 PRUNE, FACTORS = Prune(macs=0.4), LowRank()
@@ -55,8 +58,6 @@ def test_rounding_is_no_loss() -> None:
         (Prune(latency=0.4), {"latency": 0.2}, {"latency": 0.1}),
         (Prune(size=200), {"size": 600}, {"size": 800}),
         (Shrink(width=0.5, widths={"a": 0.2}), {"width": 0.75, "widths": {"a": 0.6}}, {"width": 0.875}),
-        (Sparsify(), {"tolerance": 0.05}, {"tolerance": 0.025}),
-        (Sparsify(tolerance=0.2), {"tolerance": 0.1}, {"tolerance": 0.05}),
         (Sparsify(pattern="unstructured", sparsity=0.8), {"sparsity": 0.4}, {"sparsity": 0.2}),
         (LowRank(lost=0.08), {"lost": 0.04}, {"lost": 0.02}),
         (Cluster(centres=16), {"centres": 32}, {"centres": 64}),
@@ -76,3 +77,32 @@ def test_what_cannot_be_less_is_said() -> None:
     assert softened(Cluster(centres=200), 1, 1000) == Cluster(centres=256)
     assert softened(Cluster(centres=200), 2, 1000) is None
     assert softened(TRAIN, 1, 1000) is None
+    assert softened(Sparsify(), 1, 1000) is None
+
+
+RISES = {"a": 0.02, "b": 0.4, "c[0]": 0.01, "d": -0.3, "e": 0.04, "f": 0.08, "g": 0.005}
+
+
+@pytest.mark.parametrize("holds", range(8))
+def test_layers_that_add_least_stay_sparse_as_many_as_hold(holds: int) -> None:
+    """Against a judge that allows so many layers; with all of them it was too much."""
+    order = sorted(RISES, key=RISES.__getitem__)
+    places = [PlaceRecord(place=name, what="2:4", rise=rise) for name, rise in RISES.items()]
+    places.append(PlaceRecord(place="head", what="left dense", kept=False))
+    found = Narrowing(Sparsify(protect=("head",), max_drop=0.5), places)
+    best, tries = 0, 0
+    while (step := found.next()) is not None:
+        assert step.max_drop == 0.5 and step.protect[0] == "head"
+        dense = [name for name in order if any(fnmatch(name, pattern) for pattern in step.protect)]
+        sparse = len(order) - len(dense)
+        assert dense == order[sparse:], "what adds most goes first"
+        assert 0 < sparse < len(order)
+        found.judged(sparse <= holds)
+        best, tries = max(best, sparse if sparse <= holds else 0), tries + 1
+    assert best == min(holds, len(order) - 1) and tries <= 6
+
+
+def test_the_first_cut_is_made_by_error_not_by_number() -> None:
+    places = [PlaceRecord(place=f"n{i}", what="2:4", rise=0.01) for i in range(20)]
+    step = Narrowing(Sparsify(), [PlaceRecord(place="loud", what="2:4", rise=0.3), *places]).next()
+    assert step is not None and step.protect == ("loud",)

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("torch")
 from deploy.bundle.read import Bundle, load_lock
 from deploy.compress.ground import Ground, StepResult
+from deploy.compress.step import Step as Place
 from deploy.errors import ModelError, UsageError
 from deploy.graph.edit import constant
 from deploy.pipeline import build, build_all, dry_run
@@ -206,6 +207,35 @@ def test_what_costs_too_much_is_softened_and_the_lock_knows(fake: Callable[..., 
     make2, steps2 = fake(limit=0.15)
     again = make2(step, lock=bundle.folder / "deploy.lock", cache=bundle.folder.parent / "other")
     assert steps2.ran == ["0.1"] and again.digest == bundle.digest
+
+
+def test_of_2_4_as_many_layers_stay_as_hold_and_the_lock_knows(
+    make: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Eight layers, of which the two that add most are too much."""
+    ran: list[tuple[str, ...]] = []
+
+    def replaced(step: Step) -> Callable[[Step, ir.Model, Ground], StepResult]:
+        def run(step: Step, model: ir.Model, ground: Ground) -> StepResult:
+            assert isinstance(step, Sparsify)
+            ran.append(step.protect)
+            rows = tuple(Place(f"n{i}", "2:4", f"n{i}" not in step.protect, rise=0.01 * i) for i in range(8))
+            return StepResult(model if {"n6", "n7"} <= set(step.protect) else broken(model), "done", rows)
+
+        return run
+
+    monkeypatch.setattr("deploy.stages.compress.runner", replaced)
+    heard, step = Heard(), Sparsify(anyway=True, max_drop=0.1)
+    bundle = make(step, cache=tmp_path / "one", progress=heard)
+    assert ran == [(), ("n5", "n6", "n7"), ("n6", "n7"), ("n7",)]
+    tries = [(len(r.step.protect), r.kept) for r in steps_of(bundle)]
+    assert tries == [(0, False), (3, False), (1, False), (2, True)], "what is kept comes last"
+    assert "2:4 but for 3 layers" in heard.warnings[0] and "more of it may hold" in heard.warnings[1]
+    (choice,) = load_lock(bundle).recipe or ()
+    assert (choice.softened, choice.protect, choice.kept) == (2, ("n6", "n7"), True)
+    ran.clear()
+    again = make(step, cache=tmp_path / "two", lock=bundle.folder / "deploy.lock")
+    assert ran == [("n6", "n7")] and again.digest == bundle.digest
 
 
 def test_what_never_fits_is_left_out_and_said(fake: Callable[..., tuple[Build, Fake]], make: Build) -> None:
