@@ -187,7 +187,7 @@ class Names(Protocol):
 
 
 @runtime_checkable
-class Remembers(Protocol):
+class Remembers(Runner, Protocol):
     """A runner whose artifact may keep some of its inputs from one inference to the next.
 
     `Runner.run` feeds and gives them all the same, and neither reads nor changes what is kept.

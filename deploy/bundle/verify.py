@@ -22,7 +22,8 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.adapter.batching import run_samples, sample_count
-from deploy.adapter.protocol import Arrays, Runner
+from deploy.adapter.protocol import Arrays, Remembers, Runner
+from deploy.bundle.ends import Stray, at_other_sizes, kept, stored, strays
 from deploy.bundle.operations import deviations
 from deploy.bundle.read import (
     ARTIFACT,
@@ -39,6 +40,7 @@ from deploy.execute.compare import largest_error, relative_error
 from deploy.execute.reference import open_graph
 from deploy.graph.edit import constant
 from deploy.graph.legalize import held_back
+from deploy.graph.summary import tensor_specs
 from deploy.quantize.candidate import Candidate, Subject
 from deploy.quantize.zeros import prove_zeros
 from deploy.spec.manifest import Verification
@@ -71,19 +73,7 @@ def verify(
     A failed verification is returned, not raised, with the first diverging operation named.
     """
     count = sample_count(samples)
-    with open_graph(candidate.qdq, optimised=False) as literal:  # one by one: a session holds all weights
-        want = run_samples(literal, samples, count)
-        generator = np.random.default_rng(0)
-        by = _FLIPPING if _rounds_in_products(subject) else _LAST_BITS
-        nudged = {name: _shaken(array, generator, by) for name, array in samples.items()}
-        floor = _finite(largest_error(want, run_samples(literal, nudged, count)))
-    with open_graph(candidate.qdq, settings=_FLOAT_PRODUCTS) as optimised:
-        floor = max(floor, largest_error(want, run_samples(optimised, samples, count)))
-    around = "float16" if subject.form == "fp16" else subject.runtime.around
-    if around != "float32":
-        # Float16 weights let a runtime compute in float16, which this machine need not do.
-        shaken = subject.graph if subject.form == "fp16" else candidate.qdq
-        floor += _ROUNDING[around] + _half_noise(shaken, samples, want, around)
+    want, floor = _expected(candidate, subject, samples)
     with subject.backend.open(candidate.artifact, subject.options) as runner:
         got = run_samples(runner, samples, count)
         error = largest_error(want, got)
@@ -95,6 +85,11 @@ def verify(
             passed, single = bool(found) and divergence is None, len(found)
         if not passed and divergence is None:
             divergence = first_divergence(candidate.qdq, runner, samples, tolerance)
+        if passed:
+            stray = _beyond(candidate, subject, runner, samples, floor)
+            if stray is not None:
+                passed, divergence = False, stray.where
+                error, tolerance = stray.error, stray.allowed
     return (
         Verification(
             passed=passed,
@@ -109,6 +104,46 @@ def verify(
         ),
         {name: got[name] for name in want},
     )
+
+
+def _expected(candidate: Candidate, subject: Subject, samples: Arrays) -> tuple[dict[str, np.ndarray], float]:
+    """What the reference graph makes of the samples, and the noise floor."""
+    count, states = sample_count(samples), candidate.artifact.states
+    with open_graph(candidate.qdq, optimised=False) as literal:  # one by one: a session holds all weights
+        want = run_samples(literal, samples, count)
+        generator = np.random.default_rng(0)
+        by = _FLIPPING if _rounds_in_products(subject) else _LAST_BITS
+        nudged = {name: _shaken(array, generator, by) for name, array in samples.items()}
+        floor = _finite(largest_error(want, run_samples(literal, nudged, count)))
+        if states:
+            halved = kept(run_samples(literal, stored(samples, states), count), states)
+            floor = max(floor, largest_error(want, halved))
+    with open_graph(candidate.qdq, settings=_FLOAT_PRODUCTS) as optimised:
+        floor = max(floor, largest_error(want, run_samples(optimised, samples, count)))
+    around = "float16" if subject.form == "fp16" else subject.runtime.around
+    if around != "float32":
+        # Float16 weights let a runtime compute in float16, which this machine need not do.
+        shaken = subject.graph if subject.form == "fp16" else candidate.qdq
+        floor += _ROUNDING[around] + _half_noise(shaken, samples, want, around)
+    return want, floor
+
+
+def _beyond(
+    candidate: Candidate, subject: Subject, runner: Runner, samples: Arrays, floor: float
+) -> Stray | None:
+    """Where the artifact strays beyond one inference of one size; None where it does not."""
+    if candidate.artifact.states and isinstance(runner, Remembers):
+        with open_graph(candidate.qdq, optimised=False) as literal:
+            for one in strays(literal, runner, samples, floor, _FLOOR_FACTOR, _EXACT):
+                if one.error > one.allowed:
+                    return one
+    inputs = tensor_specs(candidate.qdq.graph.inputs)
+    for words, feeds in at_other_sizes(subject.runtime.asked.sizes, inputs, samples):
+        want, noise = _expected(candidate, subject, feeds)
+        error, allowed = largest_error(want, runner.run(feeds)), _FLOOR_FACTOR * noise + _EXACT
+        if error > allowed:
+            return Stray(f"an inference of {words}", error, allowed)
+    return None
 
 
 def _rounds_in_products(subject: Subject) -> bool:
