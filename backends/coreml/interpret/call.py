@@ -62,10 +62,10 @@ class Call:
 
     def array(self, name: str) -> np.ndarray:
         """A tensor."""
-        found = self.maybe(name)
-        if found is None:
-            raise Refused(f"'{name}' is missing")
-        return found
+        found = self._operands.get(name)
+        if found and len(found) == 1 and isinstance(found[0], np.ndarray):
+            return found[0]
+        raise Refused(f"'{name}' is no single tensor" if found else f"'{name}' is missing")
 
     def maybe(self, name: str) -> np.ndarray | None:
         """A tensor, None where it is left out."""

@@ -92,7 +92,7 @@ class Evaluation:
     operation itself; ``given`` are operands besides.
     """
 
-    __slots__ = ("_declared", "_endings", "_fed", "_fixed", "_kernel", "_listed", "_operation")
+    __slots__ = ("_declared", "_endings", "_fed", "_fixed", "_kernel", "_listed", "_operation", "_single")
 
     def __init__(
         self,
@@ -119,6 +119,7 @@ class Evaluation:
         self._declared = [kind.dtype if isinstance(kind, TensorType) else "" for kind in types]
         self._listed = len(types) == 1 and not isinstance(types[0], TensorType)
         self._endings = tuple(Ending(operation, named, rounds) for named in operation.outputs)
+        self._single = self._endings[0] if len(self._endings) == 1 else None
 
     def __call__(self, environment: Environment) -> None:
         """Put the results into the ``environment``. Raises Failed."""
@@ -137,6 +138,9 @@ class Evaluation:
             raise Failed(f"{operation} takes more memory than there is") from e
         except _ERRORS as e:
             raise Failed(f"{operation}: {str(e)[:300] or type(e).__name__}") from e
+        if self._single is not None and isinstance(result, np.ndarray):
+            environment[self._single.name] = self._single(result)
+            return
         for ending, value in zip(self._endings, self._results(result), strict=False):
             environment[ending.name] = ending(value)
 
