@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from backends.coreml.child import ForeignRunner, contents
 from backends.coreml.describe import describe
+from backends.coreml.emitter import TARGETS
 from backends.coreml.ends import Ends
 from backends.coreml.lower import require, walk
 from backends.coreml.notes import required_notes
+from backends.coreml.ops.stored import palette_forms
 from backends.coreml.package import open_package
-from backends.coreml.readback import read_tensors
+from backends.coreml.readback import read_stored, read_weights
 from backends.coreml.runner import CoreMLOptions, CoreMLRunner
 from backends.coreml.sdk import sdk, version
 from backends.coreml.write import write
 from deploy.adapter.protocol import Arrays, Availability, Runner
 from deploy.errors import ToolchainError
 from deploy.graph.fixed import pin_batch
+from deploy.graph.palette import PaletteForms
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Description, Options, Verdict
@@ -56,12 +61,12 @@ class CoreML:
     def lower(
         self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
     ) -> Artifact:
-        del plan  # it stands in the Q/DQ graph
+        """The plan's palettes are stored as such; what else it says stands in the graph."""
         given, graph = graph, _shaped(graph, runtime)
         if graph is not given:
             progress.note("the Neural Engine takes fixed sizes: the batch is fixed at 1")
         target = _target(runtime)
-        walked = walk(graph, target)
+        walked = walk(graph, target, plan, half=_precision(runtime) == "FLOAT16")
         require(walked)
         path = workdir / PACKAGE
         values = write(graph, walked, target, _precision(runtime), path)
@@ -80,8 +85,18 @@ class CoreML:
         )
 
     def read_plan(self, artifact: Artifact) -> Plan:
-        tensors = read_tensors(artifact.main.parent)
-        return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors)
+        tensors, palettes = read_stored(artifact.main.parent)
+        return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors, palettes=palettes)
+
+    def palette_forms(self, runtime: Runtime) -> PaletteForms:
+        """One codebook for a weight; for each group of channels from iOS 18 on."""
+        return palette_forms(
+            TARGETS.get(_target(runtime), min(TARGETS.values())), _precision(runtime) == "FLOAT16"
+        )
+
+    def weights(self, artifact: Artifact, names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """As they are expanded on the device."""
+        return read_weights(artifact.main.parent, names)
 
     def open(self, artifact: Artifact, options: Options) -> Runner:
         own = options if isinstance(options, CoreMLOptions) else CoreMLOptions(threads=options.threads)

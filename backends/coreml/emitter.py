@@ -33,19 +33,22 @@ _IDENTIFIER = re.compile(r"[^A-Za-z0-9_]")
 
 @dataclass
 class Emitter:
-    """Appends to the function that is open. ``level`` is the oldest iOS that is to run it.
+    """Appends to the function that is open. ``level`` is the oldest iOS that is to run it, ``half`` says
+    whether float16 is what its floats will be.
 
-    ``carried`` holds the variable of every value met so far, ``planned`` ``planned`` the planned names of
-    values with the variables that hold their integers and whether that is for some readers only, ``makers``
-    the node that a variable was made for, by the variable's name.
+    ``carried`` holds the variable of every value met so far, ``planned`` the planned names of values with the
+    variables that hold their integers and whether that is for some readers only, ``weights`` those of float
+    constants, ``makers`` the node that a variable was made for, by the variable's name.
     """
 
     level: int
+    half: bool = False
     carried: dict[ir.Value, Var] = field(default_factory=dict)
     planned: list[tuple[str, Var, bool]] = field(default_factory=list)
+    weights: dict[str, Var] = field(default_factory=dict)
     makers: dict[str, str] = field(default_factory=dict)
     stored_by_outputs: set[ir.Value] = field(default_factory=set)
-    """Quantized matrices whose axes are exchanged in the file."""
+    """Constant matrices whose axes are exchanged in the file."""
     node: str = ""
     _taken: set[str] = field(default_factory=set)
     _constants: dict[ir.Value, Var] = field(default_factory=dict)
@@ -115,9 +118,10 @@ class Emitter:
         if array is None:
             raise Unsupported(f"'{value.name}' is a result that the program has no variable for")
         if value not in self._constants:
-            self._constants[value] = builder().const(
-                val=stored(array), name=self.name(value.name or "constant")
-            )
+            made = builder().const(val=stored(array), name=self.name(value.name or "constant"))
+            self._constants[value] = made
+            if array.dtype.kind == "f":
+                self.weights[value.name or ""] = made
         return self._constants[value]
 
     def is_constant(self, value: ir.Value) -> bool:
@@ -131,7 +135,10 @@ class Emitter:
         if value in self.stored_by_outputs:
             return self.carried[value]
         array = self.numbers(value, "weights")
-        return builder().const(val=stored(array.T), name=self.name(f"{value.name}_by_outputs"))
+        made = builder().const(val=stored(array.T), name=self.name(f"{value.name}_by_outputs"))
+        self.stored_by_outputs.add(value)
+        self.weights[value.name or ""] = made
+        return self.give(value, made)
 
     def operand(self, node: ir.Node, index: int) -> ir.Value | None:
         """An input of a node, None where it is left out."""

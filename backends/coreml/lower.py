@@ -13,17 +13,20 @@ import onnx_ir as ir
 from backends.coreml.emitter import TARGETS, Emitter
 from backends.coreml.ops import OPERATIONS
 from backends.coreml.ops.quant import dequantize, quantize
+from backends.coreml.ops.stored import store_floats
 from backends.coreml.optable import ANY
 from backends.coreml.sdk import mil, quiet, sdk
 from deploy.adapter.optable import Unsupported
 from deploy.errors import UnsupportedError
 from deploy.graph.shapes import model_inputs
 from deploy.spec.artifact import Verdict
+from deploy.spec.plan import Plan
 
 if TYPE_CHECKING:
     import coremltools as ct
     from coremltools.converters.mil.mil import Program, Var
 
+NO_PLAN = Plan(graph_sha256="", target="", runtime="")
 _LARGEST_RANK = 5
 _LARGEST_SIZE = 4096
 """Of one that is free: Core ML wants a bound."""
@@ -54,18 +57,20 @@ class Walked:
         return self.ranges[name]
 
 
-def walk(graph: ir.Model, target: str) -> Walked:
-    """Lower every node of a graph for a deployment target ("iOS17"), noting what each says."""
+def walk(graph: ir.Model, target: str, plan: Plan = NO_PLAN, *, half: bool = False) -> Walked:
+    """Lower every node of a graph for a deployment target ("iOS17"), noting what each says. ``plan`` is what
+    is asked of its palettes, the rest stands in the graph; ``half``: floats will be float16."""
     if target not in TARGETS:
         raise UnsupportedError(
             f"Core ML: packages are not written for '{target}'",
             hint=f"set minimum_deployment_target to one of {', '.join(TARGETS)}",
         )
     with quiet():
-        walked = Walked(Emitter(TARGETS[target]), mil().Program())
+        walked = Walked(Emitter(TARGETS[target], half), mil().Program())
         given, wrong = _placeholders(graph, walked)
         with mil().Function(given, opset_version=getattr(sdk().target, target)) as function:
             _enter(walked, function.inputs)
+            walked.wrong_ends += store_floats(graph, plan, walked.out)
             for node in graph.graph:
                 reason = next((wrong[v] for v in node.inputs if v in wrong), "") or _refused(node, walked.out)
                 support = "unsupported" if reason else "supported"

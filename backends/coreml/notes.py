@@ -16,12 +16,14 @@ METADATA = "deploy"
 class Notes:
     """``planned`` are (name, variable, whether for some readers only), ``ends`` the graph's names of the
     program's inputs and outputs, ``values`` the variables of inner values, ``by_outputs`` the matrices that
-    are stored turned, ``nodes`` the graph's nodes by the variables that were made for them."""
+    are stored turned, ``weights`` the variables of float constants, in whatever form these are,
+    ``nodes`` the graph's nodes by the variables that were made for them."""
 
     planned: list[tuple[str, str, bool]]
     ends: dict[str, str]
     values: dict[str, str]
     by_outputs: list[str]
+    weights: dict[str, str]
     nodes: dict[str, str]
 
     def text(self) -> str:

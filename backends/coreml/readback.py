@@ -6,36 +6,58 @@ operations and the weights that a device reads.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
+from backends.coreml.constants import Constants
 from backends.coreml.notes import Notes, notes_of
 from backends.coreml.package import Package, judged, open_package
-from backends.coreml.program import Operation, TensorType, Value
+from backends.coreml.program import Operation
+from backends.coreml.storage import NARROW
 from backends.coreml.wire import Damaged
 from deploy.errors import BackendError
+from deploy.graph.palette import palette_of
 from deploy.graph.qdq import data_digest
-from deploy.spec.plan import QuantParams, TensorPlan, with_overrides
+from deploy.spec.plan import PalettePlan, QuantParams, TensorPlan, with_overrides
 from deploy.spec.tensors import QuantType
 
 
-def read_tensors(path: Path) -> dict[str, TensorPlan]:
-    """The parameters of every planned value; origins read ``imported``. Raises BackendError for a package
-    that is damaged or not of our writing."""
+def read_stored(path: Path) -> tuple[dict[str, TensorPlan], dict[str, PalettePlan]]:
+    """The parameters of every planned value, origins read ``imported``, and the palettes of float weights.
+
+    Raises BackendError for a package that is damaged or not of our writing.
+    """
+    with _opened(path) as program:
+        return program.tensors(), program.palettes()
+
+
+def read_weights(path: Path, names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The float constants called ``names`` that a package holds, expanded, with the graph's order of axes.
+
+    Raises BackendError as `read_stored`.
+    """
+    with _opened(path) as program:
+        yield from program.weights(names)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Program]:
     with open_package(path) as package, judged(path):
         notes = notes_of(package)
         if notes is None:
             raise BackendError(f"{path.name} holds no plan of ours", hint="read a package that deploy wrote")
-        return _Program(package, notes).tensors()
+        yield _Program(package, notes)
 
 
 class _Program:
     """The operations of the main function, with who reads and who makes each variable."""
 
     def __init__(self, package: Package, notes: Notes) -> None:
-        self._package, self._notes = package, notes
+        self._notes = notes
         function, _ = package.function()
         self._outputs = set(function.block.outputs)
         self._maker: dict[str, Operation] = {}
@@ -47,6 +69,7 @@ class _Program:
                 for binding in bindings:
                     if isinstance(binding, str):
                         self._users.setdefault(binding, []).append(operation)
+        self._constants = Constants(package, self._maker)
 
     def tensors(self) -> dict[str, TensorPlan]:
         found: dict[str, TensorPlan] = {}
@@ -71,25 +94,52 @@ class _Program:
             )
         return with_overrides(found, overrides)
 
-    def _value(self, operation: Operation, name: str) -> Value | None:
-        """A constant argument as it is stored; None where it is left out."""
-        given = operation.inputs.get(name) or (operation.attributes.get(name),)
-        binding = given[0]
-        if binding is None or isinstance(binding, Value):
-            return binding
-        maker = self._maker.get(binding)
-        value = None if maker is None or maker.type != "const" else maker.attributes.get("val")
-        if value is None:
-            raise Damaged(f"'{name}' of {operation} is no constant")
-        return value
+    def weights(self, names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Float constants, expanded."""
+        for name in sorted(self._notes.weights.keys() & set(names)):
+            array = self._constants.dense(self._notes.weights[name])
+            yield name, array.T if name in self._notes.by_outputs else array
 
-    def _argument(self, operation: Operation, name: str) -> np.ndarray | None:
-        value = self._value(operation, name)
-        return None if value is None else self._package.constant(value)
+    def palettes(self) -> dict[str, PalettePlan]:
+        """Codebooks as they are stored, and what they make of the indices."""
+        found = {}
+        for name, variable in self._notes.weights.items():
+            operation = self._maker.get(variable)
+            masked = operation is not None and operation.type == "constexpr_sparse_to_dense"
+            inner = self._constants.behind(operation) if operation is not None and masked else operation
+            if inner is not None and inner.type.startswith("constexpr_lut_"):
+                found[name] = self._palette(inner, variable, name in self._notes.by_outputs)
+        return found
+
+    def _palette(self, operation: Operation, variable: str, turned: bool) -> PalettePlan:
+        book, array = self._constants.required(operation, "lut"), self._constants.dense(variable)
+        masked = operation.type == "constexpr_lut_to_sparse"
+        groups = [at for at in range(array.ndim) if book.ndim > array.ndim and book.shape[at] > 1]
+        if len(groups) > 1 or (book.ndim > array.ndim and book.shape[-1] != 1):
+            raise Damaged(f"{operation} has codebooks {list(book.shape)}, which no plan has")
+        axis = next(iter(groups), None)
+        size = 0 if axis is None else array.shape[axis] // book.shape[axis]
+        kind = self._constants.kind(operation, "indices_nonzero_data" if masked else "indices")
+        bits = (book.size - 1).bit_length() if book.ndim == 1 else NARROW.get(kind, 8)
+        if turned:
+            array, axis = array.T, None if axis is None else 1 - axis
+        palette = palette_of(array, axis, size)
+        if palette is None:
+            raise Damaged(f"{operation} has more than 256 values")
+        return PalettePlan(
+            values=palette.codebook.shape[1],
+            bits=bits,
+            axis=axis,
+            size=size,
+            masked=masked,
+            digest=data_digest(array),
+        )
 
     def _activation(self, operation: Operation) -> QuantParams:
-        scale, zero = self._argument(operation, "scale"), self._argument(operation, "zero_point")
-        axis, dtype = self._argument(operation, "axis"), self._argument(operation, "output_dtype")
+        scale, zero, axis, dtype = (
+            self._constants.argument(operation, name)
+            for name in ("scale", "zero_point", "axis", "output_dtype")
+        )
         if scale is None or dtype is None:
             raise Damaged(f"{operation} has no scale or type")
         return QuantParams(
@@ -100,18 +150,8 @@ class _Program:
         )
 
     def _constant(self, operation: Operation, turned: bool) -> tuple[QuantParams, np.ndarray]:
-        affine = operation.type == "constexpr_affine_dequantize"
-        stored = self._value(operation, "quantized_data" if affine else "data")
-        scale = self._argument(operation, "scale")
-        zero = self._argument(operation, "zero_point" if affine else "offset")
-        if stored is None or scale is None or not isinstance(stored.type, TensorType):
-            raise Damaged(f"{operation} has no data or scale")
-        codes, kind = self._package.constant(stored), _kind(stored.type.dtype)
-        if affine and scale.ndim:
-            axis = self._argument(operation, "axis")
-            along = 0 if axis is None else int(axis)
-            scale = scale.reshape([-1 if at == along else 1 for at in range(codes.ndim)])
-            zero = None if zero is None else zero.reshape(scale.shape)
+        stored = self._constants.codes(operation)
+        codes, kind, scale, zero = stored.codes, _kind(stored.kind), stored.scale, stored.zero
         if turned:
             codes, scale = codes.T, scale.T
             zero = None if zero is None else zero.T

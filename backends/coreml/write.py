@@ -25,8 +25,8 @@ from deploy.errors import BackendError
 if TYPE_CHECKING:
     import coremltools
 
-_HALF = "_cast_fp16"
-"""What coremltools adds to the name of a variable that it computes in float16."""
+_HALF, _STORED_HALF = "_cast_fp16", "_to_fp16"
+"""What coremltools adds to the name of a variable that it computes in float16, and of a constant."""
 _PASSES = (
     "common::sanitize_input_output_names",
     "common::noop_elimination",
@@ -122,6 +122,11 @@ def _describe(graph: ir.Model, walked: Walked, model: coremltools.models.MLModel
         ends=ends,
         values=values,
         by_outputs=sorted(value.name or "" for value in walked.out.stored_by_outputs),
+        weights={
+            name: stored
+            for name, var in sorted(walked.out.weights.items())
+            if (stored := found(var.name) or found(f"{var.name}{_STORED_HALF}")) is not None
+        },
         nodes={stored: node for var, node in walked.out.makers.items() if (stored := found(var)) is not None},
     )
     model.user_defined_metadata[METADATA] = notes.text()

@@ -48,11 +48,15 @@ class Palette:
 class PaletteForms:
     """The palettes that a runtime stores: of indices of so many ``bits``, with one codebook for a weight, for
     groups of as many channels each, or for any. ``half``: it computes in float16, and codebooks hold that.
+
+    ``masks``: which weights may leave their zeros out behind a bit for each number; where floats may, a
+    palette has to be smaller than these.
     """
 
     bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     groups: Literal["none", "equal", "any"] = "any"
     half: bool = False
+    masks: Literal["none", "floats", "palettes"] = "none"
 
     def bits_for(self, values: int) -> int | None:
         """What an index of so many values takes; None where there is none so wide."""
@@ -64,17 +68,27 @@ class PaletteForms:
             return ()
         return tuple(n for n in _GROUPS if n < channels and (self.groups == "any" or channels % n == 0))
 
-    def stored_bytes(self, palette: Palette) -> int | None:
-        """Of codebooks and indices; None where it cannot be stored so."""
-        groups, values = palette.codebook.shape
-        bits = self.bits_for(values)
-        if bits is None:
-            return None
-        return (groups * palette.codebook.itemsize << bits) + -(-palette.indices.size * bits // 8)
+    def plain_bytes(self, array: np.ndarray) -> int:
+        """What the floats of a weight take."""
+        kept = int(np.count_nonzero(array)) * array.itemsize
+        return array.nbytes if self.masks == "none" else min(array.nbytes, kept + -(-array.size // 8))
 
 
 ANY_PALETTE = PaletteForms()
 """What can be said, whatever stores it."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A palette with the ``bits`` of its indices as they are stored, and the bytes that all of it takes.
+
+    ``masked``: zeros are left out behind a mask, and have no index.
+    """
+
+    palette: Palette
+    bits: int
+    bytes: int
+    masked: bool
 
 
 def palette_of(array: np.ndarray, axis: int | None = None, size: int = 0) -> Palette | None:
@@ -97,7 +111,7 @@ def palette_of(array: np.ndarray, axis: int | None = None, size: int = 0) -> Pal
     return Palette(np.stack(full), indices, axis, size)
 
 
-def shared_palette(array: np.ndarray, axis: int, forms: PaletteForms = ANY_PALETTE) -> Palette | None:
+def shared_palette(array: np.ndarray, axis: int, forms: PaletteForms = ANY_PALETTE) -> Shared | None:
     """The palette that takes fewest bytes, of all of a float32 array or of 64, 32, ... or 1 neighbours along
     ``axis``, as ``forms`` allow; None where storing it would save nothing."""
     if forms.half:
@@ -107,14 +121,51 @@ def shared_palette(array: np.ndarray, axis: int, forms: PaletteForms = ANY_PALET
             return None
     tried = [palette_of(array)]
     tried += [palette_of(array, axis, size) for size in forms.sizes(array.shape[axis])]
-    sizes = {i: forms.stored_bytes(palette) for i, palette in enumerate(tried) if palette is not None}
-    saving = {i: size for i, size in sizes.items() if size is not None and size < array.nbytes}
-    return tried[min(saving, key=saving.__getitem__)] if saving else None
+    kept = int(np.count_nonzero(_bits(array)))
+    found = [way for palette in tried if palette is not None for way in _ways(palette, kept, forms)]
+    best = min(found, key=lambda way: way.bytes, default=None)
+    return best if best is not None and best.bytes < forms.plain_bytes(array) else None
+
+
+def _ways(palette: Palette, kept: int, forms: PaletteForms) -> list[Shared]:
+    """How a palette may be stored; ``kept`` of its numbers are not 0."""
+    groups, values = palette.codebook.shape
+    count = palette.indices.size
+    ways = [(values, count, 0)]
+    if forms.masks == "palettes" and 0 < kept < count:
+        ways.append((without_zeros(palette).codebook.shape[1], kept, -(-count // 8)))
+    found = []
+    for held, indices, mask in ways:
+        if (bits := forms.bits_for(held)) is not None:
+            book = int(groups * palette.codebook.itemsize) << bits
+            found.append(Shared(palette, bits, book + -(-indices * bits // 8) + mask, mask > 0))
+    return found
+
+
+def without_zeros(palette: Palette) -> Palette:
+    """The palette of all numbers that are not 0; where there are zeros its indices mean nothing."""
+    rows = [np.unique(row) for row in _bits(palette.codebook)]
+    books = [row[row != 0].view(palette.codebook.dtype) for row in rows]
+    longest = max(1, *(len(book) for book in books))
+    full = [np.pad(book, (0, longest - len(book)), "edge" if len(book) else "constant") for book in books]
+    # +0 is the least by its bits, so that it comes first where it is there
+    shift = np.array([len(row) - len(book) for row, book in zip(rows, books, strict=True)])
+    if palette.axis is None:
+        moved = shift[0]
+    else:
+        group = np.arange(palette.indices.shape[palette.axis]) // palette.size
+        moved = shift[group].reshape([-1 if at == palette.axis else 1 for at in range(palette.indices.ndim)])
+    indices = np.maximum(palette.indices.astype(np.int16) - moved, 0).astype(np.uint8)
+    return Palette(np.stack(full), indices, palette.axis, palette.size)
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
 
 
 def _book(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """The different values of an array, and the index of each of its numbers."""
-    bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+    bits = _bits(array)
     if len(np.unique(bits.reshape(-1)[: 64 * MOST])) > MOST:
         return None
     different, indices = np.unique(bits, return_inverse=True)

@@ -20,19 +20,17 @@ def palettes_of(graph: ir.Model, forms: PaletteForms = ANY_PALETTE) -> dict[str,
     found = {}
     for name, uses in large_weights(graph).items():
         array = constant(graph.graph.initializers[name])
-        palette = None if array is None else shared_palette(array, output_axis(*uses[0], array.ndim), forms)
-        if palette is None:
-            continue
-        values = palette.codebook.shape[1]
-        bits = forms.bits_for(values)
-        assert bits is not None
-        found[name] = PalettePlan(
-            values=values,
-            bits=bits,
-            axis=palette.axis,
-            size=palette.size,
-            digest=data_digest(palette.values()),
-        )
+        shared = None if array is None else shared_palette(array, output_axis(*uses[0], array.ndim), forms)
+        if shared is not None:
+            palette = shared.palette
+            found[name] = PalettePlan(
+                values=palette.codebook.shape[1],
+                bits=shared.bits,
+                axis=palette.axis,
+                size=palette.size,
+                masked=shared.masked,
+                digest=data_digest(palette.values()),
+            )
     return found
 
 

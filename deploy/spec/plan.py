@@ -82,6 +82,7 @@ class PalettePlan(Frozen):
     """A float weight that has so few different ``values`` that a codebook and indices of ``bits`` say it.
 
     Along ``axis`` each ``size`` neighbours have a codebook of their own; all have one where it is None.
+    ``masked``: zeros, which count as a value, are left out behind a bit for each number and have no index.
     ``digest`` is the SHA-256 of the weight's numbers, little-endian, in row order: float16 where the runtime
     stores palettes and computes in that, else float32.
     """
@@ -90,6 +91,7 @@ class PalettePlan(Frozen):
     bits: int = Field(ge=1, le=8)
     axis: int | None = None
     size: int = Field(default=0, ge=0)
+    masked: bool = False
     digest: str
 
 

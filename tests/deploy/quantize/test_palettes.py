@@ -50,8 +50,8 @@ def test_dense_weights_and_values_that_differ_per_channel_have_none(graph) -> No
     assert palettes_of(model) == {}
     few = np.random.default_rng(0).integers(0, 8, (64, 32)).astype(np.float32)
     scaled = few * np.linspace(1, 2, 64, dtype=np.float32)[:, None]
-    assert shared_palette(few, 0).axis is None
-    own = shared_palette(scaled, 0)
+    assert shared_palette(few, 0).palette.axis is None
+    own = shared_palette(scaled, 0).palette
     assert own.values().tobytes() == scaled.tobytes()
     assert own.codebook.shape[1] <= 256
 

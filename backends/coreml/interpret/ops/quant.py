@@ -6,53 +6,65 @@ The forms (``constexpr_*``) have one name and other parameters since iOS 18; bot
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from backends.coreml.interpret.call import Call, Kernel, Refused, axis_of, sized
 from backends.coreml.interpret.ops.elementwise import DTYPES
 
+_BOUNDS = {
+    name: (np.float32(np.iinfo(name).min), np.float32(np.iinfo(name).max)) for name in ("int8", "uint8")
+}
+_PACKED = (1, 2, 4, 6, 8)
+"""Bits of the indices that lie in plain bytes, until iOS 17."""
 
-def _along(call: Call, vector: np.ndarray, x: np.ndarray) -> np.ndarray:
+
+def _along(call: Call, name: str, x: np.ndarray) -> float | np.ndarray:
     """A scale or zero point beside ``x``: one, or one for each place of ``axis``."""
-    if vector.ndim == 0 or vector.size == 1:
-        return vector.reshape(())
+    vector = call.array(name)
+    if vector.size == 1:
+        return call.number(name)
     axis = axis_of(call.integer("axis"), x.ndim)
     if vector.ndim != 1 or vector.size != x.shape[axis]:
         raise Refused(f"{vector.size} scales or zero points for {x.shape[axis]}")
-    return vector.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return vector.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
 
 
 def quantize(call: Call) -> np.ndarray:
     """clip(round(x / scale) + zero point), ties to even, divided in float32 also where x is float16."""
-    x, zero, name = call.array("input"), call.maybe("zero_point"), call.text("output_dtype")
-    if name not in ("int8", "uint8"):
+    x, name = call.array("input"), call.text("output_dtype")
+    if name not in _BOUNDS:
         raise Refused(f"output_dtype {name}")
-    codes = np.rint(x / _along(call, call.array("scale"), x))
-    if zero is not None:
-        codes = codes + _along(call, zero, x).astype(np.float32)
-    bounds = np.iinfo(name)
-    return np.clip(codes, bounds.min, bounds.max).astype(DTYPES[name])
+    codes = np.asarray(x / _along(call, "scale", x))
+    np.rint(codes, out=codes)
+    if call.has("zero_point"):
+        codes += _along(call, "zero_point", x)
+    low, high = _BOUNDS[name]
+    np.maximum(codes, low, out=codes)
+    np.minimum(codes, high, out=codes)
+    return codes.astype(DTYPES[name])
 
 
 def dequantize(call: Call) -> np.ndarray:
-    x, zero = call.array("input"), call.maybe("zero_point")
+    x = call.array("input")
     codes = x.astype(np.float32)
-    if zero is not None:
-        codes -= _along(call, zero, x).astype(np.float32)
-    codes *= _along(call, call.array("scale"), x)
+    if call.has("zero_point"):
+        codes -= _along(call, "zero_point", x)
+    codes *= _along(call, "scale", x)
     return codes
 
 
 def affine_dequantize(call: Call) -> np.ndarray:
     """scale * (codes - zero point) along an axis."""
     x = call.array("quantized_data")
-    codes = x.astype(np.float32) - _along(call, call.array("zero_point"), x).astype(np.float32)
-    return codes * _along(call, call.array("scale"), x)
+    codes = x.astype(np.float32)
+    codes -= _along(call, "zero_point", x)
+    codes *= _along(call, "scale", x)
+    return codes
 
 
-def _spread(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def spread(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A number of each block for each place in it."""
     if blocks.ndim != len(shape) or any(b < 1 or n % b for b, n in zip(blocks.shape, shape, strict=True)):
         raise Refused(f"blocks {list(blocks.shape)} of {list(shape)}")
@@ -67,15 +79,15 @@ def _shift_scale(data: np.ndarray, call: Call) -> np.ndarray:
     codes = data.astype(np.float32)
     offset = call.maybe("offset")
     if offset is not None:
-        codes = codes - _spread(offset, data.shape).astype(np.float32)
-    return codes * _spread(call.array("scale"), data.shape)
+        codes = codes - spread(offset, data.shape).astype(np.float32)
+    return codes * spread(call.array("scale"), data.shape)
 
 
 def blockwise_shift_scale(call: Call) -> np.ndarray:
     return _shift_scale(call.array("data"), call)
 
 
-def _looked_up(indices: np.ndarray, table: np.ndarray, axis: int | None) -> np.ndarray:
+def looked_up(indices: np.ndarray, table: np.ndarray, axis: int | None) -> np.ndarray:
     """Entries of a table for each block, of vectors along ``axis`` where they are longer than 1."""
     if table.ndim != indices.ndim + 2:
         raise Refused(f"a table {list(table.shape)} for indices {list(indices.shape)}")
@@ -83,7 +95,7 @@ def _looked_up(indices: np.ndarray, table: np.ndarray, axis: int | None) -> np.n
     if indices.size and int(indices.max()) >= count:
         raise Refused(f"index {int(indices.max())} of a table of {count}")
     tables = math.prod(table.shape[:-2])
-    number = _spread(np.arange(tables).reshape(table.shape[:-2]), indices.shape)
+    number = spread(np.arange(tables).reshape(table.shape[:-2]), indices.shape)
     if length > 1:
         axis = axis_of(_required(axis), indices.ndim)
     sized([*indices.shape, length])
@@ -107,15 +119,19 @@ def _vector_axis(call: Call) -> int | None:
 def lut_to_dense(call: Call) -> np.ndarray:
     indices, table = call.array("indices"), call.array("lut")
     if not call.has("shape"):
-        return _looked_up(indices, table, _vector_axis(call))
+        return looked_up(indices, table, _vector_axis(call))
+    return packed_lut(indices, table, call.integers("shape"))
+
+
+def packed_lut(indices: np.ndarray, table: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Entries of a table for indices of as few bits as it needs, that lie one behind the other."""
     bits = max(table.size - 1, 1).bit_length()
-    if table.ndim != 1 or table.size != 1 << bits or bits > 8:
-        raise Refused(f"a table of {table.size}")
-    codes = _bits(indices, sized(call.integers("shape")), bits)
-    return table[codes]
+    if table.ndim != 1 or table.size != 1 << bits or bits not in _PACKED:
+        raise Refused(f"a table of {table.size}; there are those of 2, 4, 16, 64 and 256")
+    return table[unpacked(indices, sized(shape), bits)]
 
 
-def _bits(packed: np.ndarray, shape: tuple[int, ...], bits: int) -> np.ndarray:
+def unpacked(packed: np.ndarray, shape: tuple[int, ...], bits: int) -> np.ndarray:
     """Numbers of a few bits each, that lie in bytes beginning at the lowest."""
     count = math.prod(shape)
     if packed.ndim != 1 or packed.dtype != np.uint8 or packed.size != math.ceil(count * bits / 8):
@@ -124,7 +140,7 @@ def _bits(packed: np.ndarray, shape: tuple[int, ...], bits: int) -> np.ndarray:
     return np.packbits(rows, axis=1, bitorder="little").reshape(shape)
 
 
-def _dense(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def placed(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """``values`` where the mask is set, else zeros."""
     kept = mask != 0
     if values.ndim != 1 or values.size != int(kept.sum()):
@@ -136,13 +152,13 @@ def _dense(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def sparse_to_dense(call: Call) -> np.ndarray:
     values, mask = call.array("nonzero_data"), call.array("mask")
-    return _dense(values, _bits(mask, sized(call.integers("shape")), 1) if call.has("shape") else mask)
+    return placed(values, unpacked(mask, sized(call.integers("shape")), 1) if call.has("shape") else mask)
 
 
 def lut_to_sparse(call: Call) -> tuple[np.ndarray, ...]:
     mask, table = call.array("indices_mask"), call.array("lut")
     axis = _vector_axis(call)
-    dense = _looked_up(_dense(call.array("indices_nonzero_data"), mask), table, axis)
+    dense = looked_up(placed(call.array("indices_nonzero_data"), mask), table, axis)
     if table.shape[-1] > 1:
         mask = np.repeat(mask, table.shape[-1], axis=axis_of(_required(axis), mask.ndim))
     return mask, dense[mask != 0]
@@ -150,7 +166,7 @@ def lut_to_sparse(call: Call) -> tuple[np.ndarray, ...]:
 
 def sparse_blockwise_shift_scale(call: Call) -> tuple[np.ndarray, ...]:
     mask = call.array("data_mask")
-    dense = _shift_scale(_dense(call.array("nonzero_data"), mask), call)
+    dense = _shift_scale(placed(call.array("nonzero_data"), mask), call)
     return mask, dense[mask != 0]
 
 
