@@ -25,7 +25,7 @@ from deploy import errors
 from deploy.adapter.profiles import all_profiles
 from deploy.data.metrics import METRICS
 from deploy.graph.hazard_kinds import KINDS
-from deploy.spec import artifact, manifest, measurement, plan
+from deploy.spec import artifact, manifest, measurement, plan, residency
 from deploy.spec import overlay as overlay_spec
 from deploy.spec import profile as profile_spec
 from deploy.spec import project as project_spec
@@ -180,6 +180,9 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "manifest: verification": manifest.Verification,
     "manifest: verdict": manifest.Outcome,
     "manifest: hazards": manifest.KnownHazard,
+    "manifest: residency": residency.Residency,
+    "manifest: residency.apart": residency.BlockResidency,
+    "manifest: residency.rules": residency.RuleFound,
     "plan.json": plan.Plan,
     "plan: tensors": plan.TensorPlan,
     "plan: blocks": plan.BlockPlan,

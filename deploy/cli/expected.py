@@ -43,6 +43,9 @@ def expected_json(found: Expectation) -> dict[str, object]:
             for row in found.rows
         ],
         "notes": list(found.notes),
+        "residency": [
+            {"runtime": runtime, **told.model_dump(mode="json")} for runtime, told in found.residency
+        ],
     }
 
 
@@ -50,6 +53,7 @@ def show_expected(found: Expectation) -> None:
     """A row for each form, and under the table where the figures are from."""
     from deploy.bundle.report import figures
     from deploy.cli.terminal import write_line, write_table
+    from deploy.cli.units import show_units
 
     write_line()
     if found.rows:
@@ -68,6 +72,7 @@ def show_expected(found: Expectation) -> None:
             write_line((f"{', '.join(_runtimes(found, basis))}: {basis}", "quiet"))
     for note in found.notes:
         write_line((note, "quiet"))
+    show_units([told for _, told in found.residency])
 
 
 def _between(interval: tuple[float, float]) -> str:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 def show_explained(bundle: Bundle) -> None:
     """Every block with what it takes in either form, what it costs, and why; then what that rests on."""
     from deploy.bundle.report.content import cleaned, explained_by
+    from deploy.cli.units import show_units
 
     show_whys(cleaned(explained_by(bundle)))
+    show_units(bundle.manifest.residency)
 
 
 def show_whys(found: Whys) -> None:
@@ -37,7 +39,10 @@ def show_whys(found: Whys) -> None:
 
 
 def with_explanations(found: dict[str, object], bundle: Bundle, wanted: bool) -> dict[str, object]:
-    """The object of a build with ``explanation`` where that is wanted: as it lies in measurements.json."""
+    """The object of a build with ``explanation`` and ``residency`` where that is wanted: as they lie in
+    measurements.json and in the manifest."""
     if not wanted:
         return found
-    return {**found, "explanation": bundle.measurements.explained.model_dump(mode="json")}
+    explanation = bundle.measurements.explained.model_dump(mode="json")
+    residency = [told.model_dump(mode="json") for told in bundle.manifest.residency]
+    return {**found, "explanation": explanation, "residency": residency}

@@ -12,6 +12,7 @@ from deploy.bundle.report.markdown import bar
 from deploy.cli.explained import show_whys
 from deploy.cli.result import show_result, write_all, write_files
 from deploy.cli.terminal import Cell, write_facts, write_line, write_table, write_text
+from deploy.cli.units import show_unit
 
 if TYPE_CHECKING:
     from deploy.bundle.read import Bundle
@@ -32,6 +33,9 @@ def show_report(bundle: Bundle, content: Report) -> None:
     if content.whys.known:
         _title("why")
         show_whys(content.whys)
+    for unit in content.units:
+        _title(unit.title)
+        show_unit(unit)
     if content.classes:
         _title("classes")
         shown = content.classes[:IN_SIGHT]

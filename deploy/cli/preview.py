@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from deploy.bundle.report import figures
 from deploy.bundle.report.ablation import goal
 from deploy.cli.terminal import Cell, write_facts, write_line, write_table
+from deploy.cli.units import show_units
 
 if TYPE_CHECKING:
     from deploy.stages.preview import Preview, RoutePreview
@@ -23,6 +24,7 @@ def preview_json(preview: Preview) -> dict[str, object]:
                 "name": route.runtime,
                 "blocks": [{"id": block, "precision": precision} for block, precision in route.precisions],
                 "verdicts": [verdict.model_dump(mode="json") for verdict in route.verdicts],
+                "residency": [found.model_dump(mode="json") for found in route.residency],
             }
             for route in preview.routes
         ],
@@ -62,6 +64,7 @@ def show_preview(preview: Preview) -> None:
     if rows:
         write_line()
         write_table(("runtime", "node", "operation", "support", "reason"), rows)
+    show_units([found for route in preview.routes for found in route.residency])
 
 
 def _planned(route: RoutePreview) -> str:

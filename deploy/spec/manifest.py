@@ -14,6 +14,7 @@ from deploy.spec.ladder import RungName, RungRecord
 from deploy.spec.measurement import Attempt, BlockTime, Comparison, Point
 from deploy.spec.project import PrecisionRequest
 from deploy.spec.recipe import Recipe
+from deploy.spec.residency import Residency
 from deploy.spec.tensors import Precision
 
 
@@ -127,7 +128,8 @@ class Sizes(Frozen):
 class Manifest(Frozen):
     """Everything needed to trust, run and rebuild a bundle. ``notes`` is what reading the model warned of,
     ``classes`` the names of the classes in the order of their numbers, empty where nobody gave them.
-    ``compression`` are the steps of the recipe that were kept, and what they left."""
+    ``compression`` are the steps of the recipe that were kept, and what they left; ``residency`` what the
+    device's accelerators would compute, by the rules of its profile."""
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     target: str
@@ -147,6 +149,7 @@ class Manifest(Frozen):
     verification: Verification
     verdict: Outcome
     hazards: tuple[KnownHazard, ...] = ()
+    residency: tuple[Residency, ...] = ()
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     deferred: bool

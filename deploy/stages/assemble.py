@@ -25,11 +25,13 @@ from deploy.bundle.report.page import PAGE, write_page
 from deploy.bundle.write import copy_artifact
 from deploy.errors import DeployError
 from deploy.frontend.onnx_file import write as write_graph
+from deploy.graph.shapes import infer
 from deploy.spec.ablation import StepChoice
 from deploy.spec.document import digest, render
 from deploy.spec.manifest import CalibrationInfo, Lock, Manifest, Measurements, Sizes
 from deploy.spec.plan import Plan
 from deploy.spec.project import WITHOUT_RANGES
+from deploy.spec.residency import Residency
 from deploy.spec.tensors import TensorSpec
 from deploy.stages.compile import Compiled
 from deploy.stages.compress import choices
@@ -37,8 +39,10 @@ from deploy.stages.foresee import Foreseen
 from deploy.stages.front import carried
 from deploy.stages.interface import fed_specs
 from deploy.stages.job import Ingredients
+from deploy.stages.prepare import FloatGraph
 from deploy.stages.record import Record
 from deploy.stages.replay import front_of
+from deploy.stages.residency import residencies
 from deploy.stages.training import CURVES
 
 
@@ -66,6 +70,7 @@ def assemble(
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         hashes = {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
         manifest = _manifest(made_of, foreseen, compiled, plan, hashes)
+        manifest = manifest.model_copy(update={"residency": _residency(made_of, compiled, graph, refined)})
         (folder / MANIFEST).write_text(render(manifest))
         before, after = manifest.size_bytes.baseline, manifest.size_bytes.artifact
         change = (
@@ -145,6 +150,18 @@ def _manifest(
         },
         seed=request.seed,
     )
+
+
+def _residency(
+    made_of: Ingredients, compiled: Compiled, graph: FloatGraph, refined: Path
+) -> tuple[Residency, ...]:
+    """What the accelerators would compute of the graph that became the artifact."""
+    name = compiled.artifact.backend
+    runtime = next(r.runtime for r in made_of.target.routes if r.runtime.name == name)
+    if not runtime.unit:
+        return ()
+    model = infer(ir.load(refined)) if refined.exists() else graph.model
+    return residencies(model, runtime, compiled.options)
 
 
 def _as_fed(inputs: tuple[TensorSpec, ...], made_of: Ingredients) -> tuple[TensorSpec, ...]:

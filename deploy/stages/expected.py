@@ -10,12 +10,14 @@ from deploy.predict.latency import Prediction, UnknownCostError, predict
 from deploy.quantize.candidate import Subject
 from deploy.quantize.knapsack import fastest
 from deploy.quantize.pays import problem_of
+from deploy.spec.residency import Residency
 from deploy.stages import steps
 from deploy.stages.costs import Known, costs_of
 from deploy.stages.job import subject_for
 from deploy.stages.legalize import legalize
 from deploy.stages.record import Record
 from deploy.stages.request import Request
+from deploy.stages.residency import residencies
 from deploy.stages.target import find_target
 
 
@@ -35,11 +37,15 @@ class Expected:
 
 @dataclass(frozen=True)
 class Expectation:
-    """``rows`` with the preferred runtime first; ``notes`` say what could not be predicted, and why."""
+    """``rows`` with the preferred runtime first; ``notes`` say what could not be predicted, and why.
+
+    ``residency`` is what the accelerators would compute, by runtime.
+    """
 
     target: str
     rows: tuple[Expected, ...]
     notes: tuple[str, ...]
+    residency: tuple[tuple[str, Residency], ...] = ()
 
 
 def expected(request: Request, record: Record, cache: Cache) -> Expectation:
@@ -62,7 +68,12 @@ def expected(request: Request, record: Record, cache: Cache) -> Expectation:
             notes.append(f"{name}: {e}")
         except UnknownSizeError as e:
             notes.append(f"{name}: a size at '{e.node}' is free: fix it with --shape")
-    return Expectation(target.name, tuple(rows), tuple(notes))
+    there = tuple(
+        (route.runtime.name, found)
+        for route in target.routes
+        for found in residencies(prepared.graph_for(route.runtime).model, route.runtime)
+    )
+    return Expectation(target.name, tuple(rows), tuple(notes), there)
 
 
 def _forms(subject: Subject, known: Known) -> list[Expected]:

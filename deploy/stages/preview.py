@@ -10,6 +10,7 @@ from deploy.quantize.forms import form_plans, store_weights
 from deploy.spec.artifact import Verdict
 from deploy.spec.project import WITHOUT_RANGES
 from deploy.spec.recipe import Recipe
+from deploy.spec.residency import Residency
 from deploy.spec.tensors import Precision
 from deploy.stages import steps
 from deploy.stages.job import check_request, subject_for
@@ -19,6 +20,7 @@ from deploy.stages.recipe import ready
 from deploy.stages.record import Record
 from deploy.stages.replay import follow_lock, read_lock
 from deploy.stages.request import Request, Roles
+from deploy.stages.residency import residencies
 from deploy.stages.target import Route, Target, able_to, find_target, judged
 
 
@@ -26,12 +28,14 @@ from deploy.stages.target import Route, Target, able_to, find_target, judged
 class RoutePreview:
     """``precisions`` are what each block starts from: the accuracy guard and the clock may still change them.
 
-    ``verdicts`` are the nodes that the backend refuses or does not know.
+    ``verdicts`` are the nodes that the backend refuses or does not know, ``residency`` what the device's
+    accelerators would compute.
     """
 
     runtime: str
     precisions: tuple[tuple[str, Precision], ...]
     verdicts: tuple[Verdict, ...]
+    residency: tuple[Residency, ...] = ()
 
     @property
     def able(self) -> bool:
@@ -91,6 +95,7 @@ def _route(target: Target, route: Route, prepared: Prepared, roles: Roles, reque
         runtime=route.runtime.name,
         precisions=precisions,
         verdicts=tuple(v for v in verdicts if v.support != "supported"),
+        residency=residencies(prepared.graph_for(route.runtime).model, route.runtime),
     )
 
 

@@ -22,6 +22,7 @@ from deploy.bundle.report.ladder import RungRow, rungs
 from deploy.bundle.report.origin import Origin, origin
 from deploy.bundle.report.running import Running, running
 from deploy.bundle.report.summary import Fact, Kind, Row, context, reasons, rows, sentence
+from deploy.bundle.report.units import Unit, units
 from deploy.errors import printable
 from deploy.spec.manifest import Evaluation, KnownHazard, StageTime
 from deploy.spec.measurement import Attempt
@@ -96,6 +97,7 @@ class Report:
     stages: tuple[StageRow, ...]
     blocks: Blocks
     whys: Whys
+    units: tuple[Unit, ...]
     classes: tuple[ClassRow, ...]
     notes: tuple[str, ...]
     hazards: tuple[HazardRow, ...]
@@ -123,6 +125,7 @@ def report(bundle: Bundle) -> Report:
             stages=tuple(_stage(stage) for stage in measured.stages),
             blocks=blocks(load_plan(bundle).blocks, measured.blocks),
             whys=explained_by(bundle),
+            units=units(manifest.residency),
             classes=_classes(manifest.evaluation, manifest.classes),
             notes=manifest.notes,
             hazards=tuple(_hazard(hazard) for hazard in manifest.hazards),

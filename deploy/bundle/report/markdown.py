@@ -10,6 +10,7 @@ from deploy.bundle.report.blocks import BlockRow, Blocks
 from deploy.bundle.report.content import IN_SIGHT, ClassRow, Report
 from deploy.bundle.report.explained import HEADER, RIGHT, Whys
 from deploy.bundle.report.summary import Fact
+from deploy.bundle.report.units import BLOCK_HEADER, RULE_HEADER, Unit
 
 _SPECIAL = re.compile(
     r"([\\`*_{}\[\]<>#|~&$@]|^[-+=]|(?<=^www)\.|(?<=\Wwww)\.|:(?=//)|(?<=^\d)[.)](?=\s|$)|(?<=^\d\d)[.)](?=\s|$))",
@@ -62,6 +63,8 @@ def _lines(content: Report) -> Iterator[str]:
     yield from _front(content)
     yield from _blocks(content.blocks)
     yield from _whys(content.whys)
+    for unit in content.units:
+        yield from _unit(unit)
     if content.classes:
         yield from ("", "## Classes", "", *_classes(content.classes[:IN_SIGHT]))
         yield from _folded(content.classes, "classes", _classes(content.classes[IN_SIGHT:]))
@@ -148,6 +151,16 @@ def _whys(found: Whys) -> Iterator[str]:
     rows = [[row.cells[i] for i in found.kept] for row in found.rows]
     yield from _table([HEADER[i] for i in found.kept], rows, right=right)
     yield from ("", *(f"- {escaped(note)}" for note in found.notes), "", "</details>")
+
+
+def _unit(unit: Unit) -> Iterator[str]:
+    yield from ("", f"## {escaped(unit.title)}", "", *(f"- {escaped(text)}" for text in unit.sentences))
+    if unit.rules:
+        yield from ("", *_table(RULE_HEADER, [rule.cells for rule in unit.rules]))
+    if unit.rows:
+        cells = [row.cells for row in unit.rows]
+        yield from ("", *_table(BLOCK_HEADER, cells[:IN_SIGHT], right=(3,)))
+        yield from _folded(unit.rows, "blocks", _table(BLOCK_HEADER, cells[IN_SIGHT:], right=(3,)))
 
 
 def bar(row: BlockRow, longest: float) -> str:

@@ -9,6 +9,7 @@ from deploy.bundle.read import Bundle
 from deploy.bundle.report.blocks import BlockRow
 from deploy.bundle.report.content import IN_SIGHT, Report, report
 from deploy.bundle.report.explained import HEADER, RIGHT
+from deploy.bundle.report.units import BLOCK_HEADER, RULE_HEADER
 from deploy.errors import BackendError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def html(content: Report) -> str:
             strips=strips(content),
             why_header=HEADER,
             why_right=RIGHT,
+            unit_blocks=BLOCK_HEADER,
+            unit_rules=RULE_HEADER,
             precisions=[total.precision for total in content.blocks.totals],
         )
     except jinja2.TemplateError as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from deploy.spec.measurement import (
     Point,
 )
 from deploy.spec.plan import BlockPlan
+from deploy.spec.residency import BlockResidency, Residency, RuleFound
 
 SCRIPT = "<script>alert(1)</script>"
 CONTROL = "\x1b[31mred\x1b[0m\r\n# heading\u202e| `code` [link](http://a.example)"
@@ -67,6 +69,30 @@ def recipe(name: str) -> Ablation:
     )  # fmt: skip
 
 
+def residency(name: str) -> Residency:
+    """Three blocks of which one leaves, one stays and is slower, and of one nothing is known."""
+    rules = [
+        RuleFound(
+            name=f"r{effect}{name}", effect=effect, words=f"words{name}", said="vendor",
+            remedies=("unroll-recurrent",), source=f"source{name}", date=date(2026, 11, 21),
+        )
+        for effect in ("leaves", "slower")
+    ]  # fmt: skip
+    return Residency(
+        unit=f"engine{name}",
+        otherwise=f"CPU{name}",
+        blocks={"stays": 28, "unknown": 1, "leaves": 1},
+        macs={"stays": 99_999, "leaves": 1},
+        crossings=2,
+        apart=(
+            BlockResidency(id=f"b0{name}", kind=f"k{name}", state="stays", macs=0, rules=(f"rslower{name}",)),
+            BlockResidency(id=f"b1{name}", kind="Odd", state="unknown", macs=0, unlisted=(f"Odd{name}",)),
+            BlockResidency(id=f"b2{name}", kind="GRU", state="leaves", macs=1, rules=(f"rleaves{name}",)),
+        ),
+        rules=tuple(rules),
+    )
+
+
 def rewritten(built: Bundle, folder: Path, name: str = "", blocks: int = 30) -> Bundle:
     """A copy of ``built`` with made-up blocks, times, scores and hazards; ``name`` stands in all of them."""
     shutil.copytree(built.folder, folder)
@@ -86,6 +112,7 @@ def rewritten(built: Bundle, folder: Path, name: str = "", blocks: int = 30) -> 
                 KnownHazard(kind=f"k{name}", severity="warning", text=f"t{name}", nodes=(f"n{name}",) * 9),
             ),
             "notes": (f"note{name}",),
+            "residency": (residency(name),),
             "classes": ("cat", f"dog{name}"),
             "target": f"x86-cpu{name}",
             "source": built.manifest.source.model_copy(update={"name": f"model{name}"}),

@@ -1,0 +1,21 @@
+"""What the accelerators of a runtime would compute of the graph that it compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+from pydantic import JsonValue
+
+from deploy.graph.residency import residency
+from deploy.spec.profile import Runtime
+from deploy.spec.residency import Residency
+
+
+def residencies(
+    graph: ir.Model, runtime: Runtime, chosen: Mapping[str, JsonValue] | None = None
+) -> tuple[Residency, ...]:
+    """For each unit of the profile, by the options that an artifact is made with; ``chosen`` win."""
+    given = {**runtime.options, **(chosen or {})}
+    options = {key: value for key, value in given.items() if isinstance(value, bool | int | str)}
+    return tuple(residency(graph, name, unit, options) for name, unit in runtime.unit.items())

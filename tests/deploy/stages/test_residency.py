@@ -1,0 +1,54 @@
+"""What an iPhone's accelerator would compute, by its profile, before and after a rewriting."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from deploy.adapter.profiles import load_profile
+from deploy.graph.rules import RULES
+from deploy.graph.shapes import infer
+from deploy.spec.profile import Runtime
+from deploy.stages.residency import residencies
+
+
+@pytest.fixture
+def recurrent() -> ir.Model:
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[4, 1, 3] x) => (float z)
+    {
+        [gru] y = GRU<hidden_size = 5>(x, w, r)
+        [act] z = Relu(y)
+    }"""
+    arrays = {"w": np.ones((1, 15, 3), np.float32), "r": np.ones((1, 15, 5), np.float32)}
+    model = ir.from_onnx_text(text, initializers=[ir.tensor(a, name=n) for n, a in arrays.items()])
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        value.type = ir.TensorType(value.const_value.dtype)
+        value.shape = ir.Shape(value.const_value.numpy().shape)
+    return infer(model)
+
+
+def coreml() -> Runtime:
+    return load_profile("iphone15").runtime_named("coreml")
+
+
+def test_a_recurrent_layer_leaves_until_it_is_written_out(recurrent: ir.Model) -> None:
+    (before,) = residencies(recurrent, coreml())
+    assert before.unit == "Neural Engine" and before.otherwise == "GPU or CPU"
+    assert [(b.id, b.state) for b in before.apart if b.state != "stays"] == [("gru", "leaves")]
+    assert before.macs["leaves"] == 4 * 15 * (3 + 5) and before.share == 0
+    RULES["unroll-recurrent"](recurrent)
+    (after,) = residencies(infer(recurrent), coreml())
+    assert after.macs["leaves"] == 0
+    assert {"recurrent", "gather"}.isdisjoint(rule.name for rule in after.rules)
+
+
+def test_options_chosen_win_over_the_profile_s(recurrent: ir.Model) -> None:
+    (found,) = residencies(recurrent, coreml(), {"compute_precision": "FLOAT32", "labels": ["a"]})
+    assert found.blocks["leaves"] == sum(found.blocks.values())
+    assert "float32" in {rule.name for rule in found.rules}
+
+
+def test_a_runtime_without_accelerators_says_nothing(recurrent: ir.Model) -> None:
+    assert residencies(recurrent, load_profile("x86-vnni").runtime[0]) == ()
