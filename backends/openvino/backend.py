@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from backends.openvino.convert import save, to_openvino
+from backends.openvino.parts import IrPart, parts
 from backends.openvino.profile import operation_times
-from backends.openvino.readback import read_tensors
+from backends.openvino.readback import read_codes, read_tensors
 from backends.openvino.runner import DTYPES, OpenVinoOptions, OpenVinoRunner, read_file
 from backends.openvino.sdk import version
 from backends.openvino.support import verdicts
+from deploy.adapter.conformance import read_conformance
 from deploy.adapter.protocol import Arrays, Availability, Variant
 from deploy.adapter.refusal import refusal
 from deploy.errors import ToolchainError, UnsupportedError
@@ -21,6 +25,7 @@ from deploy.graph.fixed import fix_batch
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Options, Verdict
+from deploy.spec.conformance import Conformance
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 
@@ -34,6 +39,7 @@ class OpenVino:
     """The ``openvino`` backend."""
 
     name = "openvino"
+    cut = "parts of the file, each compiled alone by OpenVINO's CPU plugin"
     options_type: type[Options] = OpenVinoOptions
 
     def available(self) -> Availability:
@@ -42,6 +48,9 @@ class OpenVino:
             return Availability("openvino", version())
         except ToolchainError as e:
             return Availability("openvino", None, f"{e.message}; {e.hint}")
+
+    def conformance(self) -> Conformance:
+        return read_conformance(Path(__file__).with_name("conformance.json"))
 
     def options(self, runtime: Runtime, threads: int) -> Options:
         """Threads, what floats are computed in, and what the profile says of device, hint and streams."""
@@ -105,6 +114,13 @@ class OpenVino:
     def read_plan(self, artifact: Artifact) -> Plan:
         tensors = read_tensors(read_file(artifact.main))
         return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors)
+
+    def codes(self, artifact: Artifact) -> dict[str, np.ndarray]:
+        return read_codes(read_file(artifact.main))
+
+    def parts(self, artifact: Artifact, options: Options, known: Collection[str]) -> Iterator[IrPart]:
+        own = options if isinstance(options, OpenVinoOptions) else OpenVinoOptions(threads=options.threads)
+        return parts(artifact.main, known, own)
 
     def open(self, artifact: Artifact, options: Options) -> OpenVinoRunner:
         own = options if isinstance(options, OpenVinoOptions) else OpenVinoOptions(threads=options.threads)

@@ -68,6 +68,18 @@ def read_tensors(model: openvino.Model) -> dict[str, TensorPlan]:
     return with_overrides(tensors, overrides)
 
 
+def read_codes(model: openvino.Model) -> dict[str, np.ndarray]:
+    """The integers of every constant by the name of its value; of groups with the axis more."""
+    found = {}
+    for op in model.get_ordered_ops():
+        if op.get_type_name() == "Convert" and _is_constant(op.input_value(0)):
+            end = _dequantized(op)
+            if end is not None:
+                named = _joined(end) or end
+                found[_name(named.output(0))] = _content(op.input_value(0).get_node())
+    return found
+
+
 def _is_quantize(op: openvino.Node) -> bool:
     source = op.input_value(0).get_node()
     return source.get_type_name() == "FakeQuantize" and _element(op.output(0)) in _TYPES

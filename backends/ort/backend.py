@@ -5,16 +5,20 @@ Only products that round while running are written as its kernels (`integer.py`,
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
 from backends.ort.integer import integer_products, read_products
 from backends.ort.nbits import grouped_products, read_grouped
+from backends.ort.parts import KernelPart, parts
 from backends.ort.profile import operation_times
+from deploy.adapter.conformance import read_conformance
 from deploy.adapter.protocol import Arrays, Availability, Runner, Variant
 from deploy.adapter.refusal import refusal
 from deploy.errors import BackendError
@@ -22,11 +26,12 @@ from deploy.execute.reference import YIELDING, Session, open_graph
 from deploy.execute.refusals import refusal as why_not
 from deploy.frontend.onnx_file import write
 from deploy.frontend.opset import retarget
-from deploy.graph.edit import weight_bytes
-from deploy.graph.qdq import read_tensors
+from deploy.graph.edit import constant, weight_bytes
+from deploy.graph.qdq import plain, read_tensors
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Options, Verdict
+from deploy.spec.conformance import Conformance
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 
@@ -49,6 +54,7 @@ class OnnxRuntime:
     """The ``ort`` backend."""
 
     name = "ort"
+    cut = "the kernels that ONNX Runtime makes of the file, each alone, all in the file's own layout"
     options_type: type[Options] = OrtOptions
 
     def available(self) -> Availability:
@@ -57,6 +63,9 @@ class OnnxRuntime:
         except (ImportError, OSError) as e:
             return Availability("onnxruntime", None, f"it cannot be loaded: {e}; pip install onnxruntime")
         return Availability("onnxruntime", onnxruntime.__version__)
+
+    def conformance(self) -> Conformance:
+        return read_conformance(Path(__file__).with_name("conformance.json"))
 
     def options(self, runtime: Runtime, threads: int) -> Options:
         """Threads, and the session settings that the profile lists (ONNX Runtime's configuration keys)."""
@@ -110,6 +119,17 @@ class OnnxRuntime:
         model = ir.load(artifact.main)
         tensors = read_tensors(model) | read_products(model) | read_grouped(model)
         return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors)
+
+    def codes(self, artifact: Artifact) -> dict[str, np.ndarray]:
+        found = {}
+        for node in ir.load(artifact.main).graph:
+            if node.op_type == "DequantizeLinear" and (codes := constant(node.inputs[0])) is not None:
+                found[node.outputs[0].name or ""] = plain(codes)
+        return found
+
+    def parts(self, artifact: Artifact, options: Options, known: Collection[str]) -> Iterator[KernelPart]:
+        settings = options.session if isinstance(options, OrtOptions) else {}
+        return parts(artifact.main, known, threads=options.threads, settings=settings)
 
     def open(self, artifact: Artifact, options: Options) -> Runner:
         settings = options.session if isinstance(options, OrtOptions) else {}

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from backends.tensorrt.runner import OnnxRuntimeStandIn
 from backends.tensorrt.support import verdict
+from deploy.adapter.conformance import read_conformance
 from deploy.adapter.protocol import Arrays, Availability
 from deploy.adapter.refusal import refusal
 from deploy.frontend.onnx_file import write
@@ -27,6 +28,7 @@ from deploy.graph.qdq import read_tensors
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Options, Verdict
+from deploy.spec.conformance import Conformance
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 
@@ -51,6 +53,9 @@ class TensorRT:
                 "tensorrt", None, "nothing here: build_engine.py needs TensorRT on the device", deferred=True
             )
         return Availability("tensorrt", str(bindings.__version__), deferred=True)
+
+    def conformance(self) -> Conformance:
+        return read_conformance(Path(__file__).with_name("conformance.json"))
 
     def options(self, runtime: Runtime, threads: int) -> Options:
         """Threads of the stand-in; the device's own settings are arguments of build_engine.py."""

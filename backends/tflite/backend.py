@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from backends.tflite.child import ForeignRunner, contents
@@ -17,16 +18,18 @@ from backends.tflite.micro.source import HEADER, SOURCE, write_sources
 from backends.tflite.partitions import split
 from backends.tflite.pieces import OperatorPiece, pieces
 from backends.tflite.profile import operation_times
-from backends.tflite.readback import read_tensors
+from backends.tflite.readback import read_codes, read_tensors
 from backends.tflite.runner import TFLiteOptions, TFLiteRunner
 from backends.tflite.sdk import interpreter, version
 from backends.tflite.write import forget, seen_file, to_bytes
+from deploy.adapter.conformance import read_conformance
 from deploy.adapter.protocol import Arrays, Availability, Runner
 from deploy.errors import ToolchainError
 from deploy.graph.fixed import fix_batch
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Description, Options, Verdict
+from deploy.spec.conformance import Conformance
 from deploy.spec.contents import FileContents
 from deploy.spec.manifest import KnownHazard
 from deploy.spec.plan import Plan
@@ -47,6 +50,7 @@ class TFLite:
     name = "tflite"
     options_type: type[Options] = TFLiteOptions
     suffixes: tuple[str, ...] = (".tflite",)
+    cut = "operators of the file, each in a file of its own, by LiteRT's kernels"
 
     def available(self) -> Availability:
         """Whether it can be loaded; that a package is listed as installed does not say so."""
@@ -55,6 +59,9 @@ class TFLite:
             return Availability("LiteRT", version())
         except ToolchainError as e:
             return Availability("LiteRT", None, f"{e.message}; {e.hint}")
+
+    def conformance(self) -> Conformance:
+        return read_conformance(Path(__file__).with_name("conformance.json"))
 
     def options(self, runtime: Runtime, threads: int) -> Options:
         return TFLiteOptions.model_validate({"threads": threads, **runtime.options})
@@ -120,6 +127,9 @@ class TFLite:
     def read_plan(self, artifact: Artifact) -> Plan:
         tensors = read_tensors(seen_file(artifact.main))
         return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors)
+
+    def codes(self, artifact: Artifact) -> dict[str, np.ndarray]:
+        return read_codes(seen_file(artifact.main))
 
     def open(self, artifact: Artifact, options: Options) -> Runner:
         """In this process, or in a child where the file is not of our own writing."""

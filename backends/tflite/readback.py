@@ -48,6 +48,16 @@ def read_tensors(model: tfl.ModelT) -> dict[str, TensorPlan]:
     return with_overrides(tensors, overrides)
 
 
+def read_codes(model: tfl.ModelT) -> dict[str, np.ndarray]:
+    """The integers of every planned constant, axes in ONNX's order."""
+    found = notes(model)
+    planned, nodes = found["planned"], found["nodes"]
+    assert isinstance(planned, list) and isinstance(nodes, list)
+    graph = _Graph(model, [str(node) for node in nodes])
+    read = {str(name): graph.codes(index) for name, index, *_ in planned}
+    return {name: codes for name, codes in read.items() if codes is not None}
+
+
 class _Graph:
     """The file's only graph, with who reads and who makes each tensor."""
 

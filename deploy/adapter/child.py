@@ -42,11 +42,13 @@ _HINT = "it is damaged, or made to do this: get it again from where it comes fro
 
 @dataclass(frozen=True)
 class Allowance:
-    """What one question may cost: bytes of memory in all, seconds of processors, seconds on the clock."""
+    """What one question may cost: bytes of memory in all, seconds of processors, seconds on the clock, bytes
+    of the largest file that is written."""
 
     memory: int
     cpu_s: float
     clock_s: float
+    file: int = _LARGEST_FILE
 
 
 class Child:
@@ -71,7 +73,7 @@ class Child:
         timer.daemon = True
         timer.start()
         try:
-            limits = {"memory": allowed.memory, "cpu_s": allowed.cpu_s}
+            limits = {"memory": allowed.memory, "cpu_s": allowed.cpu_s, "file": allowed.file}
             send(cast(BinaryIO, process.stdin), Message({"limits": limits, **message.said}, message.arrays))
             answer = receive(cast(BinaryIO, process.stdout), allowed.memory)
         except (OSError, Garbled) as e:
@@ -161,6 +163,7 @@ def serve(answer: Answer) -> None:
         limits = cast(Mapping[str, float], question.said["limits"])
         limit_memory(int(limits["memory"]))
         _limit_time(limits["cpu_s"])
+        _limit_files(int(limits["file"]))
         try:
             found = answer(question)
         except DeployError as e:
@@ -202,7 +205,7 @@ def no_traces() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
+    _limit_files(_LARGEST_FILE)
 
 
 def die_with(parent: int) -> None:
@@ -213,6 +216,16 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)
+
+
+def _limit_files(size: int) -> None:
+    """What one file that this process writes may hold."""
+    if sys.platform != "win32":
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        size = size if most == resource.RLIM_INFINITY else min(size, most)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
 
 
 def _limit_time(seconds: float) -> None:

@@ -119,10 +119,15 @@ class Inspects(Protocol):
 class Piece(Protocol):
     """A part of an artifact that lies between values of the graph it was lowered from, and runs alone."""
 
-    node: str
-    """The node whose result it makes; empty for a change of type or order."""
-    reads: tuple[str, ...]
-    result: str
+    @property
+    def node(self) -> str:
+        """The node whose result it makes; empty for a change of type or order, or where nobody knows."""
+
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+    @property
+    def result(self) -> str: ...
 
     def run(self, feeds: Arrays) -> np.ndarray:
         """The result for the values read, both as the graph has them."""
@@ -130,10 +135,33 @@ class Piece(Protocol):
 
 @runtime_checkable
 class Divides(Protocol):
-    """A backend whose artifacts can be run operation by operation."""
+    """A backend whose artifacts can be run operation by operation, so that these answer for the whole."""
+
+    cut: str
+    """What the parts are, in a few words."""
 
     def pieces(self, artifact: Artifact, options: Options, known: Collection[str]) -> Iterator[Piece]:
         """The parts of an artifact of ours in the order in which they run; ``known`` are values to feed."""
+
+
+@runtime_checkable
+class Splits(Protocol):
+    """A backend whose artifacts can be looked at in parts, which tell where a fault is; of the whole, whose
+    parts a runtime may fuse otherwise, they prove nothing."""
+
+    cut: str
+    """What the parts are, in a few words."""
+
+    def parts(self, artifact: Artifact, options: Options, known: Collection[str]) -> Iterator[Piece]:
+        """As `Divides.pieces`."""
+
+
+@runtime_checkable
+class Stores(Protocol):
+    """A backend that can read the integers of constants out of an artifact."""
+
+    def codes(self, artifact: Artifact) -> dict[str, np.ndarray]:
+        """By the names of the values that they stand for, axes in ONNX's order; of 4 bits one in a byte."""
 
 
 @runtime_checkable
@@ -176,7 +204,8 @@ class Yields(Protocol):
 class Keeps(Protocol):
     """A backend whose artifacts can keep inputs themselves (`Runtime.asked`)."""
 
-    keeps: Literal[True]
+    def keeps(self, runtime: Runtime) -> str:
+        """Why they cannot for this runtime, and what to do; empty where they can."""
 
 
 @runtime_checkable

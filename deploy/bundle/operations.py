@@ -7,15 +7,19 @@ what lies half-way between two codes either way; a float one to rounding.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from deploy.adapter.batching import fixed_batch
 from deploy.adapter.protocol import Arrays, Divides, Piece
 from deploy.execute.compare import relative_error
 from deploy.execute.reference import open_graph
 from deploy.quantize.candidate import Candidate, Subject
+from deploy.spec.tensors import TensorSpec
 
 LARGEST_STEP = 1
 """By how many integer steps an operation may be off."""
@@ -31,13 +35,21 @@ _SAMPLES = 4
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far an operation is off: in integer steps or, of floats, relative to the largest magnitude."""
+    """How far an operation is off: in integer steps or, of floats, relative to the largest magnitude.
+
+    Of integers ``counts`` says how many are right, off by one step, and by more. ``expected`` and ``got`` are
+    the numbers that are furthest apart.
+    """
 
     node: str
     value: str
     steps: int
     error: float
     allowed: float = LARGEST_ERROR
+    op: str = ""
+    counts: tuple[int, int, int] = (0, 0, 0)
+    expected: float = 0.0
+    got: float = 0.0
 
     @property
     def wrong(self) -> bool:
@@ -55,29 +67,80 @@ def deviations(candidate: Candidate, subject: Subject, samples: Arrays) -> list[
     """
     if not isinstance(subject.backend, Divides):
         return []
-    graph = candidate.qdq
-    known = {v.name or "" for v in graph.graph.inputs} | {
-        o.name or "" for n in graph.graph for o in n.outputs
-    }
+    known = values_of(candidate.qdq)
     pieces = list(subject.backend.pieces(candidate.artifact, subject.options, known))
-    size = fixed_batch(candidate.artifact.inputs) or _SAMPLES
-    feeds = {name: array[:size] if array.ndim else array for name, array in samples.items()}
     rounding = {n for block in candidate.plan.blocks if block.precision == "dynamic" for n in block.nodes}
-    found: list[Deviation] = []
+    return list(checked(candidate.qdq, pieces, candidate.artifact.inputs, samples, rounding))
+
+
+def values_of(graph: ir.Model) -> set[str]:
+    """Names of all values that a graph can be asked for."""
+    return {v.name or "" for v in graph.graph.inputs} | {o.name or "" for n in graph.graph for o in n.outputs}
+
+
+def checked(
+    graph: ir.Model,
+    pieces: Sequence[Piece],
+    inputs: Sequence[TensorSpec],
+    samples: Arrays,
+    rounding: Collection[str] = (),
+    allowed: float = LARGEST_ERROR,
+    until: float = float("inf"),
+) -> Iterator[Deviation]:
+    """What each piece is off by from the ``graph``'s values on the first ``samples``.
+
+    ``rounding`` are nodes that round what they read while running, ``allowed`` is what other float operations
+    may be off by. Nothing is begun after ``until`` (time.monotonic). Raises BackendError where a runtime
+    fails.
+    """
+    size = fixed_batch(inputs) or _SAMPLES
+    feeds = {name: array[:size] if array.ndim else array for name, array in samples.items()}
+    codes = {out.name for node in graph.graph if node.op_type == "QuantizeLinear" for out in node.outputs}
+    nodes = {node.name or "": node for node in graph.graph}
+    makers = {out.name or "": node for node in graph.graph for out in node.outputs}
     for start in range(0, len(pieces), _AT_ONCE):
         chunk = pieces[start : start + _AT_ONCE]
         names = sorted({name for piece in chunk for name in (*piece.reads, piece.result)} - feeds.keys())
         with open_graph(graph, optimised=False, expose=names) as literal:
             values = {**feeds, **literal.run(feeds, names)}
         for piece in chunk:
-            allowed = LARGEST_ROUNDED if piece.node in rounding else LARGEST_ERROR
-            found.append(_deviation(piece, values, allowed))
-    return found
+            if time.monotonic() > until:
+                return
+            most = LARGEST_ROUNDED if piece.node in rounding else allowed
+            maker = _maker(makers, piece)
+            maker = nodes.get(piece.node, maker)
+            name, op = (piece.node, "") if maker is None else (maker.name or "", maker.op_type)
+            yield _deviation(piece, name, op, values, most, steps=piece.result in codes)
 
 
-def _deviation(piece: Piece, values: Arrays, allowed: float) -> Deviation:
+def _maker(makers: dict[str, ir.Node], piece: Piece) -> ir.Node | None:
+    """The node whose result a piece makes: of what it also quantizes, the one that made it."""
+    node = makers.get(piece.result)
+    while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        source = node.inputs[0].name if node.inputs[0] is not None else None
+        if source is None or source in piece.reads or source not in makers:
+            break
+        node = makers[source]
+    return node
+
+
+def _deviation(piece: Piece, node: str, op: str, values: Arrays, allowed: float, *, steps: bool) -> Deviation:
     want, got = values[piece.result], piece.run(values)
-    if want.dtype.kind != "i" or want.shape != got.shape:
-        return Deviation(piece.node, piece.result, 0, relative_error(want, got), allowed)
-    steps = np.abs(want.astype(np.int64) - got.astype(np.int64)).max(initial=0)
-    return Deviation(piece.node, piece.result, int(steps), 0.0)
+    if want.shape != got.shape:
+        return Deviation(node, piece.result, 0, float("inf"), allowed, op)
+    if not steps and not (want.dtype.kind == "i" and got.dtype.kind == "i"):
+        error = relative_error(want, got)
+        apart = np.abs(want.astype(np.float64) - got.astype(np.float64)) if want.size else np.zeros(0)
+        expected, found = _furthest(want, got, np.nan_to_num(apart, nan=np.inf))
+        return Deviation(node, piece.result, 0, error, allowed, op, (0, 0, 0), expected, found)
+    by = np.abs(want.astype(np.int64) - got.astype(np.int64))
+    counts = (int((by == 0).sum()), int((by == 1).sum()), int((by > 1).sum()))
+    expected, found = _furthest(want, got, by)
+    return Deviation(node, piece.result, int(by.max(initial=0)), 0.0, allowed, op, counts, expected, found)
+
+
+def _furthest(want: np.ndarray, got: np.ndarray, apart: np.ndarray) -> tuple[float, float]:
+    if not apart.size:
+        return 0.0, 0.0
+    at = int(np.argmax(apart))
+    return float(want.reshape(-1)[at]), float(got.reshape(-1)[at])

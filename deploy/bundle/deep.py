@@ -1,0 +1,224 @@
+"""A bundle looked at closely: its plan as it stands in the artifact's file, and each operation by itself.
+
+The reference is the Q/DQ graph, made again from what the bundle holds: the float graph, the plan, and the
+integers of the weights, whose digests the plan has. Each operation of the artifact is fed the reference's
+values, so that no operation answers for one before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import ValidationError
+
+from deploy.adapter.discover import find_backend
+from deploy.adapter.parts import ForeignParts
+from deploy.adapter.profiles import load_profile
+from deploy.adapter.protocol import Backend, Divides, Splits
+from deploy.bundle.operations import LARGEST_ERROR, Deviation, checked, values_of
+from deploy.bundle.read import ARTIFACT, GRAPH, MANIFEST, SELFTEST, Bundle, load_bundle, load_plan
+from deploy.bundle.verify import read_selftest, verify_bundle
+from deploy.errors import UsageError, VerificationError
+from deploy.execute.compare import HALF_TOLERANCE
+from deploy.graph.edit import constant
+from deploy.graph.qdq import data_digest, insert, quantize_array
+from deploy.graph.shapes import infer
+from deploy.progress import SILENT, Progress
+from deploy.spec.artifact import Options
+from deploy.spec.plan import Plan, TensorPlan, differences
+from deploy.spec.tensors import RANGES
+
+_ALLOWED = {"float32": LARGEST_ERROR, "float16": HALF_TOLERANCE, "bfloat16": 8 * HALF_TOLERANCE}
+"""By how much of its magnitude a float operation may be off, by the type that it computes in."""
+_LIMITS = ((None, None), (-127, 127), (-64, 64), (-7, 7))
+"""Ranges of the integers of weights, by a runtime's rules."""
+LIMIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """One value's parameters as planned and as they were read from the file; ``wrong`` says what differs."""
+
+    name: str
+    planned: TensorPlan | None
+    read: TensorPlan | None
+    wrong: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DeepCheck:
+    """What was found in one bundle. ``how`` says what the operations that were run are; ``unchecked`` for how
+    many no time was left; ``why_not`` why none was run, where that is so."""
+
+    bundle: Bundle
+    runtime: str
+    tensors: tuple[TensorCheck, ...]
+    operations: tuple[Deviation, ...]
+    how: str = ""
+    unchecked: int = 0
+    why_not: str = ""
+
+    @property
+    def first(self) -> Deviation | None:
+        """The first operation that is wrong."""
+        return next((operation for operation in self.operations if operation.wrong), None)
+
+    @property
+    def right(self) -> bool:
+        return self.first is None and not any(tensor.wrong for tensor in self.tensors)
+
+
+def bundles_in(path: Path | str) -> list[Path]:
+    """The bundle at ``path``, or those of all targets in that folder, by name. Raises UsageError for none."""
+    folder = Path(path)
+    if (folder / MANIFEST).is_file() or not folder.is_dir():
+        return [folder]
+    found = sorted(inner.parent for inner in folder.glob(f"*/{MANIFEST}"))
+    if not found:
+        raise UsageError(f"{folder}: not a bundle, and there is none in it", hint="build first")
+    return found
+
+
+def look_deep(path: Path | str, *, limit_s: float = LIMIT_S, progress: Progress = SILENT) -> DeepCheck:
+    """Verify a bundle, then compare its plan and its operations; no operation is begun after ``limit_s``.
+
+    Raises VerificationError where a file was changed or the self-test fails, what opening raises.
+    """
+    until = time.monotonic() + limit_s
+    verify_bundle(path)
+    bundle = load_bundle(path)
+    plan = load_plan(bundle)
+    backend = find_backend(bundle.manifest.artifact.backend)
+    artifact = bundle.manifest.artifact.model_copy(
+        update={"folder": (bundle.folder / ARTIFACT).resolve(), "foreign": True}
+    )
+    with ForeignParts(artifact, _options(backend, bundle)) as parts:
+        tensors = compare_plans(plan, parts.read_plan())
+        why_not = _why_not(backend, plan)
+        if why_not:
+            return DeepCheck(bundle, plan.runtime, tensors, (), why_not=why_not)
+        graph = reference_of(bundle, plan, cache(parts.codes))
+        feeds, _ = read_selftest(bundle.folder / SELFTEST)
+        pieces = parts.pieces(_fed(graph))
+        found: list[Deviation] = []
+        around = load_profile(bundle.manifest.profile).runtime_named(plan.runtime).around
+        for deviation in checked(
+            graph, pieces, artifact.inputs, feeds, allowed=_ALLOWED[around], until=until
+        ):
+            found.append(deviation)
+            progress.advance(len(found), len(pieces))
+    return DeepCheck(
+        bundle, plan.runtime, tensors, tuple(found), parts.how, unchecked=len(pieces) - len(found)
+    )
+
+
+def _fed(graph: ir.Model) -> set[str]:
+    """Values that operations may be fed: instead of what integers stand for these themselves."""
+    meanings = (node.outputs[0] for node in graph.graph if node.op_type == "DequantizeLinear")
+    return values_of(graph) - {v.name or "" for v in meanings if not v.is_graph_output()}
+
+
+def compare_plans(decided: Plan, read: Plan) -> tuple[TensorCheck, ...]:
+    """Every value that either has, with what differs."""
+
+    def only(plan: Plan, name: str) -> Plan:
+        tensors = {name: plan.tensors[name]} if name in plan.tensors else {}
+        return plan.model_copy(update={"tensors": tensors, "palettes": {}})
+
+    return tuple(
+        TensorCheck(
+            name,
+            decided.tensors.get(name),
+            read.tensors.get(name),
+            tuple(
+                line.removeprefix(f"{name}: ") for line in differences(only(decided, name), only(read, name))
+            ),
+        )
+        for name in sorted(decided.tensors.keys() | read.tensors.keys())
+    )
+
+
+def reference_of(bundle: Bundle, plan: Plan, stored: Callable[[], Mapping[str, np.ndarray]]) -> ir.Model:
+    """The Q/DQ graph of a bundle. Integers of weights that are not simply rounded are taken from those
+    ``stored`` in the artifact; all must have the plan's digests, else VerificationError is raised."""
+    graph = infer(ir.load(bundle.folder / GRAPH))
+    codes = {}
+    for name, tensor in plan.tensors.items():
+        value = graph.graph.initializers.get(name)
+        if value is None:
+            continue
+        array = constant(value)
+        assert array is not None
+        codes[name] = _codes(array, name, tensor, stored, bundle)
+    return insert(graph, plan.tensors, codes) if plan.tensors else graph
+
+
+def _codes(
+    array: np.ndarray,
+    name: str,
+    tensor: TensorPlan,
+    stored: Callable[[], Mapping[str, np.ndarray]],
+    bundle: Bundle,
+) -> np.ndarray:
+    for low, high in _LIMITS:
+        found = quantize_array(array, tensor, low=low, high=high)
+        if data_digest(found) == tensor.digest:
+            return found
+    kept = stored()
+    if name in kept and data_digest(kept[name]) == tensor.digest:
+        return kept[name]
+    raise VerificationError(
+        f"{bundle.folder}: the integers that were planned for '{name}' are neither its rounded numbers nor "
+        "those in the artifact",
+        hint="build again",
+    )
+
+
+def _why_not(backend: Backend, plan: Plan) -> str:
+    if not isinstance(backend, (Divides, Splits)):
+        return f"{plan.runtime} runs on its device only: its file was read, nothing was run"
+    forms = sorted({block.precision for block in plan.blocks} & {"dynamic", "fp16", "w8", "w4"})
+    return f"of the form {', '.join(forms)} no reference is in the bundle" if forms else ""
+
+
+def _options(backend: Backend, bundle: Bundle) -> Options:
+    try:
+        return backend.options_type.model_validate(bundle.manifest.options)
+    except ValidationError as e:
+        raise UsageError(
+            f"{bundle.folder}: {backend.name} does not know the manifest's options: {e.errors()[0]['msg']}",
+            hint="build the bundle again",
+        ) from e
+
+
+def alike(checks: Sequence[DeepCheck]) -> tuple[int, list[str]]:
+    """Of the values that several plans have: how many have the same parameters in all, and which have not.
+
+    Codes of another type with the same steps between the same bounds are the same; scales may differ by what
+    float16 rounds away.
+    """
+    found: dict[str, list[TensorPlan]] = {}
+    for check in checks:
+        for tensor in check.tensors:
+            if tensor.read is not None:
+                found.setdefault(tensor.name, []).append(tensor.read)
+    several = {name: plans for name, plans in found.items() if len(plans) > 1}
+    unlike = [name for name, plans in several.items() if any(not _same(plans[0], p) for p in plans[1:])]
+    return len(several) - len(unlike), sorted(unlike)
+
+
+def _same(one: TensorPlan, other: TensorPlan) -> bool:
+    if len(one.scale) != len(other.scale) or one.axis != other.axis:
+        return False
+    near = np.allclose(one.scale, other.scale, rtol=2.0**-10, atol=0)
+    places = [
+        np.asarray(plan.zero_point) - (RANGES[plan.type][0] + RANGES[plan.type][1] + 1) // 2
+        for plan in (one, other)
+    ]
+    return bool(near and np.array_equal(places[0], places[1]))
