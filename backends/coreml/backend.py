@@ -13,6 +13,7 @@ from backends.coreml.child import ForeignRunner, contents
 from backends.coreml.describe import describe
 from backends.coreml.emitter import TARGETS
 from backends.coreml.ends import Ends
+from backends.coreml.interface import pinned
 from backends.coreml.lower import require, walk
 from backends.coreml.notes import required_notes
 from backends.coreml.ops.stored import palette_forms
@@ -24,7 +25,9 @@ from backends.coreml.write import write
 from deploy.adapter.protocol import Arrays, Availability, Runner
 from deploy.errors import ToolchainError
 from deploy.graph.fixed import pin_batch
+from deploy.graph.fold import fold_shapes
 from deploy.graph.palette import PaletteForms
+from deploy.graph.shapes import batch_axis, free_dimensions, pin
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Description, Options, Verdict
@@ -41,6 +44,7 @@ class CoreML:
     name = "coreml"
     options_type: type[Options] = CoreMLOptions
     suffixes: tuple[str, ...] = (".mlpackage",)
+    names_classes: Literal[True] = True
 
     def available(self) -> Availability:
         """Whether it can be loaded; that a package is listed as installed does not say so."""
@@ -50,13 +54,23 @@ class CoreML:
         except ToolchainError as e:
             return Availability("coremltools", None, f"{e.message}; {e.hint}")
 
+    def keeps(self, runtime: Runtime) -> str:
+        """States came with iOS 18."""
+        target = _target(runtime)
+        if TARGETS.get(target, 18) >= 18:
+            return ""
+        return (
+            f"Core ML keeps states from iOS 18 (macOS 15) on, and this is for {target}: build for a profile "
+            "of your own that sets minimum_deployment_target (how-to: Phones)"
+        )
+
     def options(self, runtime: Runtime, threads: int) -> Options:
         compute = "float16" if _precision(runtime) == "FLOAT16" else "float32"
         return CoreMLOptions.model_validate({"threads": threads, "compute": compute})
 
     def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
         """A dry run of `lower`."""
-        return walk(_shaped(graph, runtime), _target(runtime)).verdicts
+        return walk(_shaped(graph, runtime), _target(runtime), asked=runtime.asked).verdicts
 
     def lower(
         self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
@@ -66,7 +80,7 @@ class CoreML:
         if graph is not given:
             progress.note("the Neural Engine takes fixed sizes: the batch is fixed at 1")
         target = _target(runtime)
-        walked = walk(graph, target, plan, half=_precision(runtime) == "FLOAT16")
+        walked = walk(graph, target, plan, half=_precision(runtime) == "FLOAT16", asked=runtime.asked)
         require(walked)
         path = workdir / PACKAGE
         values = write(graph, walked, target, _precision(runtime), path)
@@ -80,6 +94,7 @@ class CoreML:
             outputs=tensor_specs(graph.graph.outputs),
             values=values,
             weight_bytes=weights,
+            states=runtime.asked.states,
             toolchain={"coremltools": version()},
             folder=workdir,
         )
@@ -127,5 +142,14 @@ def _precision(runtime: Runtime) -> Literal["FLOAT16", "FLOAT32"]:
 
 
 def _shaped(graph: ir.Model, runtime: Runtime) -> ir.Model:
-    """The graph with its batch fixed, unless the profile wants it free."""
-    return graph if runtime.options.get("flexible_batch") else pin_batch(graph)
+    """The graph with the sizes that were asked for, and its batch fixed unless these or the profile want it
+    free."""
+    asked = {name: pinned(sizes) for name, sizes in runtime.asked.sizes.items()}
+    if asked:
+        graph = pin(graph, asked)
+        fold_shapes(graph)
+    batch = batch_axis(graph)
+    places = () if batch is None else free_dimensions(graph)[batch]
+    if runtime.options.get("flexible_batch") or any(name in asked for name, _ in places):
+        return graph
+    return pin_batch(graph)

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from backends.coreml.contents import read_contents
-from backends.coreml.runner import CoreMLOptions, CoreMLRunner
+from backends.coreml.runner import CoreMLOptions, CoreMLRunner, States
 from deploy.adapter.child import Allowance, Child, serve
 from deploy.adapter.feeds import require_fit
 from deploy.adapter.message import Message
@@ -31,6 +31,8 @@ _MEMORY, _PER_FILE_BYTE, _PER_FED_BYTE = 2 * 2**30, 16, 512
 """What evaluating may take, by the package's size and that of what is fed: weights of one bit become float32,
 and inner values are many times larger than the input."""
 _READING_S, _RUNNING_S = 60.0, 600.0
+_STATE = "state of "
+"""Before the names of states among the arrays: no name of a program has a space."""
 _MOST_FILES = 4096
 
 
@@ -56,25 +58,36 @@ class ForeignRunner:
             "outputs": [spec.model_dump(mode="json") for spec in outputs],
         }
         try:
-            said = self._child.ask(Message(asked), self._allowed(0, _READING_S)).said
+            answer = self._child.ask(Message(asked), self._allowed(0, _READING_S))
+            said, self._fresh = answer.said, dict(answer.arrays)
         except BaseException:
             self._child.close()
             raise
         self.executed_by = str(said["executed_by"])
         self.inputs, self.outputs = _specs(said, "inputs"), _specs(said, "outputs")
 
-    def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    def run(
+        self, feeds: Arrays, want: Sequence[str] = (), state: States | None = None
+    ) -> dict[str, np.ndarray]:
         """As `CoreMLRunner.run`."""
         require_fit(self.inputs, feeds)
-        fed = sum(array.nbytes for array in feeds.values())
-        question = Message({"ask": "run", "want": list(want)}, feeds)
+        kept = {f"{_STATE}{name}": array for name, array in (state or {}).items()}
+        fed = sum(array.nbytes for array in (*feeds.values(), *kept.values()))
+        question = Message({"ask": "run", "want": list(want), "kept": state is not None}, {**feeds, **kept})
         answer = self._child.ask(question, self._allowed(fed, self._running_s))
         texts = answer.said.get("texts")
         found = dict(answer.arrays)
+        for name in state or {}:
+            assert state is not None
+            state[name] = found.pop(f"{_STATE}{name}")
         if isinstance(texts, Mapping):
             for name, values in texts.items():
                 found[str(name)] = np.array(values).reshape(found[str(name)].shape)
         return found
+
+    def fresh_state(self) -> States:
+        """As `CoreMLRunner.fresh_state`."""
+        return {name: array.copy() for name, array in self._fresh.items()}
 
     def _allowed(self, fed: int, seconds: float) -> Allowance:
         memory = _MEMORY + _PER_FILE_BYTE * self._size + _PER_FED_BYTE * fed
@@ -148,10 +161,14 @@ class _Reader:
                     "executed_by": self._runner.executed_by,
                     "inputs": [spec.model_dump(mode="json") for spec in self._runner.inputs],
                     "outputs": [spec.model_dump(mode="json") for spec in self._runner.outputs],
-                }
+                },
+                self._runner.fresh_state(),
             )
         assert self._runner is not None and isinstance(said["want"], list)
-        found = self._runner.run(question.arrays, said["want"])
+        feeds = {name: array for name, array in question.arrays.items() if not name.startswith(_STATE)}
+        kept = {name.removeprefix(_STATE): a for name, a in question.arrays.items() if name not in feeds}
+        found = self._runner.run(feeds, said["want"], kept if said["kept"] else None)
+        found |= {f"{_STATE}{name}": array for name, array in kept.items()}
         texts = {name: array.reshape(-1).tolist() for name, array in found.items() if array.dtype.kind == "U"}
         plain = {name: np.zeros(a.shape, np.int8) if name in texts else a for name, a in found.items()}
         return Message({"texts": texts}, plain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from backends.coreml.interface import LABEL
 from backends.coreml.notes import Notes
 from backends.coreml.sdk import quiet, sdk
 from deploy.spec.artifact import Description
@@ -13,6 +14,8 @@ from deploy.spec.tensors import TensorSpec
 CLASSES = "classes"
 """The entry of metadata with the names of the classes, a JSON list in the order of their numbers."""
 
+_MADE = {LABEL: "the likeliest class", f"{LABEL}_probs": "the probability of each class"}
+
 
 def describe(package: Path, notes: Notes, description: Description) -> None:
     """Write it into the package's specification, replacing what was said before."""
@@ -20,12 +23,24 @@ def describe(package: Path, notes: Notes, description: Description) -> None:
         spec = sdk().utils.load_spec(str(package))
     about = spec.description.metadata
     about.shortDescription = description.text or description.name
-    about.versionString = description.version
+    about.versionString, about.author, about.license = (
+        description.version,
+        description.author,
+        description.license,
+    )
     if description.classes:
-        about.userDefined[CLASSES] = json.dumps(list(description.classes))
-    told = {one.name: _told(one) for one in (*description.inputs, *description.outputs)}
-    for feature in (*spec.description.input, *spec.description.output):
-        feature.shortDescription = told.get(notes.ends.get(feature.name, ""), "")
+        about.userDefined[CLASSES] = json.dumps(list(description.classes), ensure_ascii=False)
+    for name, fact in description.facts.items():
+        about.userDefined[name] = fact
+    names = notes.ends | {state: given for state, (given, _) in notes.states.items()}
+    told = {one.name: one for one in (*description.inputs, *description.outputs)}
+    for feature in (*spec.description.input, *spec.description.output, *spec.description.state):
+        one = told.get(names.get(feature.name, ""))
+        feature.shortDescription = _told(one) if one is not None else _MADE.get(feature.name, "")
+        if feature.type.HasField("imageType") and one is not None:
+            picture = feature.type.imageType
+            if picture.colorSpace != picture.ColorSpace.GRAYSCALE:
+                picture.colorSpace = picture.ColorSpace.Value(one.colours)
     model = next(package.rglob("*.mlmodel"))
     model.write_bytes(spec.SerializeToString(deterministic=True))
 

@@ -15,12 +15,17 @@ METADATA = "deploy"
 @dataclass(frozen=True)
 class Notes:
     """``planned`` are (name, variable, whether for some readers only), ``ends`` the graph's names of the
-    program's inputs and outputs, ``values`` the variables of inner values, ``by_outputs`` the matrices that
-    are stored turned, ``weights`` the variables of float constants, in whatever form these are,
-    ``nodes`` the graph's nodes by the variables that were made for them."""
+    program's inputs and outputs, ``channels_first`` the images among these whose pixels the graph takes in
+    that order, ``states`` the graph's input and output by the state that stands for them, ``scored`` its
+    output that is classified, empty where none is, ``values`` the variables of inner values, ``by_outputs``
+    the matrices that are stored turned, ``weights`` the variables of float constants, in whatever form these
+    are, ``nodes`` the graph's nodes by the variables that were made for them."""
 
     planned: list[tuple[str, str, bool]]
     ends: dict[str, str]
+    channels_first: list[str]
+    states: dict[str, tuple[str, str]]
+    scored: str
     values: dict[str, str]
     by_outputs: list[str]
     weights: dict[str, str]

@@ -50,14 +50,14 @@ def write(graph: ir.Model, walked: Walked, target: str, precision: str, path: Pa
     """
     ct = sdk()
     passes = [name for name in _PASSES if precision == "FLOAT16" or name != "common::add_fp16_cast"]
-    ends = [ct.TensorType(name=name, shape=_shape(value, walked)) for value, name in walked.inputs.items()]
     try:
         with quiet():
             model = ct.convert(
                 walked.program,
                 source="milinternal",
                 convert_to="mlprogram",
-                inputs=ends if walked.ranges else None,
+                inputs=walked.ends.types(),
+                classifier_config=walked.ends.classifier(),
                 minimum_deployment_target=getattr(ct.target, target),
                 compute_precision=_computed(graph, walked, precision),
                 pass_pipeline=ct.PassPipeline(pass_names=passes, pipeline_name="deploy"),
@@ -89,11 +89,6 @@ def _computed(graph: ir.Model, walked: Walked, precision: str) -> object:
     return ct.transform.FP16ComputePrecision(lambda op: makers.get(op.outputs[0].name) not in wide)
 
 
-def _shape(value: ir.Value, walked: Walked) -> tuple[int | coremltools.RangeDim, ...]:
-    assert value.shape is not None
-    return tuple(size if isinstance(size, int) else walked.free(str(size.value)) for size in value.shape)
-
-
 def _describe(graph: ir.Model, walked: Walked, model: coremltools.models.MLModel) -> dict[str, str]:
     """Write our metadata, and give the names of inner values."""
     made = _variables(model)
@@ -106,11 +101,14 @@ def _describe(graph: ir.Model, walked: Walked, model: coremltools.models.MLModel
         for value, var in walked.out.carried.items()
         if value.name and (name := found(var.name)) is not None
     }
+    program = walked.ends
+    kept = {name: (value.name or "", result.name or "") for name, (value, result) in program.states.items()}
+    given = [value for value in graph.graph.outputs if value.name not in dict(kept.values()).values()]
     ends = {
         name: value.name or ""
         for name, value in (
-            *((name, value) for value, name in walked.inputs.items()),
-            *zip(walked.outputs, graph.graph.outputs, strict=True),
+            *((name, value) for value, name in program.inputs.items()),
+            *zip(program.outputs, given, strict=True),
         )
     }
     notes = Notes(
@@ -120,6 +118,9 @@ def _describe(graph: ir.Model, walked: Walked, model: coremltools.models.MLModel
             if (stored := found(var.name)) is not None
         ],
         ends=ends,
+        channels_first=sorted(program.inputs[value] for value, last in program.images.items() if not last),
+        states=kept,
+        scored="" if program.scored is None else program.scored[0].name or "",
         values=values,
         by_outputs=sorted(value.name or "" for value in walked.out.stored_by_outputs),
         weights={

@@ -54,16 +54,19 @@ def run(
     """Feed samples or images to a bundle; show the likeliest classes, or save its outputs by name.
 
     Data are treated as calibration data were: scaled, cropped and normalised as the bundle's manifest says,
-    unless the graph does that itself. Any number of samples will do.
+    unless the graph does that itself. Any number of samples will do. For a bundle that keeps states they are
+    a sequence, fed one after the other from zeros on.
     """
     from deploy.adapter.batching import fixed_batch, run_samples
+    from deploy.adapter.protocol import Remembers
     from deploy.bundle.read import load_bundle, open_bundle
     from deploy.cli.predictions import predict, predictions_json, show_predictions
     from deploy.cli.terminal import show_note, write_json
     from deploy.data.images import read_classes
 
     manifest = load_bundle(bundle).manifest
-    inputs = manifest.artifact.inputs
+    states = manifest.artifact.states
+    inputs = tuple(spec for spec in manifest.artifact.inputs if spec.name not in states)
     if output is not None:
         _refuse_unwritable(output)
     names = manifest.classes if classes is None else read_classes(classes)
@@ -74,7 +77,11 @@ def run(
         show_note("the artifact is finished on the device: here a stand-in computes, as in `deploy verify`")
     with open_bundle(bundle) as runner:
         size = fixed_batch(inputs) or _BATCH
-        parts = [run_samples(runner, batch.feeds, size) for batch in dataset.batches(size)]
+        if states and isinstance(runner, Remembers):
+            show_note(f"samples are a sequence: {', '.join(states)} stay from one to the next")
+            parts = [runner.step(batch.feeds) for batch in dataset.batches(size)]
+        else:
+            parts = [run_samples(runner, batch.feeds, size) for batch in dataset.batches(size)]
     outputs = _joined(parts)
     predictions = None
     if image or output is None:

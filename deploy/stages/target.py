@@ -127,17 +127,20 @@ def able_to(target: Target, precision: PrecisionRequest, io: IoSection = _NOTHIN
 
 def _with_ends(target: Target, io: IoSection) -> Target:
     """The runtimes that can do what is asked of inputs and outputs, and know it."""
-    able = target.routes
-    for asked, kind, words in (
-        (bool(io.states), Keeps, "states"),
-        (io.classifier, Names, "classifier"),
-    ):
-        able = tuple(route for route in able if not asked or isinstance(route.backend, kind))
-        if not able:
-            raise UsageError(
-                f"{target.describe()} has no words for [io] {words}",
-                hint="leave it out, or build for a target that runs Core ML packages (iphone15)",
-            )
+    able, reasons = target.routes, []
+    if io.states:
+        keeping = [(r, r.backend.keeps(r.runtime)) for r in able if isinstance(r.backend, Keeps)]
+        able = tuple(route for route, reason in keeping if not reason)
+        reasons = [reason for _, reason in keeping if reason]
+    if io.classifier:
+        able = tuple(route for route in able if isinstance(route.backend, Names))
+    if not able:
+        words = " and ".join(["states"] * bool(io.states) + ["classifier"] * io.classifier)
+        raise UsageError(
+            f"{target.describe()} has no words for [io] {words}",
+            hint="; ".join(reasons)
+            or "leave it out, or build for a target that runs Core ML packages (iphone15)",
+        )
     runtimes = [route.runtime.model_copy(update={"asked": io.ends}) for route in able]
     routes = tuple(replace(route, runtime=runtime) for route, runtime in zip(able, runtimes, strict=True))
     return replace(target, routes=routes)

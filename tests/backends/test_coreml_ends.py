@@ -1,0 +1,251 @@
+"""What a Core ML package takes and gives beside tensors of fixed sizes: images, classes, free sizes, states.
+
+Against ONNX Runtime on the graph, fed by hand, and against what coremltools reads in the package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from deploy.adapter.profiles import load_profile
+from deploy.errors import DataError, UnsupportedError
+from deploy.execute.compare import largest_error
+from deploy.graph.interface import Form, adapt_inputs
+from deploy.graph.shapes import infer
+from deploy.progress import SILENT
+from deploy.spec.artifact import Artifact, Description
+from deploy.spec.ends import Ends
+from deploy.spec.plan import Plan
+from deploy.spec.profile import Runtime
+from deploy.spec.tensors import Normalisation, TensorSpec
+
+pytest.importorskip("coremltools")
+from small_graphs import drawn, reference, with_weights
+
+from backends.coreml import CoreML
+from backends.coreml.runner import CoreMLOptions, CoreMLRunner
+from backends.coreml.sdk import sdk
+
+HALF = load_profile("iphone15").runtime_named("coreml")
+PLAN = Plan(graph_sha256="", target="", runtime="coreml")
+RNG = np.random.default_rng(5)
+NUMBERS = Normalisation(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+PICTURES = """<ir_version: 10, opset_import: ["" : 21]> g (float[1,C,8,6] x) => (float[1,4] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w)
+    r = Relu(a)
+    p = GlobalAveragePool(r)
+    f = Flatten(p)
+    y = MatMul(f, t)
+}"""
+
+
+def runtime(*, half: bool = False, target: str = "iOS17", **asked: object) -> Runtime:
+    options = {**HALF.options, "minimum_deployment_target": target}
+    around = "float16" if half else "float32"
+    return HALF.model_copy(update={"options": options, "around": around, "asked": Ends.model_validate(asked)})
+
+
+def lowered(model: ir.Model, folder: Path, chosen: Runtime) -> Artifact:
+    return CoreML().lower(model, PLAN, chosen, folder, SILENT)
+
+
+def run(artifact: Artifact, feeds: dict[str, np.ndarray], chosen: Runtime) -> dict[str, np.ndarray]:
+    with CoreML().open(artifact, CoreML().options(chosen, 1)) as runner:
+        return runner.run(feeds)
+
+
+def told(artifact: Artifact, spec: TensorSpec | None = None, **more: object) -> Description:
+    inputs = artifact.inputs if spec is None else (spec,)
+    return Description(name="net", text="", version="1", inputs=inputs, outputs=artifact.outputs, **more)  # type: ignore[arg-type]
+
+
+def pictures(channels: int, layout: str) -> ir.Model:
+    text = PICTURES.replace("C", str(channels), 1)
+    model = with_weights(text, drawn({"w": (8, channels, 3, 3), "t": (8, 4)}))
+    numbers = NUMBERS if channels == 3 else Normalisation(scale=1 / 128, mean=(1.0,))
+    return infer(adapt_inputs(model, {"x": Form(numbers, "uint8", layout, "NCHW")}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_pixels_enter_as_an_image(tmp_path: Path, channels: int, layout: str) -> None:
+    model = pictures(channels, layout)
+    shape = (1, 8, 6, channels) if layout == "NHWC" else (1, channels, 8, 6)
+    pixels = {"x": RNG.integers(0, 256, shape, np.uint8)}
+    for half, allowed in ((False, 1e-5), (True, 1e-2)):
+        chosen = runtime(half=half)
+        artifact = lowered(model, tmp_path / str(half), chosen)
+        assert largest_error(reference(model, pixels), run(artifact, pixels, chosen)) < allowed
+    (feature,) = sdk().utils.load_spec(str(artifact.main.parent)).description.input
+    kind = feature.type.imageType
+    assert (kind.height, kind.width) == (8, 6)
+    assert kind.colorSpace == (kind.ColorSpace.RGB if channels == 3 else kind.ColorSpace.GRAYSCALE)
+    kinds = [operation.type for operation in _operations(artifact)]
+    assert "transpose" not in kinds, "a package has channels first, whatever the graph is fed"
+
+
+def _operations(artifact: Artifact) -> list[object]:
+    function = sdk().utils.load_spec(str(artifact.main.parent)).mlProgram.functions["main"]
+    return list(function.block_specializations[function.opset].operations)
+
+
+def test_colours_in_another_order(tmp_path: Path) -> None:
+    """A picture in RGB gives what the graph gives for its colours turned."""
+    model, chosen = pictures(3, "NHWC"), runtime()
+    artifact = lowered(model, tmp_path, chosen)
+    spec = artifact.inputs[0].model_copy(update={"colours": "BGR"})
+    CoreML().describe(artifact, told(artifact, spec))
+    pixels = RNG.integers(0, 256, (1, 8, 6, 3), np.uint8)
+    want = reference(model, {"x": pixels})
+    assert largest_error(want, run(artifact, {"x": pixels}, chosen)) < 1e-5
+    with CoreMLRunner(artifact.main.parent, CoreMLOptions()) as picture:
+        got = picture.run({"x": np.ascontiguousarray(pixels[..., ::-1])})
+    assert largest_error(want, got) < 1e-5
+    (feature,) = sdk().utils.load_spec(str(artifact.main.parent)).description.input
+    assert feature.type.imageType.colorSpace == feature.type.imageType.ColorSpace.BGR
+
+
+def test_pixels_that_are_no_image_are_refused(tmp_path: Path) -> None:
+    for shape, perhaps in (("1,8,8", "uint8[1, 8, 8]"), ("2,3,8,8", "uint8[2, 3, 8, 8]")):
+        text = f'<ir_version: 10, opset_import: ["" : 21]> g (uint8[{shape}] x) => (float[{shape}] y)'
+        model = with_weights(text + " { y = Cast<to=1>(x) }", {})
+        with pytest.raises(UnsupportedError) as refused:
+            lowered(model, tmp_path, runtime())
+        assert perhaps in refused.value.message and "one at a time" in refused.value.message
+
+
+STEPS = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[1,3] x, float[1,4] h, float[n,4] unused) => (float[1,2] y, float[1,4] next, float[n,4] same) {
+    both = Concat<axis=1>(x, h)
+    a = MatMul(both, w)
+    next = Tanh(a)
+    y = MatMul(next, v)
+    same = Identity(unused)
+}"""
+
+
+def streaming() -> ir.Model:
+    return with_weights(STEPS, drawn({"w": (7, 4), "v": (4, 2)}))
+
+
+def test_a_state_stays_in_the_package(tmp_path: Path) -> None:
+    """Several calls in a row, against ONNX Runtime whose state is fed back by hand."""
+    model, chosen = streaming(), runtime(target="iOS18", states={"h": "next"})
+    artifact = lowered(model, tmp_path, chosen)
+    spec = sdk().utils.load_spec(str(artifact.main.parent)).description
+    assert [one.name for one in spec.input] == ["x", "unused"] and [one.name for one in spec.state] == ["h"]
+    assert [one.name for one in spec.output] == ["y", "same"]
+    other = {"unused": np.ones((1, 4), np.float32)}
+    runs = [artifact, artifact.model_copy(update={"foreign": True})]
+    for opened in runs:
+        with CoreML().open(opened, CoreML().options(chosen, 1)) as runner:
+            for _ in range(2):
+                state = np.zeros((1, 4), np.float32)
+                for _ in range(4):
+                    x = RNG.normal(size=(1, 3)).astype(np.float32)
+                    want = reference(model, {"x": x, "h": state, **other})
+                    got = runner.step({"x": x, **other})
+                    assert largest_error(want, got) < 2e-3
+                    assert np.abs(want["y"]).max() > 0.01
+                    state = want["next"]
+                    apart = runner.run({"x": x, "h": state, **other})  # does not touch what is kept
+                    assert largest_error(reference(model, {"x": x, "h": state, **other}), apart) < 2e-3
+                runner.reset()
+
+
+def test_states_that_core_ml_cannot_keep(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="a state needs iOS 18"):
+        lowered(streaming(), tmp_path, runtime(states={"h": "next"}))
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (int32[2] k) => (int32[2] next, int32[2] y) {
+        next = Add(k, one)
+        y = Identity(next)
+    }"""
+    model = with_weights(text, {"one": np.ones(2, np.int32)})
+    with pytest.raises(UnsupportedError, match="a state of int32: Core ML keeps float16"):
+        lowered(model, tmp_path, runtime(target="iOS18", states={"k": "next"}))
+
+
+SIZED = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[n,3,h,w] x) => (float[n,8] y, float[n,8,h,w] z) {
+    z = Conv<pads=[1,1,1,1]>(x, k)
+    p = GlobalAveragePool(z)
+    y = Flatten(p)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("sizes", "taken", "refused"),
+    [
+        (("1..3", 3, "4..6..8", "4..9"), ((1, 3, 6, 4), (3, 3, 8, 9)), ((1, 3, 9, 4), (4, 3, 4, 4))),
+        (((1, 3, 6, 6), (1, 3, 8, 4)), ((1, 3, 6, 6), (1, 3, 8, 4)), ((1, 3, 6, 4), (2, 3, 6, 6))),
+        ((2, 3, 5, 7), ((2, 3, 5, 7),), ((1, 3, 5, 7),)),
+    ],
+)
+def test_sizes_that_were_asked_for(
+    tmp_path: Path, sizes: object, taken: tuple[tuple[int, ...], ...], refused: tuple[tuple[int, ...], ...]
+) -> None:
+    model, chosen = with_weights(SIZED, drawn({"k": (8, 3, 3, 3)})), runtime(sizes={"x": sizes})
+    artifact = lowered(model, tmp_path, chosen)
+    for shape in taken:
+        feeds = {"x": RNG.normal(size=shape).astype(np.float32)}
+        assert largest_error(reference(model, feeds), run(artifact, feeds, chosen)) < 1e-5
+    for shape in refused:
+        with pytest.raises(DataError):
+            run(artifact, {"x": np.zeros(shape, np.float32)}, chosen)
+    (feature,) = sdk().utils.load_spec(str(artifact.main.parent)).description.input
+    assert tuple(feature.type.multiArrayType.shape) == taken[0], "the usual one"
+
+
+def test_images_of_several_sizes(tmp_path: Path) -> None:
+    text = PICTURES.replace("C,8,6", "3,h,w")
+    model = with_weights(text, drawn({"w": (8, 3, 3, 3), "t": (8, 4)}))
+    model = infer(adapt_inputs(model, {"x": Form(NUMBERS, "uint8", "NHWC", "NCHW")}))
+    for sizes in ((1, "8..16", "6..20", 3), ((1, 8, 6, 3), (1, 16, 20, 3))):
+        chosen = runtime(sizes={"x": sizes})
+        artifact = lowered(model, tmp_path / str(len(sizes)), chosen)
+        for height, width in ((8, 6), (16, 20)):
+            pixels = {"x": RNG.integers(0, 256, (1, height, width, 3), np.uint8)}
+            assert largest_error(reference(model, pixels), run(artifact, pixels, chosen)) < 1e-5
+        with pytest.raises(DataError):
+            run(artifact, {"x": np.zeros((1, 5, 6, 3), np.uint8)}, chosen)
+
+
+CLASSES = ("cat", "dog", "übel", "fox")
+
+
+@pytest.mark.parametrize("end", ["Identity", "Softmax", "LogSoftmax"])
+def test_a_classifier_names_the_likeliest_class(tmp_path: Path, end: str) -> None:
+    text = f"""<ir_version: 10, opset_import: ["" : 21]>
+    g (float[n,3] x) => (float[n,5] other, float[n,4] classLabel) {{
+        other = MatMul(x, u)
+        a = MatMul(x, w)
+        classLabel = {end}(a)
+    }}"""
+    model = with_weights(text, drawn({"w": (3, 4), "u": (3, 5)}))
+    for half in (False, True):
+        chosen = runtime(half=half, classes=CLASSES)
+        artifact = lowered(model, tmp_path / str(half), chosen)
+        CoreML().describe(artifact, told(artifact, classes=CLASSES))
+        spec = sdk().utils.load_spec(str(artifact.main.parent)).description
+        names = spec.predictedFeatureName, spec.predictedProbabilitiesName
+        for _ in range(3):
+            feeds = {"x": RNG.normal(size=(1, 3)).astype(np.float32)}
+            want = reference(model, feeds)
+            assert largest_error(want, run(artifact, feeds, chosen)) < (1e-2 if half else 1e-5)
+            scores = want["classLabel"][0].astype(np.float64)
+            chances = scores if end == "Softmax" else np.exp(scores) / np.exp(scores).sum()
+            with CoreMLRunner(artifact.main.parent, CoreMLOptions()) as runner:
+                found = runner.run(feeds)
+            assert found[names[0]].item() == CLASSES[int(scores.argmax())]
+            np.testing.assert_allclose(found[names[1]], chances, atol=5e-3 if half else 1e-6)
+
+
+def test_a_classifier_needs_an_output_of_so_many_classes(tmp_path: Path) -> None:
+    model = pictures(3, "NHWC")
+    with pytest.raises(UnsupportedError, match="none has one sample's scores of 3 classes"):
+        lowered(model, tmp_path, runtime(classes=("a", "b", "c")))
