@@ -4,9 +4,10 @@
 
 v' are the whole graph's values where a layer's result is complete (a residual sum), on the channels that are
 left: many numbers for each sample, so a few hundred samples do not soon run out (FitNets, Romero et al. 2015;
-block by block: Li et al., "BRECQ" 2021). Images are moved and mirrored at random, since the whole graph says
-what is right for any. Every tensor learns at a rate relative to its own size, as the ranges of inputs demand
-(You et al., "LARS" 2017). Statistics of batch norms stay as they are, and so do zeros of sparse weights.
+block by block: Li et al., "BRECQ" 2021). Images are moved, mirrored and blended at random, since the whole
+graph says what is right for any (Beyer et al., arXiv:2106.05237). Every tensor learns at a rate relative to
+its own size, as the ranges of inputs demand (You et al., "LARS" 2017). Statistics of batch norms stay as they
+are, and so do zeros of sparse weights.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from deploy.graph.edit import constant
 from deploy.graph.summary import tensor_specs
 from deploy.progress import SILENT, Progress
 from deploy.spec.finetune import Augment, Finetune
+from deploy.spec.tensors import Layout
 from deploy.train.augment import augment, image_inputs
 from deploy.train.gram import layer_of
 from deploy.train.loader import number
@@ -47,12 +49,12 @@ _LOOKS = 4
 class Tuning:
     """``steps`` of Adam, each on one of the batches given. ``rate`` is the share of its own size (root mean
     square) by which a tensor changes in a step, at first; ``weight`` that of inner values against answers.
-    ``views`` are the random changes of images; other inputs stay as they are."""
+    ``views`` are the random changes of images; other inputs stay as they are, and then nothing is blended."""
 
     steps: int = 200
-    rate: float = 1e-3
+    rate: float = 3e-3
     weight: float = 1.0
-    views: Augment = field(default_factory=lambda: Augment(crop=2, flip=True))
+    views: Augment = field(default_factory=lambda: Augment(crop=2, flip=True, mixup=1.0))
     seed: int = 0
 
 
@@ -90,7 +92,7 @@ def tune(
     ]
     optimizer = torch.optim.Adam(groups, lr=settings.rate)
     images = image_inputs(tensor_specs(thin.graph.inputs), Augment())
-    views = settings.views if images else Augment()
+    views = views_of(settings.views, images, learn[0])
     right = [lesson.exact(batch) for batch in judge]
     before = best = lesson.harm(judge, right)
     found = {name: w.detach().clone() for name, w in weights.items()}
@@ -112,6 +114,14 @@ def tune(
             if now < best:
                 best, found = now, {name: w.detach().clone() for name, w in weights.items()}
     return Tuned(with_weights(thin, found), before, best)
+
+
+def views_of(views: Augment, images: Mapping[str, Layout], batch: Mapping[str, Tensor]) -> Augment:
+    """What is done to batches like this one: integers, and images beside other inputs, are not blended."""
+    if not images:
+        return Augment()
+    blends = len(images) == len(batch) and all(value.is_floating_point() for value in batch.values())
+    return views if blends else views.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
 
 
 def _course(step: int, steps: int) -> float:

@@ -10,14 +10,14 @@ import torch
 from pydantic import ValidationError
 
 from deploy.compress.channel_fit import kept_channels
-from deploy.compress.channel_tune import Tuning, completed, tune
+from deploy.compress.channel_tune import Tuning, completed, tune, views_of
 from deploy.compress.ground import Ground
 from deploy.compress.prune.step import run as prune
 from deploy.errors import UsageError
 from deploy.graph.groups import find_groups
 from deploy.graph.shrink import shrink
 from deploy.spec.compression import Prune
-from deploy.spec.finetune import Finetune
+from deploy.spec.finetune import Augment, Finetune
 from deploy.train.units import batches
 
 
@@ -48,6 +48,15 @@ def test_what_makes_it_worse_is_not_taken(case, run):
     assert found.after == found.before
     x = {"x": feeds[0]["x"].numpy()}
     np.testing.assert_array_equal(run(found.graph, x), run(thin, x))
+
+
+def test_only_float_images_alone_are_blended():
+    image, layouts = {"x": torch.zeros(4, 3, 8, 8)}, {"x": "NCHW"}
+    asked = Augment(crop=2, flip=True, mixup=1.0)
+    assert views_of(asked, layouts, image) == asked
+    for batch in ({"x": image["x"].byte()}, {**image, "other": torch.zeros(4, 2)}):
+        assert views_of(asked, layouts, batch) == Augment(crop=2, flip=True)
+    assert views_of(asked, {}, {"x": torch.zeros(4, 2)}).identity
 
 
 def test_the_step_prune_tunes_at_its_end_and_needs_samples_for_it(residual, run, data, tmp_path):
