@@ -1,12 +1,14 @@
 """What pruning costs on real networks: criteria against each other, and finetuned against the dense net.
 
     python benchmarks/pruning.py criteria --cases DIR [--only NAME] [--macs 0.3] [--validation] [--markdown F]
-    python benchmarks/pruning.py finetuned --cases DIR [--only NAME] [--epochs 2] [--images N] [--markdown F]
+    python benchmarks/pruning.py finetuned --cases DIR [--only NAME] [--epochs 2] [--images N] [--distil]
+        [--bf16] [--markdown F]
 
 DIR/<case> holds model.onnx, calib.npz and card.json, DIR/data the CIFAR-10 images as JPEG bytes. ``criteria``
 takes channels away with nothing but the calibration samples, whose labels it does not read; ``finetuned``
 trains the dense network and pruned ones in the same way, on the first --images training images, and compares
-them. Scores are those of the first --scored test images, all unless said; with --validation, of the last
+them; with --distil the network as it came teaches all of them, with --bf16 they are trained in
+bfloat16. Scores are those of the first --scored test images, all unless said; with --validation, of the last
 2,000 training images, which is what to look at while anything is still being chosen (the networks were
 trained on them).
 """
@@ -38,7 +40,7 @@ from deploy.graph.cost import macs
 from deploy.graph.shapes import infer
 from deploy.graph.summary import tensor_specs
 from deploy.spec.compression import Criterion, Prune, Scope
-from deploy.spec.finetune import Augment, Finetune
+from deploy.spec.finetune import Augment, Distill, Finetune
 from deploy.train.batchnorm import normalise
 from deploy.train.finetune import finetune
 
@@ -105,6 +107,8 @@ def main() -> None:
     parser.add_argument("--macs", type=float, default=0.3)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--images", type=int, default=TRAINED)
+    parser.add_argument("--distil", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--scored", type=int, default=10_000)
     parser.add_argument("--validation", action="store_true")
     parser.add_argument("--markdown", type=Path)
@@ -188,7 +192,10 @@ def finetuned(case: Case, options: argparse.Namespace) -> Iterator[str]:
         lr=0.02,
         batch_norm="train" if normed else "insert",
         augment=Augment(crop=4, flip=True),
+        precision="bf16" if options.bf16 else "float",
+        distill=Distill(alpha=0.3) if options.distil else None,
     )
+    teachers = (case.model,) if options.distil else ()
     for words, step in (("dense", None), *FINETUNED_WAYS):
         if options.ways and not set(options.ways.split()) >= set(words.split(", ")):
             continue
@@ -198,17 +205,19 @@ def finetuned(case: Case, options: argparse.Namespace) -> Iterator[str]:
             if step is not None:
                 model = run(step.model_copy(update={"macs": options.macs}), model, ground).model
             before = case.score(model)
-            trained = trained_on(model, training, train, Path(folder) / "training")
+            trained = trained_on(model, training, train, teachers, Path(folder) / "training")
         yield (
             f"| {case.name} | {words} | {1 - case.left(model):.1%} | {before:.2%} | "
             f"{case.score(trained):.2%} | {time.process_time() - begin:.0f} |"
         )
 
 
-def trained_on(model: ir.Model, training: Finetune, train: Dataset, folder: Path) -> ir.Model:
+def trained_on(
+    model: ir.Model, training: Finetune, train: Dataset, teachers: Sequence[ir.Model], folder: Path
+) -> ir.Model:
     if training.batch_norm == "insert":
         model = normalise(model, train, trainable=training.trainable, threads=1).model
-    return finetune(model, training, train=train, workdir=folder).model
+    return finetune(model, training, train=train, teachers=teachers, workdir=folder).model
 
 
 FINETUNED_WAYS = (
