@@ -14,6 +14,9 @@ from importlib.util import find_spec
 from types import ModuleType
 
 _LATER = ("sympy", "onnx_ir._symbolic_shapes")
+_MADE_BEFORE_COLLECTING = 5_000
+"""Python looks for garbage after 700 new objects, which is half a second of a short build. Graphs are cycles,
+so some time it has to: memory was 4 % more so."""
 
 
 class _Later(ModuleType):
@@ -41,7 +44,7 @@ def import_later() -> None:
 
 def import_uncollected(name: str) -> None:
     """Import a module and all that it needs without looking for garbage on the way, nor among it later: a
-    hundred thousand objects, all of which stay."""
+    hundred thousand objects, all of which stay. For others it is looked seldom from here on."""
     if name in sys.modules:
         return
     gc.disable()
@@ -49,4 +52,5 @@ def import_uncollected(name: str) -> None:
         import_module(name)
         gc.freeze()
     finally:
+        gc.set_threshold(_MADE_BEFORE_COLLECTING, *gc.get_threshold()[1:])
         gc.enable()

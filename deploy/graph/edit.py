@@ -100,7 +100,7 @@ def fresh_name(model: ir.Model, stem: str, taken: set[str] | None = None) -> str
 def add_initializer(model: ir.Model, name: str, array: np.ndarray, taken: set[str] | None = None) -> ir.Value:
     """Store ``array`` as a new constant under ``name``, or under the next free name if that is taken."""
     name = fresh_name(model, name, taken)
-    tensor = ir.tensor(array, name=name)
+    tensor = ir.Tensor(array, name=name)  # ir.tensor asks slowly what it is given
     value = ir.Value(
         name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
     )

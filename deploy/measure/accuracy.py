@@ -1,6 +1,8 @@
-"""Scores a runner on a dataset."""
+"""Scores runners on a dataset."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from deploy.adapter.batching import fixed_batch, run_samples
 from deploy.adapter.protocol import Runner
@@ -18,13 +20,34 @@ def evaluate(
 
     In batches of ``batch``, or of about 32 that come out even; as the runner prescribes if it does.
     """
+    _feed(dataset, _size(runner, dataset, batch), [(runner, metric)], progress)
+    return metric
+
+
+def evaluate_both(
+    first: tuple[Runner, Metric], second: tuple[Runner, Metric], dataset: Dataset, *, batch: int | None = None
+) -> None:
+    """`evaluate` for both, ``batch`` being the second one's. Data are read once where both take as many
+    samples at a time: to unpack them can take as long as to run a small network on them."""
+    sizes = _size(first[0], dataset, None), _size(second[0], dataset, batch)
+    if sizes[0] == sizes[1]:
+        _feed(dataset, sizes[0], [first, second], SILENT)
+        return
+    for one, size in zip((first, second), sizes, strict=True):
+        _feed(dataset, size, [one], SILENT)
+
+
+def _feed(dataset: Dataset, size: int, judged: Sequence[tuple[Runner, Metric]], progress: Progress) -> None:
     done, total = 0, len(dataset)
-    size = fixed_batch(runner.inputs) or batch or _even(total, _BATCH)
     for part in dataset.batches(size):
-        metric.update(run_samples(runner, part.feeds, size), part)
+        for runner, metric in judged:
+            metric.update(run_samples(runner, part.feeds, size), part)
         done += len(part.ids)
         progress.advance(done, total)
-    return metric
+
+
+def _size(runner: Runner, dataset: Dataset, batch: int | None) -> int:
+    return fixed_batch(runner.inputs) or batch or _even(len(dataset), _BATCH)
 
 
 def _even(total: int, most: int) -> int:

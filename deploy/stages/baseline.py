@@ -17,7 +17,7 @@ from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop, paired_drop
 from deploy.data.metrics import default_metric, make_metric
 from deploy.data.scores import Metric, Score
-from deploy.measure.accuracy import evaluate
+from deploy.measure.accuracy import evaluate, evaluate_both
 from deploy.measure.host import host
 from deploy.measure.latency import Timing, TimingPlan, measure, speedup
 from deploy.measure.memory import peak_memory
@@ -28,9 +28,6 @@ from deploy.spec.project import MetricSection
 
 Role = Literal["eval", "validation", "calibration", "random"]
 Opener = Callable[[], AbstractContextManager[Runner]]
-
-_BATCH = 32
-"""How many samples are scored together."""
 
 
 @dataclass
@@ -48,13 +45,17 @@ class Examiner:
 
     def examine(self, runner: Runner, *, alone: bool = False) -> Drop:
         """The paired drop of ``runner``; ``alone`` where what a sample gives depends on those beside it."""
+        batch = 1 if alone else None
         if self._baseline is None:
             with self.open_baseline() as baseline:
                 name = self.section.name
                 self.metric = default_metric(self.dataset, baseline.outputs) if name == "auto" else name
-                self._baseline = evaluate(baseline, self.dataset, self._new(None))
-        metric = self._new(self._baseline)
-        artifact = evaluate(runner, self.dataset, metric, batch=1 if alone else _BATCH)
+                before = self._new(None)
+                artifact = self._new(before)
+                evaluate_both((baseline, before), (runner, artifact), self.dataset, batch=batch)
+                self._baseline = before
+        else:
+            artifact = evaluate(runner, self.dataset, self._new(self._baseline), batch=batch)
         self.looks += 1
         drop = paired_drop(self._baseline, artifact, groups=_groups(self.dataset))
         self._examined.append((drop, artifact.result()))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from deploy.adapter.batching import fixed_batch, run_samples
-from deploy.data.dataset import Dataset, open_dataset
+from deploy.data.dataset import Dataset, FittedSource, open_dataset
 from deploy.data.metrics import make_metric
-from deploy.measure.accuracy import evaluate
+from deploy.measure.accuracy import evaluate, evaluate_both
 from deploy.progress import Silent
 from deploy.spec.tensors import TensorSpec
 
@@ -59,6 +59,34 @@ def test_the_score_does_not_depend_on_the_batch(dataset: Dataset, size: int, fix
     assert metric.result().value == pytest.approx((LOGITS.argmax(1) == LABELS).mean())
     assert metric.samples == SAMPLES
     assert max(runner.sizes) == (size if fixed else min(size, SAMPLES))
+
+
+@pytest.mark.parametrize(("fixed", "batch", "reads"), [("n", None, 1), (17, None, 2), ("n", 1, 2)])
+def test_two_are_scored_as_each_alone_and_data_are_read_once_for_both_where_they_can_be(
+    dataset: Dataset, fixed: int | str, batch: int | None, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    batches = type(dataset).batches
+
+    def counted(self: FittedSource, size: int, limit: int | None = None, *, feeds: bool = True) -> object:
+        read.append(size)
+        return batches(self, size, limit, feeds=feeds)
+
+    monkeypatch.setattr(FittedSource, "batches", counted)
+    before = make_metric("agreement", output="y")
+    after, labelled = make_metric("agreement", output="y", reference=before), make_metric("top1", output="y")
+    wrong = Reversed(fixed)
+    evaluate_both((Echo("n"), before), (wrong, after), dataset, batch=batch)
+    assert len(read) == reads
+    evaluate(wrong, dataset, labelled)
+    assert before.samples == after.samples == SAMPLES
+    assert after.result().value == np.mean(LOGITS.argmax(1) == LOGITS[:, ::-1].argmax(1))
+    assert labelled.result().value == np.mean(LOGITS[:, ::-1].argmax(1) == LABELS)
+
+
+class Reversed(Echo):
+    def run(self, feeds: Mapping[str, np.ndarray], want: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        return super().run({"x": feeds["x"][:, ::-1]}, want)
 
 
 class Told(Silent):
