@@ -1,4 +1,4 @@
-"""Small PyTorch modules of ten architectures: name -> the module and the shape of its input."""
+"""Small PyTorch modules of twelve architectures: name -> the module and the shape of its input."""
 
 from __future__ import annotations
 
@@ -179,12 +179,48 @@ class Swin(nn.Module):
         return self.merge(windows)
 
 
+class ConvNext(nn.Module):
+    """Depthwise convolutions with norms over the channels, scaled into the residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 16, 2, 2)
+        self.deep, self.norm = nn.Conv2d(8, 8, 7, padding=3, groups=8), nn.LayerNorm(8, 1e-6)
+        self.wide, self.narrow = nn.Linear(8, 32), nn.Linear(32, 8)
+        self.scale = nn.Parameter(torch.full((8,), 0.3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.norm(self.deep(x).permute(0, 2, 3, 1))
+        y = self.scale * self.narrow(fn.gelu(self.wide(y)))
+        return self.last(x + y.permute(0, 3, 1, 2)).mean((2, 3))
+
+
+class Bert(nn.Module):
+    """Embeddings of words and places, attention that leaves padding out, a pooled first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places, self.norm = nn.Embedding(50, 12), nn.Embedding(9, 12), nn.LayerNorm(12)
+        self.turn, self.out, self.after = nn.Linear(12, 36), nn.Linear(12, 12), nn.LayerNorm(12)
+        self.wide, self.narrow, self.pool = nn.Linear(12, 24), nn.Linear(24, 12), nn.Linear(12, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        n, length = ids.shape
+        x = self.norm(self.words(ids) + self.places(torch.arange(length)))
+        unseen = (ids == 0)[:, None, None, :].to(torch.float32) * -1e4
+        query, key, value = self.turn(x).reshape(n, length, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        seen = (query @ key.transpose(-1, -2) / 2 + unseen).softmax(-1) @ value
+        x = self.after(x + self.out(seen.transpose(1, 2).reshape(n, length, 12)))
+        return torch.tanh(self.pool((x + self.narrow(fn.gelu(self.wide(x))))[:, 0]))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet": (resnet, (1, 3, 32, 32)), "mobilenet": (mobilenet, (1, 3, 32, 32)),
     "unet": (UNet, (2, 3, 16, 16)), "dense_shuffle": (DenseShuffle, (1, 3, 12, 12)),
     "vit": (ViT, (1, 3, 32, 32)), "gpt": (Gpt, (1, 10, 12)),
     "recurrent": (Recurrent, (1, 4, 9)), "detector": (Detector, (1, 3, 32, 32)), "text": (Text, (3, 12)),
-    "swin": (Swin, (1, 3, 32, 32)),
+    "swin": (Swin, (1, 3, 32, 32)), "convnext": (ConvNext, (2, 3, 32, 32)), "bert": (Bert, (2, 9)),
 }  # fmt: skip
 
 
@@ -198,5 +234,5 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
             if isinstance(layer, nn.BatchNorm2d):
                 layer.running_mean.normal_(0, 0.3)
                 layer.running_var.uniform_(0.5, 2)
-    whole = name == "text"
+    whole = name in ("text", "bert")
     return module.eval(), torch.randint(0, 50, shape, dtype=torch.int32) if whole else torch.randn(shape)

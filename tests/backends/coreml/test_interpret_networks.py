@@ -19,6 +19,8 @@ from backends.coreml.package import open_package
 from backends.coreml.sdk import quiet, sdk
 
 FAST = ("resnet", "vit", "recurrent")
+TRACED = ("recurrent", "text")
+"""Of exported ones coremltools 9 cannot read an LSTM, and takes GELU's tanh form for the exact one."""
 
 
 def converted(
@@ -30,8 +32,9 @@ def converted(
     with torch.no_grad(), warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         wanted = module(x)
-        if name == "recurrent":  # coremltools cannot read an exported LSTM
-            program, ends = torch.jit.trace(module, x), [ct.TensorType(name="x", shape=x.shape)]
+        if name in TRACED:
+            dtype = np.int32 if x.dtype == torch.int32 else np.float32
+            program, ends = torch.jit.trace(module, x), [ct.TensorType("x", x.shape, dtype)]
         else:
             program, ends = torch.export.export(module, (x,)).run_decompositions({}), None
         model = ct.convert(
@@ -64,7 +67,7 @@ def test_what_the_torch_converter_wrote_computes_what_pytorch_does(name: str, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["iOS16", "iOS18"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_ten_architectures(name: str, target: str, tmp_path: Path) -> None:
+def test_twelve_architectures(name: str, target: str, tmp_path: Path) -> None:
     path, feeds, wanted = converted(name, tmp_path / "p.mlpackage", target=target)
     assert worst(evaluated(path, feeds), wanted) < 1e-5
     path, feeds, wanted = converted(name, tmp_path / "h.mlpackage", target=target, half=True)
