@@ -6,8 +6,9 @@ is quantized. ONNX's int64 becomes int32; so do the bounds of slices that mean "
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ class Emitter:
     node: str = ""
     _taken: set[str] = field(default_factory=set)
     _constants: dict[ir.Value, Var] = field(default_factory=dict)
+    _alike: dict[tuple[str, ...], Var] = field(default_factory=dict)
 
     def need(self, level: int, what: str) -> None:
         """Raises Unsupported where the deployment target is too old for ``what``."""
@@ -118,7 +120,7 @@ class Emitter:
         if array is None:
             raise Unsupported(f"'{value.name}' is a result that the program has no variable for")
         if value not in self._constants:
-            made = builder().const(val=stored(array), name=self.name(value.name or "constant"))
+            made = self.op("const", value.name or "constant", val=stored(array))
             self._constants[value] = made
             if array.dtype.kind == "f":
                 self.weights[value.name or ""] = made
@@ -135,7 +137,7 @@ class Emitter:
         if value in self.stored_by_outputs:
             return self.carried[value]
         array = self.numbers(value, "weights")
-        made = builder().const(val=stored(array.T), name=self.name(f"{value.name}_by_outputs"))
+        made = self.op("const", f"{value.name}_by_outputs", val=stored(array.T))
         self.stored_by_outputs.add(value)
         self.weights[value.name or ""] = made
         return self.give(value, made)
@@ -148,7 +150,16 @@ class Emitter:
     # --- writing --------------------------------------------------------------------------------------------
 
     def op(self, kind: str, stem: str = "", **inputs: object) -> Var:
-        """An operation of MIL between values; ``stem`` is what its result is called, if it may."""
+        """An operation of MIL between values; ``stem`` is what its result is called, if it may. Equal
+        constants become one, or a pass of coremltools would unite them and lose one's name."""
+        if kind.startswith("const"):
+            key = (kind, *(f"{name}={_told(given)}" for name, given in sorted(inputs.items())))
+            if key not in self._alike:
+                self._alike[key] = self._made(kind, stem, inputs)
+            return self._alike[key]
+        return self._made(kind, stem, inputs)
+
+    def _made(self, kind: str, stem: str, inputs: Mapping[str, object]) -> Var:
         function = getattr(builder(), kind)
         made: Var = function(name=self.name(stem or f"{self.node}_{kind}"), **inputs)
         for var in made if isinstance(made, (tuple, list)) else (made,):
@@ -174,6 +185,14 @@ class Emitter:
             found = f"{plain}_{number}"
         self._taken.add(found)
         return found
+
+
+def _told(given: object) -> str:
+    """An operand of a constant, as one knows it again; a type of few bits is NumPy's with a note."""
+    if not isinstance(given, np.ndarray):
+        return f"{getattr(given, 'name', given)}"
+    content = hashlib.sha256(np.ascontiguousarray(given).data).hexdigest()
+    return f"{given.dtype} {given.dtype.metadata} {given.shape} {content}"
 
 
 def stored(array: np.ndarray) -> np.ndarray:

@@ -166,6 +166,15 @@ def stored_scale(scale: np.ndarray, rules: QuantRules) -> np.ndarray:
     scale = np.maximum(scale, _SMALLEST_SCALE)
     if rules.scale == "float32":
         return scale.astype(np.float32)
+    return half_scale(scale)
+
+
+def half_scale(scale: np.ndarray) -> np.ndarray:
+    """Scales as float16, rounded up.
+
+    >>> half_scale(np.array([0.1, 1e-9])).tolist()
+    [0.10003662109375, 5.960464477539063e-08]
+    """
     half = np.maximum(scale.astype(np.float16), np.float16(2.0**-24))
     return np.asarray(np.where(half.astype(np.float64) < scale, np.nextafter(half, np.float16(np.inf)), half))
 

@@ -27,6 +27,7 @@ from deploy.graph.products import SHORTEST, columns_last, product_weights
 from deploy.graph.qdq import data_digest, insert, quantize_array
 from deploy.graph.shapes import static_shape
 from deploy.graph.weights import SMALLEST, fits_half, large_weights, stored_as_half
+from deploy.quantize.assign import half_scale
 from deploy.quantize.groups import quantize_groups
 from deploy.quantize.weights import assign_weights, weight_scales
 from deploy.spec.plan import BlockPlan, QuantParams, TensorPlan
@@ -94,7 +95,7 @@ def stored_share(model: ir.Model, runtime: Runtime, form: WeightForm) -> float:
     """Which part of the large weights a form stores on a runtime: by rules those of products alone."""
     large = large_weights(model)
     rules = None if form == "fp16" else runtime.weights.get(form)
-    stored = large if rules is None else product_weights(model, rules.operations)
+    stored = large if rules is None or rules.others else product_weights(model, rules.operations)
     sizes = {name: math.prod(shape) for name in large if (shape := _static(model, name)) is not None}
     whole = sum(sizes.values())
     return sum(sizes.get(name, 0) for name in stored) / whole if whole else 1.0
@@ -110,16 +111,17 @@ def store_weights(model: ir.Model, form: WeightForm, runtime: Runtime, excluded:
     if form == "fp16":
         halved = [name for name in large_weights(model, excluded) if _fits(model, name)]
         return Stored(stored_as_half(model, halved), {}, frozenset(halved), {})
+    half, bits = runtime.around == "float16", 4 if form == "w4" else 8
     if (rules := runtime.weights.get(form)) is not None:
-        return _store_products(model, form, rules, excluded)
-    assignment = assign_weights(model, 4 if form == "w4" else 8, excluded)
+        return _store_products(model, bits, rules, excluded, half)
+    assignment = assign_weights(model, bits, excluded, half=half)
     graph = insert(model, assignment.tensors, assignment.codes)
     rounded = rounded_inputs(graph, runtime.rounds) if form == "dynamic" else {}
     return Stored(graph, assignment.tensors, frozenset(assignment.tensors), rounded)
 
 
 def _store_products(
-    model: ir.Model, form: WeightForm, rules: WeightRules, excluded: Collection[str]
+    model: ir.Model, bits: int, rules: WeightRules, excluded: Collection[str], half: bool
 ) -> Stored:
     weights = product_weights(model, rules.operations, excluded)
     laid_out = columns_last(model, weights)
@@ -131,12 +133,17 @@ def _store_products(
         if not np.isfinite(array).all():
             continue
         group = group_for(len(array), rules)
-        params, codes[name] = _quantized(array, group, 4 if form == "w4" else 8)
+        params, codes[name] = _quantized(array, group, bits, half)
         tensors[name] = TensorPlan(**params.model_dump(), origin="weight", digest=data_digest(codes[name]))
         if rules.rounds == "group" and (size := _rounding(len(array), group, rules)) is not None:
             grouped |= {node.name or "": size for node in nodes}
     readers = frozenset(node.name or "" for name in tensors for node in weights[name])
     whole = readers if rules.rounds == "tensor" else frozenset()
+    if rules.others:
+        rest = assign_weights(laid_out, bits, excluded, half=half)
+        left = rest.tensors.keys() - weights.keys()
+        tensors |= {name: plan for name, plan in rest.tensors.items() if name in left}
+        codes |= {name: array for name, array in rest.codes.items() if name in left}
     return Stored(insert(laid_out, tensors, codes), tensors, frozenset(tensors), {}, grouped, whole)
 
 
@@ -165,11 +172,12 @@ def _rounding(size: int, group: int | None, rules: WeightRules) -> int | None:
     return together
 
 
-def _quantized(array: np.ndarray, group: int | None, bits: int) -> tuple[QuantParams, np.ndarray]:
+def _quantized(array: np.ndarray, group: int | None, bits: int, half: bool) -> tuple[QuantParams, np.ndarray]:
     if group is not None:
-        return quantize_groups(array, group, bits)
+        return quantize_groups(array, group, bits, half=half)
     limit = 2 ** (bits - 1) - 1
     scale = weight_scales(array, 1, limit, search=bits < 8)
+    scale = half_scale(scale) if half else scale
     params = QuantParams(
         type="int8" if bits == 8 else "int4",
         scale=tuple(map(float, scale)),

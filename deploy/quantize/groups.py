@@ -11,7 +11,7 @@ then the least-squares one, <w, q> / <q, q>, by turns with rounding anew as long
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,8 +38,11 @@ class _Groups:
     error: np.ndarray
 
 
-def quantize_groups(array: np.ndarray, group: int, bits: int) -> tuple[QuantParams, np.ndarray]:
+def quantize_groups(
+    array: np.ndarray, group: int, bits: int, *, half: bool = False
+) -> tuple[QuantParams, np.ndarray]:
     """Parameters and codes of a float32 matrix [K, N], K being summed over; the last group may be shorter.
+    ``half``: scales are float16 numbers.
 
     >>> weights = np.array([[-3.5], [0.5], [0.25], [1.75]], np.float32)
     >>> params, codes = quantize_groups(weights, 2, 4)
@@ -57,6 +60,11 @@ def quantize_groups(array: np.ndarray, group: int, bits: int) -> tuple[QuantPara
         shifted = _searched(rows, "uint4")
         if shifted.error.sum() < _ZERO_POINTS_PAY * found.error.sum():
             kind, found = "uint4", shifted
+    if half:
+        low, high = _bounds(kind)
+        scale = np.maximum(found.scale.astype(np.float16), np.float16(2.0**-24)).astype(np.float32)
+        rounded = _rounded(rows, scale, found.zero, low, high)
+        found = replace(rounded, codes=rounded.codes.astype(found.codes.dtype))
     codes = found.codes.reshape(parts, columns, group).transpose(0, 2, 1).reshape(-1, columns)[:size]
     params = QuantParams(
         type=kind,
@@ -78,9 +86,7 @@ def _searched(rows: np.ndarray, kind: QuantType) -> _Groups:
 
 def _best(rows: np.ndarray, kind: QuantType) -> _Groups:
     """Of the ranges tried that which loses least, by group, and its scale fitted to the codes."""
-    low, high = RANGES[kind]
-    if kind == "int8":
-        low = -high  # symmetric weights leave out the last code
+    low, high = _bounds(kind)
     if kind == "uint4":
         least, most = np.minimum(rows.min(axis=1), 0), np.maximum(rows.max(axis=1), 0)
         full = np.maximum((most - least) / (high - low), _SMALLEST_SCALE).astype(np.float32)
@@ -104,6 +110,12 @@ def _best(rows: np.ndarray, kind: QuantType) -> _Groups:
         best = _better(best, _rounded(rows, scale, best.zero, low, high))
     codes = np.dtype(np.uint8 if kind == "uint4" else np.int8)
     return _Groups(best.codes.astype(codes), best.scale, best.zero, best.error)
+
+
+def _bounds(kind: QuantType) -> tuple[int, int]:
+    """The codes that are used: weights of 8 bits, which are symmetric, leave out the least."""
+    low, high = RANGES[kind]
+    return (-high if kind == "int8" else low), high
 
 
 def _rounded(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray, low: int, high: int) -> _Groups:

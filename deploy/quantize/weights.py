@@ -14,7 +14,7 @@ import onnx_ir as ir
 from deploy.graph.edit import constant
 from deploy.graph.qdq import data_digest, quantize_array
 from deploy.graph.weights import large_weights
-from deploy.quantize.assign import Assignment, common_axis
+from deploy.quantize.assign import Assignment, common_axis, half_scale
 from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.tensors import QuantType
 
@@ -23,8 +23,11 @@ _SHRINK = np.linspace(1.0, 0.5, 26)
 """What is tried of the scale that covers a channel: at 4 bits it is better to clip a little."""
 
 
-def assign_weights(model: ir.Model, bits: int, excluded: Collection[str] = ()) -> Assignment:
-    """Parameters and integers of every large weight that no node in ``excluded`` reads."""
+def assign_weights(
+    model: ir.Model, bits: int, excluded: Collection[str] = (), *, half: bool = False
+) -> Assignment:
+    """Parameters and integers of every large weight that no node in ``excluded`` reads. ``half``: scales are
+    float16 numbers."""
     kind: QuantType = "int8" if bits == 8 else "int4"
     limit = 2 ** (bits - 1) - 1
     tensors, codes = {}, {}
@@ -35,6 +38,7 @@ def assign_weights(model: ir.Model, bits: int, excluded: Collection[str] = ()) -
             continue
         axis = common_axis(uses, array.ndim)
         scale = weight_scales(array, axis, limit, search=bits < 8)
+        scale = half_scale(scale) if half else scale
         params = QuantParams(
             type=kind, scale=tuple(map(float, scale)), zero_point=(0,) * scale.size, axis=axis
         )
