@@ -65,6 +65,7 @@ class ForeignRunner:
             raise
         self.executed_by = str(said["executed_by"])
         self.inputs, self.outputs = _specs(said, "inputs"), _specs(said, "outputs")
+        self.classes, self.usual = _named(said)
 
     def run(
         self, feeds: Arrays, want: Sequence[str] = (), state: States | None = None
@@ -142,6 +143,12 @@ def _specs(said: Mapping[str, object], name: str) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec.model_validate(spec) for spec in listed)
 
 
+def _named(said: Mapping[str, object]) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    classes, usual = said["classes"], said["usual"]
+    assert isinstance(classes, list) and isinstance(usual, dict)
+    return tuple(map(str, classes)), {str(name): tuple(map(int, sizes)) for name, sizes in usual.items()}
+
+
 class _Reader:
     """What the child knows: the runner, once a package was opened."""
 
@@ -161,6 +168,8 @@ class _Reader:
                     "executed_by": self._runner.executed_by,
                     "inputs": [spec.model_dump(mode="json") for spec in self._runner.inputs],
                     "outputs": [spec.model_dump(mode="json") for spec in self._runner.outputs],
+                    "classes": self._runner.classes,
+                    "usual": self._runner.usual,
                 },
                 self._runner.fresh_state(),
             )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from backends.coreml.classes import class_names
 from backends.coreml.features import Feature
 from backends.coreml.interpret.machine import unknown_operations
 from backends.coreml.package import open_package
@@ -43,6 +44,7 @@ def read_contents(path: Path) -> FileContents:
             constant_bytes=package.weight_bytes(),
             inputs=_ports([*interface.inputs, *interface.states]),
             outputs=_ports(interface.outputs),
+            classes=tuple(_text(name) for name in class_names(package, function)[:_MOST]),
             operators=_listing(running, said.version),
             signatures=tuple(
                 Signature(

@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from backends.coreml.classes import class_names
 from backends.coreml.features import Feature
 from backends.coreml.interpret.call import Operand, Refused
 from backends.coreml.interpret.machine import Compute, Machine, state_types
@@ -26,6 +27,8 @@ from deploy.spec.artifact import Options
 from deploy.spec.tensors import TensorSpec
 
 EXECUTED_BY = "reference interpreter"
+CLASSES = "classes"
+"""The size of a dictionary of probabilities."""
 _HINT = "the package needs Core ML itself (macOS), or is damaged"
 States = dict[str, np.ndarray]
 
@@ -45,8 +48,9 @@ class CoreMLRunner:
     """A package made ready. Implements the Runner protocol.
 
     ``inputs`` and ``outputs`` may be given where they are known better than the package says them: an image
-    in NCHW order, names of free sizes. Raises BackendError for a package that is damaged or needs what is not
-    evaluated.
+    in NCHW order, names of free sizes. ``classes`` are the names of a classifier's classes; ``usual`` the
+    sizes that the package itself names for an input, also where others are allowed. Raises BackendError for
+    a package that is damaged or needs what is not evaluated.
     """
 
     def __init__(
@@ -60,12 +64,13 @@ class CoreMLRunner:
         with open_package(path) as package, judged(path):
             self._function, self._interface = package.function(options.function)
             self._machine = self._made(package, options.compute)
-            self._predicted = package.specification.predicted
+            self.classes = class_names(package, self._function)
         self.executed_by = EXECUTED_BY
         self._arguments = {named.name: named for named in self._function.inputs}
         self._fed = {feature.name: feature for feature in self._interface.inputs}
         self._given = {feature.name: feature for feature in self._interface.outputs}
         self.inputs = inputs or tuple(self._input(feature) for feature in self._interface.inputs)
+        self.usual = {f.name: _usual(f) for f in self._interface.inputs if f.shape}
         self.outputs = outputs or tuple(
             _output(self._function, feature) for feature in self._interface.outputs
         )
@@ -229,6 +234,12 @@ def _free(feature: Feature, named: Named | None) -> tuple[int | str, ...]:
     return tuple(shape)
 
 
+def _usual(feature: Feature) -> tuple[int, ...]:
+    if feature.kind == "image":
+        return (1, *feature.shape[-2:], _channels(feature))
+    return feature.shape
+
+
 def _output(function: Function, feature: Feature) -> TensorSpec:
     """An output as the package says it. Of a dictionary, the numbers of its entries in order."""
     made = {named.name: named.type for operation in function.block.operations for named in operation.outputs}
@@ -242,7 +253,7 @@ def _output(function: Function, feature: Feature) -> TensorSpec:
     if isinstance(kind, TensorType) and kind.shape is not None:
         sizes = tuple(f"{feature.name}.{i}" if n is None else n for i, n in enumerate(kind.shape))
     elif feature.kind == "dictionary":
-        sizes = ("classes",)
+        sizes = (CLASSES,)
     return TensorSpec(name=feature.name, dtype=dtype, shape=sizes)
 
 

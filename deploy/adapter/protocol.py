@@ -116,6 +116,26 @@ class Inspects(Protocol):
         """Raises BackendError for a file that is damaged, ToolchainError where the runtime is missing."""
 
 
+class OpenedFile(Runner, Protocol):
+    """A runner over a file that no bundle describes."""
+
+    classes: tuple[str, ...]
+    """Names of the classes that it tells apart, as far as it says them."""
+    usual: Mapping[str, tuple[int, ...]]
+    """Sizes that the file itself names for its inputs, also where others are allowed."""
+
+
+@runtime_checkable
+class Opens(Inspects, Protocol):
+    """A backend that runs files of its format, whoever wrote them."""
+
+    def open_file(self, path: Path) -> OpenedFile:
+        """In a child process, where the file may do no harm; it says itself what it takes and gives.
+
+        Raises BackendError for a file that is damaged or needs what is not here.
+        """
+
+
 class Piece(Protocol):
     """A part of an artifact that lies between values of the graph it was lowered from, and runs alone."""
 

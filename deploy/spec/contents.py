@@ -49,7 +49,8 @@ class Execution(Frozen):
 
 class FileContents(Frozen):
     """``bytes`` is the file's size, ``constant_bytes`` those of weights and parameters; ``metadata`` the size
-    of each entry by name. ``ours``: it holds the entry that our own files have."""
+    of each entry by name. ``classes`` are the names of those that it tells apart. ``ours``: it holds the
+    entry that our own files have."""
 
     format: str
     bytes: int
@@ -60,6 +61,7 @@ class FileContents(Frozen):
     constant_bytes: int
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    classes: tuple[str, ...] = ()
     operators: tuple[OperatorCount, ...]
     signatures: tuple[Signature, ...] = ()
     metadata: dict[str, int] = {}
