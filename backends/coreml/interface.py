@@ -15,8 +15,10 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.coreml.emitter import Emitter
+from backends.coreml.ops.quant import dequantize, quantize
 from backends.coreml.sdk import builder, mil, sdk
 from deploy.adapter.optable import Unsupported
+from deploy.graph.edit import constant, sole_consumer
 from deploy.graph.ends import scores
 from deploy.graph.shapes import model_inputs
 from deploy.spec.ends import Ends, Sizes, shapes_of, span
@@ -104,15 +106,33 @@ class Interface:
             if node.op_type != "Cast" or result.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
                 continue  # who reads it says that there is no variable for it
             self.entered.add(node)
-            if not self.images[value]:
+            if self.images[value]:
+                self._turned(result, var, out)
+            else:
                 out.give(result, var)
-                continue
-            turning = [user for user, _ in result.uses() if _turns(user)]
-            for user in turning:
-                out.give(user.outputs[0], var)
-                self.entered.add(user)
-            if len(turning) < len(list(result.uses())) or result.is_graph_output():
-                out.give(result, out.op("transpose", x=var, perm=np.array(_TO_LAST, np.int32)))
+
+    def _turned(self, value: ir.Value, var: Var, out: Emitter) -> None:
+        """Let ``var``, channels first, stand for what a graph has channels last, up to where it turns it; a
+        pair with one scale between rounds the same in any order."""
+        users = [user for user, _ in value.uses()]
+        pair = _pair_behind(value) if out.level >= 17 else None
+        if pair is not None:
+            out.give(value, var)
+            for node, lower in zip(pair, (quantize, dequantize), strict=True):
+                out.node = node.name or ""
+                lower(node, out)
+            rounded = out.carried[pair[1].outputs[0]]
+            for given in (value, *(node.outputs[0] for node in pair)):
+                del out.carried[given]
+            self.entered.update(pair)
+            self._turned(pair[1].outputs[0], rounded, out)
+            return
+        turning = [user for user in users if _turns(user)]
+        for user in turning:
+            out.give(user.outputs[0], var)
+        self.entered.update(turning)
+        if len(turning) < len(users) or value.is_graph_output():
+            out.give(value, out.op("transpose", x=var, perm=np.array(_TO_LAST, np.int32)))
 
     def _entering(self, value: ir.Value) -> tuple[tuple[int | str, ...], str]:
         """Sizes and type in the program."""
@@ -260,6 +280,18 @@ def _placed(out: Emitter, value: ir.Value) -> Var:
     """The state that a value was read from."""
     read = out.carried[value].op.x.op
     return read.input
+
+
+def _pair_behind(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:
+    """The QuantizeLinear with one scale and the DequantizeLinear that alone read a value."""
+    first = sole_consumer(value)
+    second = None if first is None else sole_consumer(first.outputs[0])
+    if first is None or second is None:
+        return None
+    if (first.op_type, second.op_type) != ("QuantizeLinear", "DequantizeLinear"):
+        return None
+    scale = constant(first.inputs[1])
+    return (first, second) if scale is not None and scale.size == 1 else None
 
 
 def _turns(node: ir.Node) -> bool:

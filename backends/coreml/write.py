@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _HALF, _STORED_HALF = "_cast_fp16", "_to_fp16"
 """What coremltools adds to the name of a variable that it computes in float16, and of a constant."""
+_DATE = "com.github.apple.coremltools.conversion_date"
+"""Left out: a graph gives the same package every day."""
 _PASSES = (
     "common::sanitize_input_output_names",
     "common::noop_elimination",
@@ -131,6 +133,7 @@ def _describe(graph: ir.Model, walked: Walked, model: coremltools.models.MLModel
         nodes={stored: node for var, node in walked.out.makers.items() if (stored := found(var)) is not None},
     )
     model.user_defined_metadata[METADATA] = notes.text()
+    model.user_defined_metadata.pop(_DATE, None)
     return values
 
 

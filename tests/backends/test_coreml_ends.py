@@ -12,14 +12,16 @@ import onnx_ir as ir
 import pytest
 
 from deploy.adapter.profiles import load_profile
+from deploy.adapter.protocol import Remembers
 from deploy.errors import DataError, UnsupportedError
 from deploy.execute.compare import largest_error
 from deploy.graph.interface import Form, adapt_inputs
+from deploy.graph.qdq import insert
 from deploy.graph.shapes import infer
 from deploy.progress import SILENT
 from deploy.spec.artifact import Artifact, Description
 from deploy.spec.ends import Ends
-from deploy.spec.plan import Plan
+from deploy.spec.plan import Plan, TensorPlan, differences
 from deploy.spec.profile import Runtime
 from deploy.spec.tensors import Normalisation, TensorSpec
 
@@ -61,7 +63,7 @@ def run(artifact: Artifact, feeds: dict[str, np.ndarray], chosen: Runtime) -> di
 
 def told(artifact: Artifact, spec: TensorSpec | None = None, **more: object) -> Description:
     inputs = artifact.inputs if spec is None else (spec,)
-    return Description(name="net", text="", version="1", inputs=inputs, outputs=artifact.outputs, **more)  # type: ignore[arg-type]
+    return Description(name="net", text="", version="1", inputs=inputs, outputs=artifact.outputs, **more)
 
 
 def pictures(channels: int, layout: str) -> ir.Model:
@@ -85,13 +87,13 @@ def test_pixels_enter_as_an_image(tmp_path: Path, channels: int, layout: str) ->
     kind = feature.type.imageType
     assert (kind.height, kind.width) == (8, 6)
     assert kind.colorSpace == (kind.ColorSpace.RGB if channels == 3 else kind.ColorSpace.GRAYSCALE)
-    kinds = [operation.type for operation in _operations(artifact)]
+    kinds = _operations(artifact)
     assert "transpose" not in kinds, "a package has channels first, whatever the graph is fed"
 
 
-def _operations(artifact: Artifact) -> list[object]:
+def _operations(artifact: Artifact) -> list[str]:
     function = sdk().utils.load_spec(str(artifact.main.parent)).mlProgram.functions["main"]
-    return list(function.block_specializations[function.opset].operations)
+    return [operation.type for operation in function.block_specializations[function.opset].operations]
 
 
 def test_colours_in_another_order(tmp_path: Path) -> None:
@@ -144,6 +146,7 @@ def test_a_state_stays_in_the_package(tmp_path: Path) -> None:
     runs = [artifact, artifact.model_copy(update={"foreign": True})]
     for opened in runs:
         with CoreML().open(opened, CoreML().options(chosen, 1)) as runner:
+            assert isinstance(runner, Remembers) and runner.states == {"h": "next"}
             for _ in range(2):
                 state = np.zeros((1, 4), np.float32)
                 for _ in range(4):
@@ -249,3 +252,30 @@ def test_a_classifier_needs_an_output_of_so_many_classes(tmp_path: Path) -> None
     model = pictures(3, "NHWC")
     with pytest.raises(UnsupportedError, match="none has one sample's scores of 3 classes"):
         lowered(model, tmp_path, runtime(classes=("a", "b", "c")))
+
+
+def test_an_image_is_rounded_before_it_is_turned(tmp_path: Path) -> None:
+    """A pair stands where the graph has channels last; the package has them first, and carries the plan."""
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (uint8[1,8,6,3] x) => (float[1,8,8,6] y) {
+        f = Cast<to=1>(x)
+        t = Transpose<perm=[0,3,1,2]>(f)
+        y = Conv<pads=[1,1,1,1]>(t, w)
+    }"""
+    model = with_weights(text, drawn({"w": (8, 3, 3, 3)}))
+    params = {
+        name: TensorPlan(type="int8", scale=(2.0,), zero_point=(-64,), origin="calibration")
+        for name in ("f", "t")
+    }
+    rounded, chosen = insert(model, params, {}), runtime()
+    artifact = lowered(rounded, tmp_path, chosen)
+    pixels = {"x": RNG.integers(0, 256, (1, 8, 6, 3), np.uint8)}
+    assert largest_error(reference(rounded, pixels), run(artifact, pixels, chosen)) < 1e-5
+    kinds = _operations(artifact)
+    assert "transpose" not in kinds and kinds.count("quantize") == 2
+    assert differences(PLAN.model_copy(update={"tensors": params}), CoreML().read_plan(artifact)) == []
+
+
+def test_a_package_does_not_say_when_it_was_written(tmp_path: Path) -> None:
+    artifact = lowered(pictures(1, "NCHW"), tmp_path, runtime())
+    said = sdk().utils.load_spec(str(artifact.main.parent)).description.metadata.userDefined
+    assert not [name for name in said if "date" in name]
