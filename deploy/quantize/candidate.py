@@ -33,9 +33,10 @@ from deploy.spec.project import Observer
 from deploy.spec.tensors import Precision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
-    """What does not change while candidates are tried: one graph for one runtime of one target.
+    """What does not change while candidates are tried: one graph for one runtime of one target. It equals
+    itself alone.
 
     ``form`` is how weights are stored, where a form was asked for that concerns them alone. ``refinement`` is
     what the accuracy ladder has added.

@@ -3,7 +3,7 @@
 A multiple-choice knapsack with borders: each block takes one of its choices; a value that is made in one form
 and read in another costs a change of form, once however many read it. Solved as a mixed-integer linear
 program by HiGHS (Huangfu and Hall 2018), which scipy brings. Without a budget it is a least cut (Greig,
-Porteous and Seheult 1989), for which nothing need be imported.
+Porteous and Seheult 1989), and of few blocks every choice is looked at: for these nothing need be imported.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _TIES = 1e-6
 """Of a typical option's time, what the most harmful option costs extra: it decides between equals."""
 _EXACT = 1e12
 """Parts of a typical option's time that a cut tells apart."""
+_FEW = 4096
+"""So many choices are all looked at, sooner than the solver is imported."""
 _TOLERANCE = 1e-6
 """By how much the solver may overstep a row."""
 _ROUNDING = 1e-9
@@ -153,6 +155,8 @@ def fastest_options(problem: Problem, budget: float = math.inf) -> dict[str, Opt
         return {}
     if math.isinf(budget) and (chosen := _by_cut(problem, picks)) is not None:
         return chosen
+    if math.prod(len(options) for options in problem.options.values()) <= _FEW:
+        return _best_of_all(problem, picks, budget)
     costs, rows = _program(problem, picks)
     harms = {i: option.harm / budget for i, (_, option) in enumerate(picks) if option.harm}
     if math.isinf(budget) or not harms:
@@ -161,6 +165,34 @@ def fastest_options(problem: Problem, budget: float = math.inf) -> dict[str, Opt
     if problem.harm(chosen) <= budget * (1 + _ROUNDING):
         return chosen
     return _solved(costs, rows.with_row(harms, 1.0 - _TOLERANCE * (len(picks) + 1)), picks)
+
+
+def _best_of_all(problem: Problem, picks: Sequence[tuple[str, Option]], budget: float) -> dict[str, Option]:
+    """The fastest choice of all there are."""
+    typical, costs = _scaled(picks)
+    options = [
+        [(o, c) for (b, o), c in zip(picks, costs, strict=True) if b == block] for block in problem.options
+    ]
+    places = np.indices([len(each) for each in options]).reshape(len(options), -1)
+    total, harm = np.zeros(places.shape[1]), np.zeros(places.shape[1])
+    integer: dict[str, np.ndarray] = {}
+    for block, each, place in zip(problem.options, options, places, strict=True):
+        total += np.array([cost for _, cost in each])[place]
+        harm += np.array([option.harm for option, _ in each])[place]
+        integer[block] = np.array([option.integer for option, _ in each])[place]
+    floats = np.zeros(places.shape[1], bool)
+    for border in problem.borders:
+        made, read = integer.get(border.maker, floats), [integer.get(r, floats) for r in border.readers]
+        changed = np.any([codes != made for codes in read], axis=0)
+        total += border.ms / typical * (changed & np.any(read, axis=0) if border.free else changed)
+    total[harm > budget * (1 + _ROUNDING)] = np.inf
+    for block, readers in problem.follows.items():
+        some = np.any([integer.get(reader, floats) for reader in readers], axis=0)
+        total[integer.get(block, floats) != some] = np.inf
+    if np.isinf(total).all():
+        raise _failed("no choice does what is asked")
+    best = places[:, int(np.argmin(total))]
+    return {block: each[at][0] for block, each, at in zip(problem.options, options, best, strict=True)}
 
 
 def _program(problem: Problem, picks: Sequence[tuple[str, Option]]) -> tuple[np.ndarray, _Rows]:
@@ -260,11 +292,13 @@ def _solved(costs: np.ndarray, rows: _Rows, picks: Sequence[tuple[str, Option]])
             options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
         )
     if result.x is None:
-        raise BackendError(
-            f"choosing precisions failed: {result.message}", hint="give --precision int8 or float"
-        )
+        raise _failed(result.message)
     taken = result.x[: len(picks)] > 0.5
     return {block: option for (block, option), yes in zip(picks, taken, strict=True) if yes}
+
+
+def _failed(why: str) -> BackendError:
+    return BackendError(f"choosing precisions failed: {why}", hint="give --precision int8 or float")
 
 
 class _Rows:

@@ -1,4 +1,4 @@
-"""The solver against all choices there are, one by one."""
+"""The best of all choices at once, and the solver, against all choices there are, one by one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.quantize import knapsack
 from deploy.quantize.knapsack import Border, Option, Problem, fastest, fastest_options
 from deploy.spec.tensors import INTEGER, Precision
 
 PRECISIONS: tuple[Precision, ...] = ("float", "int8", "bf16")
+
+
+@pytest.fixture(scope="module", autouse=True, params=[knapsack._FEW, 0], ids=["all at once", "solver"])
+def few(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knapsack, "_FEW", request.param)
+        yield
 
 
 def all_choices(problem: Problem) -> Iterator[dict[str, Precision]]:
@@ -73,7 +81,7 @@ def problems(draw: st.DrawFn, least: float = 1e-9) -> tuple[Problem, float]:
     return Problem(options, tuple(borders)), budget
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems())
 def test_no_choice_within_the_budget_is_faster(case: tuple[Problem, float]) -> None:
     problem, budget = case
@@ -238,7 +246,8 @@ def test_what_the_solver_prints_stays_out_of_the_output(capfd, monkeypatch) -> N
         return solved(*given, **more)
 
     monkeypatch.setattr(optimize, "milp", chatty)
+    monkeypatch.setattr(knapsack, "_FEW", 0)
     blocks = {"a": (Option("float", 2.0), Option("int8", 1.0, 5.0))}
-    assert fastest(Problem(blocks, ())) == {"a": "int8"}
+    assert fastest(Problem(blocks, ()), 6.0) == {"a": "int8"}
     ctypes.CDLL(None).fflush(None)
     assert capfd.readouterr().out == ""
