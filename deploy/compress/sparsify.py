@@ -129,6 +129,27 @@ def sparsify(
     return Compressed(result, tuple(rows))
 
 
+def each_alone(
+    model: ir.Model, dataset: Dataset, step: Sparsify, *, seed: int, threads: int, progress: Progress = SILENT
+) -> dict[str, tuple[np.ndarray, float]]:
+    """For every product that fits and is not sparse yet, by node: the weight with 2:4 zeros that leaves least
+    error on samples held out, and that error as a share of the power of what leaves the layer's block.
+
+    Each as if it were the only one, fed with what the graph as it is makes: any of them go together, none
+    makes up for another. Raises as `sparsify` does.
+    """
+    zeros = _Zeros(model, step, None, ())
+    found = {}
+    with reproducible(threads), torch.no_grad():
+        layers = Layers(model, zeros.products, dataset, step.samples, seed)
+        for stop, product in layers.visit(progress):
+            ways = list(zeros.ways(layers, stop, product).values())
+            errors = [layers.error(stop, product.weight, array) for array in ways]
+            best = min(range(len(ways)), key=lambda i: (math.isnan(errors[i]), errors[i]))
+            found[product.node.name or ""] = (ways[best].numpy(), errors[best])
+    return found
+
+
 class _Zeros:
     """What is to become sparse, and how: ``kept`` is true at what magnitudes alone keep of ``wanted``."""
 

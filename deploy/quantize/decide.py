@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from deploy.quantize.ladder import Ladder, climb_again, climb_until
 from deploy.quantize.mix import harm_of, mixture
 from deploy.quantize.pays import problem_of
 from deploy.quantize.sensitivity import block_sqnr
+from deploy.quantize.sparse import NO_SPARSE_WEIGHTS, SparseWeights, sparse_weights, with_sparse
 from deploy.quantize.trial import Judge, Search, Trial, trial_of
 from deploy.spec.ladder import RungName, RungRecord
 from deploy.spec.manifest import Choice
@@ -26,6 +27,7 @@ _SQNR_SAMPLES = 64
 SLOWER_SO = "faster as float, its borders counted"
 BY_COSTS = "the fastest by the costs of kernels, of those within the budget"
 """The reason for a mixture, by which a replay knows one."""
+SPARSE = "2:4 sparse blocks"
 _NOT_MEASURED: Mapping[str, float] = {}
 
 
@@ -58,11 +60,13 @@ def decide(
     accept: Judge | None,
     locked: frozenset[str] | None,
     locked_rungs: Sequence[RungName] = (),
+    locked_sparse: Collection[str] = (),
     ladder: Ladder | None = None,
     start: int = 0,
     why_float: str = "",
     sqnr: Mapping[str, float] | None = None,
     workdir: Path,
+    seed: int = 0,
     threads: int,
     progress: Progress,
 ) -> Decided:
@@ -73,9 +77,10 @@ def decide(
     what validation data allowed, twice as many blocks go back to float and they are looked at again; at
     least ``start`` blocks are float. ``precision`` "int8" and "w8a16" keep every block so whatever it
     costs; the forms that need no ranges ("float", "fp16", "w8" ...) are a single candidate. ``locked``
-    names the float blocks of an earlier build, and ``locked_rungs`` what it climbed, which are then taken
-    as they are; the plan is the same as that build's, given ``why_float`` where they ended so for another
-    reason than accuracy. ``sqnr`` is the `noise` of the subject's blocks where it is known already.
+    names the float blocks of an earlier build, ``locked_rungs`` what it climbed and ``locked_sparse`` the
+    blocks that got 2:4 zeros, which are then taken as they are; the plan is the same as that build's, given
+    ``why_float`` where they ended so for another reason than accuracy. ``sqnr`` is the `noise` of the
+    subject's blocks where it is known already.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in WITHOUT_RANGES:
@@ -87,6 +92,9 @@ def decide(
             subject = climb_again(ladder, subject, locked_rungs)
         _require_known(locked, subject)
         sqnr = noise(subject, calibration, threads)
+        if locked_sparse:
+            zeros = sparse_weights(subject, calibration, seed=seed, threads=threads, progress=progress)
+            subject = with_sparse(subject, zeros, locked_sparse)
         return _decide_fixed(subject, locked, judge, accept, max_drop, workdir, sqnr, why_float)
 
     search = Search(judge, workdir / "candidate")
@@ -144,31 +152,47 @@ def decide_mixed(
     workdir: Path,
     progress: Progress,
     given: Decided | None = None,
+    sparse: SparseWeights = NO_SPARSE_WEIGHTS,
 ) -> Decided | None:
     """The fastest mixture of float and integer blocks by the ``costs`` of kernels; None where there is none
     within the budget, or it is what was decided by accuracy alone (``given``).
 
-    ``sqnr``: see `noise`. Raises LookupError and UnknownSizeError where costs are not known.
+    ``sqnr``: see `noise`. Blocks may have the 2:4 zeros of ``sparse``, too, where there is a ``judge``.
+    Raises LookupError and UnknownSizeError where costs are not known.
     """
     able = frozenset(subject.int8_blocks())
-    problem = problem_of(subject, costs, harm_of(sqnr))
+    problem = problem_of(subject, costs, harm_of(sqnr), sparse={} if judge is None else sparse.harm)
     search = Search(judge, workdir / "mixed", SLOWER_SO)
+    with_zeros: dict[frozenset[str], Subject] = {}
 
-    def scored(float_blocks: frozenset[str]) -> Drop:
+    def thinned(blocks: frozenset[str]) -> Subject:
+        if blocks not in with_zeros:
+            with_zeros[blocks] = with_sparse(subject, sparse, blocks)
+        return with_zeros[blocks]
+
+    def scored(float_blocks: frozenset[str], sparse_blocks: frozenset[str]) -> Drop:
         known = given.trials[-1].drop if given is not None and given.trials else None
-        if given is not None and known is not None and float_blocks == given.float_blocks:
+        same = given is not None and not sparse_blocks and float_blocks == given.float_blocks
+        if known is not None and same:
             return known
-        return search.score(subject, float_blocks, sqnr)
+        return search.score(thinned(sparse_blocks), float_blocks, sqnr)
 
     found = mixture(problem, able, scored if judge is not None else None, max_drop, progress)
-    if found is None or (given is not None and found.float_blocks == given.float_blocks):
+    if found is None:
         return None
+    if given is not None and found.float_blocks == given.float_blocks and not found.sparse_blocks:
+        return None
+    subject = thinned(found.sparse_blocks)
     chosen = search.candidate(subject, found.float_blocks, sqnr)
     count = len(able) - len(found.float_blocks)
-    choice = Choice(what="INT8 blocks", chosen=f"{count} of {len(able)}", reason=BY_COSTS)
+    choices = [*_climbed(subject)]
+    choices.append(Choice(what="INT8 blocks", chosen=f"{count} of {len(able)}", reason=BY_COSTS))
+    if found.sparse_blocks:
+        many = f"{len(found.sparse_blocks)} of {len(sparse.harm)}"
+        gain = f"{subject.runtime.name} computes them {subject.runtime.sparsity_gain:g} times as fast"
+        choices.append(Choice(what=SPARSE, chosen=many, reason=gain))
     trials = search.ending_with(chosen, subject, found.float_blocks, found.drop)
-    choices = (*_climbed(subject), choice)
-    return Decided(subject, chosen, found.float_blocks, found.drop, True, choices, sqnr, trials)
+    return Decided(subject, chosen, found.float_blocks, found.drop, True, tuple(choices), sqnr, trials)
 
 
 def noise(subject: Subject, calibration: Dataset, threads: int) -> Mapping[str, float]:

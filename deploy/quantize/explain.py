@@ -54,6 +54,8 @@ class Table:
     """What the integers are called."""
     carried: frozenset[str]
     """Blocks that only move data, and move integers here."""
+    zeros: Mapping[str, float]
+    """How many times as fast blocks are by the 2:4 zeros in their weights."""
     predicted_ms: float
 
 
@@ -92,7 +94,7 @@ def explain(
                 sqnr_db=block.sqnr_db,
                 noise=_rounded(share),
                 points=points.get(block.id),
-                reason=_reason(block, table, share, block.id in able),
+                reason=_with_zeros(_reason(block, table, share, block.id in able), block, table),
                 **_figures(block.id, table),
             )
         )
@@ -123,8 +125,21 @@ def table_of(subject: Subject, plan: Plan, costs: CostSource) -> Table:
         words=_words(subject, as_float),
         form="INT8 by INT16" if subject.integer_precision == "w8a16" else "INT8",
         carried=frozenset(b for b in problem.follows if chosen[b] in INTEGER),
+        zeros=_zeros(subject, plan, costs),
         predicted_ms=predict(subject.graph, plan.tensors, subject.runtime, costs).ms,
     )
+
+
+def _zeros(subject: Subject, plan: Plan, costs: CostSource) -> dict[str, float]:
+    thin = [block.id for block in plan.blocks if block.sparsity is not None]
+    if not thin or subject.runtime.sparsity_gain <= 1:
+        return {}
+    blind = subject.runtime.model_copy(update={"sparsity": None})
+    ms, dense = (
+        predict(subject.graph, plan.tensors, runtime, costs).by_block(subject.blocks)
+        for runtime in (subject.runtime, blind)
+    )
+    return {block: dense[block] / ms[block] for block in thin if ms[block] > 0}
 
 
 def followed(problem: Problem, integers: Mapping[str, Precision]) -> dict[str, Precision]:
@@ -237,6 +252,15 @@ def _reason(block: BlockPlan, table: Table | None, share: float | None, able: bo
     if block.reason != _FOR_ACCURACY:  # a race, a lock, a user: the table may think otherwise
         said = f"by the costs of kernels {said}"
     return f"{_with_noise(block, noisy)}; {said}"
+
+
+def _with_zeros(reason: str, block: BlockPlan, table: Table | None) -> str:
+    """The reason, and what the zeros of a block bring where that is known."""
+    if block.sparsity is None:
+        return reason
+    times = None if table is None else table.zeros.get(block.id)
+    said = "2:4 zeros" + ("" if times is None else f": {_times(times)} dense")
+    return f"{reason}; {said}" if reason else said
 
 
 def _speed(block: str, table: Table) -> float:

@@ -1,4 +1,5 @@
-"""The fastest mixture of float and integer blocks within an accuracy budget, by the costs of kernels.
+"""The fastest mixture of float and integer blocks, with 2:4 zeros or without, within an accuracy budget, by
+the costs of kernels.
 
 Where a block's integer kernel is slower than its float one, or the changes of form around it cost more than
 it wins, the block stays float, whatever its accuracy. How much harm (relative noise power, added up over
@@ -10,23 +11,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deploy.data.interval import Drop
 from deploy.progress import Progress
-from deploy.quantize.knapsack import Problem, fastest
+from deploy.quantize.knapsack import Problem, fastest_options
 
 _STEPS = 6
 """Trials of the bisection. After them the harm allowed is known within a factor of four, and better the
 sooner a choice held; a model that holds only with 4,096 times less harm than the first choice gets none."""
 
+Score = Callable[[frozenset[str], frozenset[str]], Drop]
+"""What a form loses: these blocks float, those with 2:4 zeros."""
+
 
 @dataclass(frozen=True)
 class Mixture:
-    """The blocks that stay float, of those that could be integers, and what was measured of it."""
+    """The blocks that stay float, of those that could be integers, and what was measured of it;
+    ``sparse_blocks`` are those whose weights get 2:4 zeros."""
 
     float_blocks: frozenset[str]
     drop: Drop | None
+    sparse_blocks: frozenset[str] = frozenset()
 
 
 def harm_of(sqnr: Mapping[str, float]) -> dict[str, float]:
@@ -42,7 +48,7 @@ def harm_of(sqnr: Mapping[str, float]) -> dict[str, float]:
 def mixture(
     problem: Problem,
     able: frozenset[str],
-    score: Callable[[frozenset[str]], Drop] | None,
+    score: Score | None,
     max_drop: float,
     progress: Progress,
     *,
@@ -51,49 +57,58 @@ def mixture(
     """The fastest choice whose drop is within ``max_drop``, of those that harm no more than ``budget``.
 
     ``able`` are the blocks that may be integers. Without ``score`` the fastest is taken as it is. None where
-    no integers pay, or none hold the budget. Raises BackendError where the solver fails.
+    neither integers nor zeros pay, or none hold the budget. Raises BackendError where the solver fails.
     """
-    tried: dict[frozenset[str], Drop] = {}
+    tried: dict[_Form, Drop] = {}
 
-    def floats(harm: float) -> frozenset[str]:
-        chosen = fastest(problem, harm)
-        return frozenset(b for b in able if b in chosen and not _integer(problem, b, chosen))
+    def form(harm: float) -> _Form:
+        chosen = fastest_options(problem, harm)
+        return _Form(
+            frozenset(b for b in able if b in chosen and not chosen[b].integer),
+            frozenset(b for b, option in chosen.items() if option.sparsity is not None),
+            sum(option.harm for b, option in chosen.items() if b in able),
+        )
 
-    def harm_in(float_blocks: frozenset[str]) -> float:
-        """What the able blocks that are not float harm."""
-        return sum(o.harm for b in able - float_blocks for o in problem.options[b] if o.integer)
-
-    def holds(float_blocks: frozenset[str]) -> bool:
+    def holds(one: _Form) -> bool:
         assert score is not None
-        if float_blocks not in tried:
-            tried[float_blocks] = score(float_blocks)
-            drop = tried[float_blocks]
+        if one not in tried:
+            tried[one] = score(one.floats, one.sparse)
+            drop = tried[one]
             if not drop.within(max_drop):
+                zeros = f", {len(one.sparse)} with 2:4 zeros" if one.sparse else ""
                 progress.note(
-                    f"{len(float_blocks)} of {len(able)} blocks float by cost: drop {drop.drop:+.4f}, "
+                    f"{len(one.floats)} of {len(able)} blocks float by cost{zeros}: drop {drop.drop:+.4f}, "
                     f"over the budget of {max_drop:.4f}"
                 )
-        return tried[float_blocks].within(max_drop)
+        return tried[one].within(max_drop)
 
-    first = floats(budget)
-    if first >= able:
+    def wins_nothing(one: _Form) -> bool:
+        return one.floats >= able and not one.sparse
+
+    first = form(budget)
+    if wins_nothing(first):
         return None
     if score is None:
-        return Mixture(first, None)
+        return Mixture(first.floats, None, first.sparse)
     if holds(first):
-        return Mixture(first, tried[first])
-    high, low, best = harm_in(first), 0.0, None
+        return Mixture(first.floats, tried[first], first.sparse)
+    high, low, best = first.harm, 0.0, None
     for _ in range(_STEPS):
         middle = high / 4 if low == 0.0 else math.sqrt(low * high)
-        candidate = floats(middle)
-        if candidate >= able:  # so little harm buys nothing, more may
+        candidate = form(middle)
+        if wins_nothing(candidate):  # so little harm buys nothing, more may
             low = middle
         elif holds(candidate):
             low, best = middle, candidate
         else:
-            high = min(middle, harm_in(candidate))
-    return None if best is None else Mixture(best, tried[best])
+            high = min(middle, candidate.harm)
+    return None if best is None else Mixture(best.floats, tried[best], best.sparse)
 
 
-def _integer(problem: Problem, block: str, chosen: Mapping[str, str]) -> bool:
-    return next(o for o in problem.options[block] if o.precision == chosen[block]).integer
+@dataclass(frozen=True)
+class _Form:
+    """A choice: the blocks that stay float, those with 2:4 zeros, and what it harms."""
+
+    floats: frozenset[str]
+    sparse: frozenset[str]
+    harm: float = field(compare=False)

@@ -22,6 +22,7 @@ class Refinement:
     ``ranges`` by the leader of a group of values; ``apart`` are nodes that move no integers; ``rounded``
     holds tensors and codes of weights, which count where the scales are still theirs; ``correction`` comes
     after all of these. ``trained`` is the whole assignment with every block quantized, learned together.
+    ``sparse`` are the blocks whose weights have got 2:4 zeros after the rungs.
     """
 
     rungs: tuple[RungName, ...] = ()
@@ -30,6 +31,7 @@ class Refinement:
     rounded: Assignment | None = None
     correction: Correction | None = None
     trained: Assignment | None = None
+    sparse: frozenset[str] = frozenset()
 
     def with_rounding(self, assignment: Assignment) -> Assignment:
         """The assignment with the codes that were chosen for its weights."""

@@ -27,14 +27,15 @@ class Trial:
     drop: Drop | None
     float_blocks: frozenset[str] = frozenset()
     rungs: tuple[RungName, ...] = ()
+    sparse_blocks: frozenset[str] = frozenset()
 
 
 def trial_of(
     candidate: Candidate, subject: Subject, float_blocks: frozenset[str], drop: Drop | None
 ) -> Trial:
     """A candidate without its weights."""
-    size, rungs = candidate.artifact.size_bytes(), subject.refinement.rungs
-    return Trial(candidate.plan, size, drop, float_blocks, rungs)
+    size, refined = candidate.artifact.size_bytes(), subject.refinement
+    return Trial(candidate.plan, size, drop, float_blocks, refined.rungs, refined.sparse)
 
 
 class Search:

@@ -71,10 +71,10 @@ class Attempt(Frozen):
 class Point(Frozen):
     """A form of the model that no other one met on the way beats in drop, latency and bytes together.
 
-    ``number`` counts from the fastest on. ``runtime``, ``precision`` (as it was asked for), ``float_blocks``
-    and ``rungs`` (what was done to the weights, in order) are what builds it again; ``mixed``: its float
-    blocks are those that costs of kernels chose. ``form`` names it as among the attempts; ``drop`` is on the
-    data that choose, ``latency_ms`` a median, or a prediction where ``predicted`` says so.
+    ``number`` counts from the fastest on. ``runtime``, ``precision`` (as it was asked for), ``float_blocks``,
+    ``rungs`` (what was done to the weights, in order) and ``sparse_blocks`` are what builds it again;
+    ``mixed``: its blocks are those that costs of kernels chose. ``form`` names it as among the attempts;
+    ``drop`` is on the data that choose, ``latency_ms`` a median, or a prediction where ``predicted`` says so.
     """
 
     number: int = Field(ge=1)
@@ -83,6 +83,7 @@ class Point(Frozen):
     precision: PrecisionRequest
     float_blocks: tuple[str, ...]
     rungs: tuple[str, ...] = ()
+    sparse_blocks: tuple[str, ...] = ()
     mixed: bool = False
     score: float | None = None
     drop: float | None = None

@@ -47,10 +47,13 @@ def settle(job: Job, held: Race) -> tuple[Entrant, Race]:
 
 def _by_accuracy(job: Job, refused: Entrant) -> Entrant:
     """What accuracy alone decides for the runtime of a mixture that nothing else was tried beside."""
-    found = decided_for(job, refused.subject, ask=False)
-    if found.decided.float_blocks != refused.decided.float_blocks:
+    sparse, subject = refused.subject.refinement.sparse, refused.subject
+    if sparse:  # then from the beginning: its zeros may be what eval data refused
+        subject = next(s for s in job.subjects if s.runtime.name == refused.runtime)
+    found = decided_for(job, subject, ask=False)
+    if sparse or found.decided.float_blocks != refused.decided.float_blocks:
         return found
-    return decided_for(job, refused.subject, ask=True, start=_more(refused))
+    return decided_for(job, subject, ask=True, start=_more(refused))
 
 
 def _higher(job: Job, winner: Entrant) -> Entrant | None:

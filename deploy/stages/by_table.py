@@ -78,7 +78,10 @@ def _bound(job: Job, subject: Subject) -> float | None:
         found = expected(job, subject, _fastest_blocks(job, subject, known.costs))
     except (LookupError, UnknownSizeError, BackendError):
         return None
-    return None if found is None else found.ms
+    if found is None:
+        return None
+    zeros = subject.runtime.sparsity_gain if chosen_freely(job, subject) else 1.0  # no block may gain more
+    return found.ms / zeros
 
 
 def may_win(job: Job, subjects: Sequence[Subject]) -> list[Subject]:

@@ -59,6 +59,7 @@ class Compiled(Frozen):
     choices: tuple[Choice, ...]
     float_blocks: tuple[str, ...]
     rungs: tuple[RungName, ...] = ()
+    sparse_blocks: tuple[str, ...] = ()
     precision: PrecisionRequest = "auto"
     ladder: tuple[RungRecord, ...] = ()
     comparison: Comparison | None
@@ -126,6 +127,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         choices=decided.choices,
         float_blocks=tuple(sorted(decided.float_blocks)),
         rungs=winner.subject.refinement.rungs,
+        sparse_blocks=tuple(sorted(winner.subject.refinement.sparse)),
         precision=winner.subject.form or job.request.precision,
         ladder=tuple(record for entrant in held.entrants for record in entrant.decided.rungs),
         comparison=comparison,
@@ -140,7 +142,8 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         outcomes={name: record.outcomes[name] for name in STAGES if name in record.outcomes},
     )
     copy_artifact(decided.candidate.artifact, folder / ARTIFACT)
-    if decided.subject.refinement.rungs:  # else the bundle's graph is the prepared one
+    refined = decided.subject.refinement
+    if refined.rungs or refined.sparse:  # else the bundle's graph is the prepared one
         write_graph(decided.candidate.graph, folder / GRAPH)
     (folder / PLAN).write_text(render(decided.candidate.plan))
     write_selftest(folder / SELFTEST, feeds, outputs)

@@ -11,10 +11,11 @@ from dataclasses import replace
 from functools import partial
 
 from deploy.data.dataset import Dataset
-from deploy.errors import BackendError, UnsupportedError, VerificationError
+from deploy.errors import BackendError, DataError, UnsupportedError, VerificationError
 from deploy.predict.kernels import UnknownSizeError
 from deploy.quantize.candidate import Subject, build_candidate
 from deploy.quantize.decide import Decided, decide, decide_mixed, noise
+from deploy.quantize.sparse import NO_SPARSE_WEIGHTS, SparseWeights, sparse_weights, why_dense
 from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import compare, race
 from deploy.stages.by_form import weights_alone
@@ -129,11 +130,35 @@ def _mixed(
             workdir=job.work / subject.runtime.name,
             progress=job.progress,
             given=given,
+            sparse=_sparse(job, subject),
         )
     except (LookupError, UnknownSizeError, BackendError, VerificationError) as e:
         job.progress.note(f"{subject.runtime.name}: no mixture by cost: {e}")
         return ()
-    return () if decided is None else (Entrant(decided, mixed=bool(decided.float_blocks)),)
+    if decided is None:
+        return ()
+    return (Entrant(decided, mixed=bool(decided.float_blocks or decided.subject.refinement.sparse)),)
+
+
+def _sparse(job: Job, subject: Subject) -> SparseWeights:
+    """The 2:4 zeros that its blocks may have, found once; none where the runtime does not gain by them, or
+    nothing tells what they cost."""
+    if why := why_dense(subject):
+        job.progress.note(why)
+    calibration = job.roles.calibration
+    if subject.runtime.sparsity_gain <= 1 or calibration is None or job.roles.random or job.judge is None:
+        return NO_SPARSE_WEIGHTS
+    if id(subject) not in job.sparse:
+        request = job.request
+        try:
+            found = sparse_weights(
+                subject, calibration, seed=request.seed, threads=request.threads, progress=job.progress
+            )
+        except (DataError, UnsupportedError) as e:
+            job.progress.note(f"2:4 zeros are not chosen for {subject.runtime.name}: {e.message}")
+            found = NO_SPARSE_WEIGHTS
+        job.sparse[id(subject)] = subject, found
+    return job.sparse[id(subject)][1]
 
 
 def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0, climbs: bool = True) -> Entrant:
@@ -150,9 +175,11 @@ def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0, climbs
         start=start,
         locked=None if job.lock is None else frozenset(job.lock.float_blocks),
         locked_rungs=() if job.lock is None else job.lock.rungs,
+        locked_sparse=() if job.lock is None else job.lock.sparse_blocks,
         why_float=why_float(job.lock),
         sqnr=job.noise[id(subject)][1] if id(subject) in job.noise else None,
         workdir=job.work / subject.runtime.name,
+        seed=job.request.seed,
         threads=job.request.threads,
         progress=job.progress,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from deploy.errors import BackendError, VerificationError
 from deploy.quantize.candidate import build_candidate
-from deploy.quantize.decide import BY_COSTS, SLOWER_SO, Decided
+from deploy.quantize.decide import BY_COSTS, SLOWER_SO, SPARSE, Decided
 from deploy.quantize.trial import Trial, trial_of
 from deploy.spec.manifest import Choice
 from deploy.spec.measurement import Point
@@ -70,15 +70,17 @@ def _left_behind(job: Job, entrants: Sequence[Entrant]) -> list[tuple[Entrant, T
 
 
 def _earlier(entrants: Sequence[Entrant]) -> Iterator[tuple[Entrant, Trial]]:
-    """What the search scored on the way to each."""
+    """What the search scored on the way to each, with the 2:4 zeros that it has: only such can be predicted
+    and built by its subject."""
     for entrant in entrants:
         for trial in entrant.decided.trials[:-1]:
-            if trial.drop is not None and not math.isnan(trial.drop.drop):
+            scored = trial.drop is not None and not math.isnan(trial.drop.drop)
+            if scored and trial.sparse_blocks == entrant.subject.refinement.sparse:
                 yield entrant, trial
 
 
 def _key(entrant: Entrant, trial: Trial) -> object:
-    return entrant.runtime, entrant.subject.form, trial.float_blocks, trial.rungs
+    return entrant.runtime, entrant.subject.form, trial.float_blocks, trial.rungs, trial.sparse_blocks
 
 
 def _runner_up(job: Job, entrant: Entrant, trial: Trial, number: int) -> Entrant:
@@ -103,7 +105,7 @@ def _runner_up(job: Job, entrant: Entrant, trial: Trial, number: int) -> Entrant
         float_blocks=trial.float_blocks,
         drop=trial.drop,
         within_budget=trial.drop.within(job.request.budget.max_drop),
-        choices=(*(c for c in given.choices if c.what == "accuracy"), choice),
+        choices=(*(c for c in given.choices if c.what in ("accuracy", SPARSE)), choice),
         sqnr=given.sqnr,
         trials=(trial,),
     )
@@ -221,6 +223,7 @@ def _point(job: Job, form: _Form, number: int) -> Point:
         precision=form.entrant.subject.form or job.request.precision,
         float_blocks=tuple(sorted(trial.float_blocks)),
         rungs=trial.rungs,
+        sparse_blocks=tuple(sorted(trial.sparse_blocks)),
         mixed=form.entrant.mixed,
         score=None if job.judge is None else job.judge.score_of(drop),
         drop=drop,

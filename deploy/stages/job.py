@@ -30,6 +30,7 @@ from deploy.quantize.candidate import Candidate, Subject
 from deploy.quantize.forms import WeightForm, mixes_samples, stored_share, with_form
 from deploy.quantize.place import find_chains
 from deploy.quantize.ranges import Histogram
+from deploy.quantize.sparse import SparseWeights
 from deploy.quantize.trial import Judge
 from deploy.spec.artifact import Artifact, Description
 from deploy.spec.manifest import Lock
@@ -90,6 +91,8 @@ class Job:
     """The milliseconds of the fastest form of a subject, in the same way."""
     noise: dict[int, tuple[Subject, Mapping[str, float]]] = field(default_factory=dict)
     """The signal-to-noise ratio by block of a subject, in the same way."""
+    sparse: dict[int, tuple[Subject, SparseWeights]] = field(default_factory=dict)
+    """The 2:4 zeros that blocks of a subject may have, in the same way."""
     threads: int | None = None
     """With how many the file as given is timed; None: with as many as were asked for."""
 

@@ -64,7 +64,7 @@ def _picked(request: Request, number: int) -> Lock:
     lock = load_lock(_earlier(request))
     choices = [Choice(what="point", chosen=f"{number} of {len(points)}", reason=PICKED)]
     if point.mixed:  # by this reason a replay knows why blocks are float
-        count = point.form.removeprefix("int8 in ").removesuffix(" blocks")
+        count = point.form.partition(",")[0].removeprefix("int8 in ").removesuffix(" blocks")
         choices.insert(0, Choice(what="INT8 blocks", chosen=count, reason=BY_COSTS))
     seen = point.chosen or not lock.looks
     return lock.model_copy(
@@ -74,6 +74,7 @@ def _picked(request: Request, number: int) -> Lock:
             "precision": point.precision,
             "float_blocks": point.float_blocks,
             "rungs": point.rungs,
+            "sparse_blocks": point.sparse_blocks,
             "choices": tuple(choices),
             "looks": lock.looks if seen else lock.looks + 1,
         }

@@ -10,7 +10,7 @@ from deploy.compress import layers
 from deploy.compress.ground import Ground
 from deploy.compress.layers import goal
 from deploy.compress.permute import Search
-from deploy.compress.sparsify import check, masks, prove, sparsify
+from deploy.compress.sparsify import check, each_alone, masks, prove, sparsify
 from deploy.compress.sparsify import run as run_step
 from deploy.errors import DataError, UsageError, VerificationError
 from deploy.frontend import onnx_file
@@ -88,6 +88,22 @@ def test_what_layers_add_at_the_outputs_adds_up(residual, run, data) -> None:
         errors.append(((run(found.graph, feeds) - want) ** 2).mean() / (want**2).mean())
     assert sum(rises) == pytest.approx(np.mean(errors), rel=1e-3)
     assert all(rise > 0 for rise in rises[:1])
+
+
+def test_each_alone_is_told_by_what_it_alone_does(residual, run, data) -> None:
+    found = each_alone(residual, data(residual), Sparsify(samples=64), seed=0, threads=1)
+    by_node = {p.node.name: p for p in products(residual)}
+    assert set(found) == set(by_node)
+    assert all(sparse_2_4(array, by_node[name].axis) for name, (array, _) in found.items())
+    held = [b.feeds for i, b in enumerate(data(residual).batches(16, limit=64)) if i % 4 == 3]
+    last = list(by_node)[-1]  # what leaves its block leaves the network
+    alone = residual.clone()
+    replace_weight(alone, next(n for n in alone.graph if n.name == last), 1, found[last][0])
+    errors = []
+    for feeds in held:
+        want = run(residual, feeds)
+        errors.append(((run(alone, feeds) - want) ** 2).mean() / (want**2).mean())
+    assert found[last][1] == pytest.approx(np.mean(errors), rel=1e-3)
 
 
 @pytest.mark.parametrize("wish", [{}, {"pattern": "unstructured", "sparsity": 0.5}])

@@ -33,7 +33,7 @@ class Score:
         self.problem, self.limit = problem, limit
         self.seen: list[frozenset[str]] = []
 
-    def __call__(self, float_blocks: frozenset[str]) -> Drop:
+    def __call__(self, float_blocks: frozenset[str], sparse_blocks: frozenset[str] = frozenset()) -> Drop:
         self.seen.append(float_blocks)
         drop = MAX_DROP * (0.5 if harm(self.problem, float_blocks) <= self.limit else 2.0)
         return Drop(drop, drop, drop)
@@ -133,6 +133,52 @@ def test_what_is_found_holds_and_is_as_fast_as_a_quarter_of_the_harm_allows(
     assert found.drop is not None
     assert found.drop.within(MAX_DROP)
     assert ms(problem, found.float_blocks) <= min(best, ms(problem, able)) + 1e-5
+
+
+def test_zeros_are_chosen_with_the_precision() -> None:
+    """Against every choice of options: those that hold are those within a limit of harm that nobody tells."""
+    options = {
+        name: (
+            Option("float", ms),
+            Option("int8", 0.6 * ms, 0.01),
+            Option("float", 0.5 * ms, harm, "2:4"),
+            Option("int8", 0.3 * ms, 0.01 + harm, "2:4"),
+        )
+        for name, ms, harm in (("a", 2.0, 0.05), ("b", 3.0, 0.4), ("c", 1.0, 0.02))
+    }
+    problem = Problem(options, (Border("a", ("b",), 0.1), Border("b", ("c",), 0.1)))
+    every = [dict(zip(options, taken, strict=True)) for taken in product(*options.values())]
+
+    def taken(floats: frozenset[str], sparse: frozenset[str]) -> dict[str, Option]:
+        wanted = {b: (b not in floats, b in sparse) for b in options}
+        return {
+            b: next(o for o in own if (o.integer, o.sparsity is not None) == wanted[b])
+            for b, own in options.items()
+        }
+
+    for limit in (1.0, 0.2, 0.1, 0.04, 0.02):
+
+        def score(floats: frozenset[str], sparse: frozenset[str], limit: float = limit) -> Drop:
+            drop = MAX_DROP * (0.5 if problem.harm(taken(floats, sparse)) <= limit else 2.0)
+            return Drop(drop, drop, drop)
+
+        found = mixture(problem, frozenset(options), score, MAX_DROP, SILENT)
+        assert found is not None and found.drop is not None and found.drop.within(MAX_DROP)
+        chosen = taken(found.float_blocks, found.sparse_blocks)
+        assert problem.harm(chosen) <= limit
+        sure = [one for one in every if problem.harm(one) <= limit / 4]
+        assert problem.ms(chosen) <= min(map(problem.ms, sure)) + 1e-6
+    assert mixture(problem, frozenset(options), None, MAX_DROP, SILENT) == Mixture(
+        frozenset(), None, frozenset(options)
+    )
+
+
+def test_floats_with_zeros_are_a_choice_where_integers_are_slow() -> None:
+    slow = (Option("float", 1.0), Option("int8", 3.0, 0.1), Option("float", 0.6, 0.1, "2:4"))
+    problem = Problem({"a": slow}, ())
+    assert mixture(problem, frozenset("a"), None, MAX_DROP, SILENT) == Mixture(
+        frozenset("a"), None, frozenset("a")
+    )
 
 
 def test_refusals_are_told() -> None:

@@ -19,17 +19,18 @@ from backends.ort import OnnxRuntime
 from deploy.adapter.overlays import save
 from deploy.adapter.profiles import load_profile
 from deploy.adapter.protocol import Arrays, Availability, Runner
-from deploy.bundle.read import Bundle
+from deploy.bundle.read import Bundle, load_lock
 from deploy.data.interval import Drop
 from deploy.errors import BackendError
+from deploy.graph.pattern import product_zeros
 from deploy.measure.latency import Timing
 from deploy.pipeline import build
-from deploy.progress import Progress
+from deploy.progress import Progress, Silent
 from deploy.quantize.candidate import Subject
 from deploy.spec.artifact import Artifact
 from deploy.spec.overlay import Cost, KernelClass, Machine, Overlay, RuntimeCosts
-from deploy.spec.plan import Plan
-from deploy.spec.profile import Profile, Runtime
+from deploy.spec.plan import BlockPlan, Plan
+from deploy.spec.profile import Fact, Figure, Profile, Runtime, Sparsity
 from deploy.spec.project import Budget
 from deploy.spec.tensors import Precision
 from deploy.stages import by_table
@@ -146,8 +147,11 @@ def make(network: Path, images: dict[str, np.ndarray], tmp_path: Path) -> Build:
 
 
 def precisions(bundle: Bundle) -> list[str]:
-    plan = Plan.model_validate_json((bundle.folder / "plan.json").read_text())
-    return [block.precision for block in plan.blocks]
+    return [block.precision for block in blocks(bundle)]
+
+
+def blocks(bundle: Bundle) -> tuple[BlockPlan, ...]:
+    return Plan.model_validate_json((bundle.folder / "plan.json").read_text()).blocks
 
 
 def looks(bundle: Bundle) -> int:
@@ -293,6 +297,88 @@ def test_a_lock_says_the_same_again(make: Build, tmp_path: Path) -> None:
     (tmp_path / "deploy.lock").write_bytes((first.folder / "deploy.lock").read_bytes())
     again = make(lock=tmp_path / "deploy.lock", out=tmp_path / "again", runtime="ort")
     assert again.digest == first.digest
+
+
+@pytest.fixture
+def gains(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fact], None]:
+    """Gives the target's runtimes something for 2:4 zeros."""
+
+    def give(gain: Fact) -> None:
+        def made(name: str) -> Profile:
+            profile = load_profile(name)
+            zeros = {"sparsity": Sparsity(pattern="2:4", axis=1, gain=gain)}
+            thin = tuple(r.model_copy(update=zeros) for r in profile.runtime)
+            return profile.model_copy(update={"runtime": thin})
+
+        monkeypatch.setattr("deploy.stages.target.load_profile", made)
+
+    return give
+
+
+TWICE = Figure(value=2.0, unit="times", source="made up", date=datetime.date(2026, 11, 21))
+
+
+@pytest.mark.parametrize("codes", [MIXED, SLOWER], ids=["integers", "floats"])
+def test_zeros_are_chosen_with_precisions_where_the_runtime_gains_by_them(
+    make: Build, gains: Callable[[Fact], None], tmp_path: Path, codes: Mapping[KernelClass, float]
+) -> None:
+    pytest.importorskip("torch")
+    gains(TWICE)
+    save(measured(ort=codes))
+    bundle = make(runtime="ort", budget=Budget(max_drop=1.0))
+    sparse = [block for block in blocks(bundle) if block.sparsity == "2:4"]
+    assert len(sparse) == 2, "of three products the first has three channels"
+    for file in (f"artifact/{bundle.manifest.artifact.files[0]}", "graph.onnx"):
+        assert sorted(product_zeros(ir.load(bundle.folder / file)).values()) == [False, True, True]
+    proof = bundle.manifest.verification.sparsity
+    assert proof is not None and (proof.products, proof.proved) == (2, 2)
+    reason = "2:4 sparse blocks: 2 of 2 (ort computes them 2 times as fast)"
+    assert reason in bundle.manifest.verdict.reasons
+    told = {block.id: block.reason for block in bundle.measurements.explained.blocks}
+    assert all("2:4 zeros: " in told[block.id] and "times dense" in told[block.id] for block in sparse)
+    assert set(load_lock(bundle).sparse_blocks) == {block.id for block in sparse}
+    assert ("int8" in precisions(bundle)) == (codes is MIXED)
+    (tmp_path / "deploy.lock").write_bytes((bundle.folder / "deploy.lock").read_bytes())
+    again = make(runtime="ort", lock=tmp_path / "deploy.lock", out=tmp_path / "again")
+    assert again.digest == bundle.digest
+
+
+@pytest.mark.parametrize("gain", ["unknown", None], ids=["unknown", "none"])
+def test_nothing_is_made_sparse_where_nobody_gains_by_it(
+    make: Build, gains: Callable[[Fact], None], gain: Fact | None
+) -> None:
+    said: list[str] = []
+
+    class Heard(Silent):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    if gain is not None:
+        gains(gain)
+    save(measured(ort=MIXED))
+    bundle = make(runtime="ort", progress=Heard())
+    assert not any(block.sparsity for block in blocks(bundle))
+    told = "2:4 zeros are not chosen for ort: how much faster they are is unknown" in said
+    assert told == (gain is not None)
+
+
+def test_eval_data_refuse_zeros_and_the_dense_weights_come_back(
+    make: Build, gains: Callable[[Fact], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    gains(TWICE)
+    save(measured(ort=MIXED))
+    original, said = Examiner.examine, iter([0.5])
+
+    def examine(self: Examiner, runner: Runner) -> Drop:
+        original(self, runner)
+        drop = next(said, 0.0) if len(self.dataset) == 16 else 0.0
+        self._examined[-1] = (Drop(drop, drop, drop), self._examined[-1][1])
+        return self._examined[-1][0]
+
+    monkeypatch.setattr(Examiner, "examine", examine)
+    bundle = make(runtime="ort")
+    assert looks(bundle) == 2 and not any(block.sparsity for block in blocks(bundle))
 
 
 @pytest.mark.parametrize(
