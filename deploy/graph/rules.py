@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from deploy.graph.gathered import gather_as_slices
 from deploy.graph.group_norm import join_group_norm
+from deploy.graph.pointwise import linear_as_convolution
 from deploy.graph.rewrite import Prove, Rewritten, rewrite
 from deploy.graph.unroll import unroll_recurrent
 from deploy.spec.unit import Rewriting
@@ -18,14 +20,20 @@ from deploy.spec.unit import Rewriting
 RULES: Mapping[Rewriting, Callable[[ir.Model], int]] = {
     "join-group-norm": join_group_norm,
     "unroll-recurrent": unroll_recurrent,
+    "gather-as-slices": gather_as_slices,
+    "linear-as-convolution": linear_as_convolution,
 }
 """By name: changes the model in place and returns how often."""
 
+_RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+
 _ABOUT: Mapping[Rewriting, frozenset[str]] = {
     "join-group-norm": frozenset(("InstanceNormalization",)),
-    "unroll-recurrent": frozenset(("LSTM", "GRU", "RNN")),
+    "unroll-recurrent": _RECURRENT,
+    "gather-as-slices": frozenset(("Gather",)),
+    "linear-as-convolution": _RECURRENT | {"MatMul", "Gemm"},
 }
-"""The operations that a rule rewrites."""
+"""The operations that a rule rewrites, or that another rule turns into such."""
 
 _GROWTH = 1 << 20
 """Bytes by which constants may grow: shapes, and a bias for each step."""
