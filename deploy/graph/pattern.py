@@ -7,7 +7,7 @@ with transB, axis 0 of Gemm without it and of MatMul's right side. Neighbours li
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,10 +100,15 @@ def product_zeros(graph: ir.Model) -> dict[str, bool]:
 
 
 def examined(
-    model: ir.Model, wanted: Collection[str] | None = None, *, exact: bool = True
+    model: ir.Model,
+    wanted: Collection[str] | None = None,
+    *,
+    exact: bool = True,
+    held: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[str, tuple[str, np.ndarray | None, float]]]:
     """Products by name, with the name of their weight, its codes if it has any, and the share of its fours
-    that hold more than two numbers. Not ``exact``: a share above 0 may be any other."""
+    that hold more than two numbers. Not ``exact``: a share above 0 may be any other. ``held`` has the numbers
+    that are looked at in place of the graph's; what is not there is left out."""
     for node in model.graph:
         name = node.name or ""
         if node.op_type not in PRODUCTS or node.domain not in ("", "ai.onnx"):
@@ -114,6 +119,10 @@ def examined(
         if stored is None or stored[1].ndim < 2:
             continue
         weight, array, coded = stored
+        if held is not None:
+            if weight not in held:
+                continue
+            array = held[weight]
         axis = _summed(node, array.ndim)
         yield name, (weight, array if coded else None, _crowded(array, axis, exact))
 

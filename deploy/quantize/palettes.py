@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from deploy.adapter.protocol import Backend, Palettizes
-from deploy.graph.edit import constant
+from deploy.graph.edit import constant, constant_tensor, weight_bytes
 from deploy.graph.palette import ANY_PALETTE, PaletteForms, shared_palette
 from deploy.graph.qdq import data_digest
-from deploy.graph.weights import large_weights, output_axis
+from deploy.graph.weights import fits_half, large_weights, output_axis
 from deploy.spec.plan import PalettePlan
 from deploy.spec.profile import Runtime
 
@@ -32,6 +33,29 @@ def palettes_of(graph: ir.Model, forms: PaletteForms = ANY_PALETTE) -> dict[str,
                 digest=data_digest(palette.values()),
             )
     return found
+
+
+def stored_bytes(graph: ir.Model, backend: Backend, runtime: Runtime) -> int:
+    """Bytes of all constants of a float graph as a runtime stores them: where its format has palettes these
+    count, zeros that it leaves out do not, and floats are float16 where it computes so."""
+    total = weight_bytes(graph)
+    if not isinstance(backend, Palettizes):
+        return total
+    forms = backend.palette_forms(runtime)
+    large = large_weights(graph)
+    for name, value in graph.graph.initializers.items():
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        if name not in large:
+            total -= tensor.nbytes // 2 if forms.half else 0
+            continue
+        array = constant(value)
+        assert array is not None
+        shared = shared_palette(array, output_axis(*large[name][0], array.ndim), forms)
+        stored = array.astype(np.float16) if forms.half and fits_half(array) else array
+        total -= array.nbytes - (forms.plain_bytes(stored) if shared is None else shared.bytes)
+    return total
 
 
 def palette_forms(backend: Backend, runtime: Runtime) -> PaletteForms:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from deploy.adapter.protocol import Backend
+from deploy.adapter.protocol import Backend, Unpacks
 from deploy.graph.pattern import examined, product_zeros
 from deploy.graph.qdq import data_digest
 from deploy.spec.artifact import Artifact
@@ -37,7 +37,7 @@ def prove_zeros(
     """Whether the artifact's weights are 2:4 sparse in all ``blocks`` that should be; None if none should.
 
     An ONNX file is opened and its weights are looked at. Of others the integers are compared, by digest, with
-    those of ``graph``, which are; floats there stay unproved.
+    those of ``graph``, which are; floats are looked at where the backend can unpack them, else unproved.
     """
     wanted = {name for block in blocks if block.sparsity == "2:4" for name in block.nodes}
     if not wanted:
@@ -48,11 +48,19 @@ def prove_zeros(
         )
     held = backend.read_plan(artifact).tensors
     found: dict[str, float | None] = {}
+    floats: dict[str, list[str]] = {}
     for name, (weight, codes, share) in examined(graph, wanted):
         stored = held.get(weight)
         same = codes is not None and stored is not None and stored.digest == data_digest(codes)
         found[name] = share if same else None
-    return _proof(found, "digests")
+        if codes is None:
+            floats.setdefault(weight, []).append(name)
+    digests = len(found) > sum(map(len, floats.values()))
+    if floats and isinstance(backend, Unpacks):
+        for weight, array in backend.weights(artifact, floats):
+            looked = examined(graph, floats[weight], held={weight: array})
+            found |= {name: share for name, (_, _, share) in looked}
+    return _proof(found, "digests" if digests or not isinstance(backend, Unpacks) else "weights")
 
 
 def _proof(found: Mapping[str, float | None], by: Literal["weights", "digests"]) -> SparsityProof | None:

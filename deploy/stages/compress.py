@@ -371,16 +371,19 @@ def _judged(yard: Yardstick, cache: Cache, record: Record) -> Judged:
 
 
 def _ablation(work: _Work, made: Sequence[_Tried]) -> Ablation:
-    """The record of all steps, with the times of the graphs that are kept."""
+    """The record of all steps, with their bytes on the target and the times of the graphs that are kept."""
     kept = [tried for tried in made if tried.record.kept]
     ms, basis = work.yard.times([work.yard.before.clean, *(tried.prepared.clean for tried in kept)])
     took = dict(zip((id(tried) for tried in kept), ms[1:], strict=True))
-    records = [
-        tried.record.model_copy(
-            update={"figures": tried.record.figures.model_copy(update={"latency_ms": took.get(id(tried))})}
-        )
-        for tried in made
-    ]
+    records = []
+    for tried in made:  # what belongs to a target is found here: others may share the tries
+        own = {
+            "latency_ms": took.get(id(tried)),
+            "weight_bytes": work.yard.stored_bytes(tried.prepared.fused),
+        }
+        figured = tried.record.figures.model_copy(update=own)
+        records.append(tried.record.model_copy(update={"figures": figured}))
+    begin = {"latency_ms": ms[0], "weight_bytes": work.yard.stored_bytes(work.yard.before.fused)}
     judged, roles = work.judged, work.roles
     role = (
         "random" if roles.random else "calibration" if roles.validation is roles.calibration else "validation"
@@ -392,6 +395,6 @@ def _ablation(work: _Work, made: Sequence[_Tried]) -> Ablation:
         role=role if judged.metric else "",
         samples=0 if roles.validation is None else len(roles.validation),
         basis=basis,
-        before=judged.figures.model_copy(update={"latency_ms": ms[0]}),
+        before=judged.figures.model_copy(update=begin),
         steps=tuple(records),
     )

@@ -22,6 +22,7 @@ from deploy.measure.latency import TimingPlan, measure
 from deploy.predict.kernels import UnknownSizeError
 from deploy.predict.latency import UnknownCostError, predict
 from deploy.progress import SILENT, Progress
+from deploy.quantize.palettes import stored_bytes
 from deploy.spec.ablation import Figures
 from deploy.spec.document import Frozen
 from deploy.spec.plan import TensorPlan
@@ -117,6 +118,14 @@ class Yardstick:
             interval=(drop.low, drop.high),
             **size,
         )
+
+    def stored_bytes(self, fused: ir.Model) -> int:
+        """Of all constants, as the target's first runtime stores them where these stay floats."""
+        if self.quantizes or self.request.precision in ("dynamic", "w8", "w4"):
+            return weight_bytes(fused)
+        first = self.target.routes[0]
+        exact = {"around": "float32"} if self.request.precision == "float" else {}
+        return stored_bytes(fused, first.backend, first.runtime.model_copy(update=exact))
 
     @cached_property
     def tables(self) -> dict[str, Known]:

@@ -75,6 +75,43 @@ def test_floats_are_proved_where_the_file_can_be_looked_into(subject, tmp_path) 
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("integers", [True, False])
+def test_core_ml_stores_no_zeros_and_they_are_proved(integers, subject, tmp_path) -> None:
+    """Large weights lie behind masks, small ones as they are."""
+    pytest.importorskip("coremltools")
+    from backends.coreml import CoreML
+
+    options = {"minimum_deployment_target": "iOS18"}
+    own = replace(subject, backend=CoreML(), runtime=subject.runtime.model_copy(update={"options": options}))
+    chosen = () if integers else {block.id for block in own.blocks}
+    candidate = build_candidate(own, chosen, tmp_path)
+    proof = prove_zeros(candidate.plan.blocks, candidate.qdq, candidate.artifact, own.backend)
+    assert (proof.products, proof.proved, proof.broken) == (2, 2, ())
+    assert proof.by == ("digests" if integers else "weights")
+
+
+def test_a_zero_that_was_lost_in_a_package_is_told(graph, symmetric, quantize, as_subject, tmp_path) -> None:
+    pytest.importorskip("coremltools")
+    from backends.coreml import CoreML
+
+    weights = {"w1": (8, 4, 3, 3), "b1": (8,), "w2": sparse((16, 8, 3, 3), 1), "b2": (16,), "w3": (16, 6)}
+    model = graph(NET, weights)
+    own = replace(as_subject(model, symmetric, quantize(model, symmetric)), backend=CoreML())
+    candidate = build_candidate(own, {block.id for block in own.blocks}, tmp_path)
+    file = next(tmp_path.rglob("weight.bin"))
+    content = bytearray(file.read_bytes())
+    mask = np.packbits((weights["w2"] != 0).reshape(-1), bitorder="little").tobytes()
+    place = content.index(mask)
+    first = int(np.flatnonzero(weights["w2"].reshape(-1) == 0)[0])
+    last = int(np.flatnonzero(weights["w2"])[-1])
+    for bit in (first, last):  # as many numbers, one of them somewhere else
+        content[place + bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+    proof = prove_zeros(candidate.plan.blocks, candidate.qdq, candidate.artifact, own.backend)
+    assert (proof.products, proof.proved, proof.by) == (1, 0, "weights")
+    assert "of its fours hold more than two numbers" in proof.broken[0]
+
+
 def test_a_zero_that_was_lost_on_the_way_is_told(subject, tmp_path) -> None:
     candidate = build_candidate(subject, (), tmp_path)
     path = candidate.artifact.main
