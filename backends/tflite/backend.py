@@ -122,7 +122,6 @@ class TFLite:
         """TFLITE_METADATA and the names of classes; a microcontroller's C array has no use of it."""
         if artifact.files == (_FILE,):
             add_metadata(artifact.main, description)
-            forget()
 
     def read_plan(self, artifact: Artifact) -> Plan:
         tensors = read_tensors(seen_file(artifact.main))

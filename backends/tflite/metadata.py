@@ -15,7 +15,7 @@ import flatbuffers
 import numpy as np
 
 from backends.tflite.sdk import schema
-from backends.tflite.write import aligned_buffer, read_file
+from backends.tflite.write import aligned_buffer, forget, seen_file
 from deploy.spec.artifact import Description
 from deploy.spec.tensors import TensorSpec
 
@@ -42,7 +42,8 @@ Table = Mapping[int, object]
 
 def add(path: Path, description: Description) -> None:
     """Describe the model in its file, replacing what was said before; the network stays as it is."""
-    model = read_file(path)
+    model = seen_file(path)
+    forget()  # what was seen is changed here, and so is the file
     graph = model.subgraphs[0]
     model.buffers = [_kept(buffer) for buffer in model.buffers]
     labelled = _labelled(description)

@@ -20,7 +20,7 @@ from deploy.quantize.ranges import Histogram, Range, find_range
 from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.profile import QuantRules
 from deploy.spec.project import Observer
-from deploy.spec.tensors import RANGES
+from deploy.spec.tensors import RANGES, QuantType
 
 _SMALLEST_SCALE = 1e-12
 _BIAS_LIMIT = 2.0**30
@@ -28,6 +28,8 @@ _BIAS_LIMIT = 2.0**30
 
 
 _NONE_CHOSEN: Mapping[str, Range] = {}
+Found = dict[tuple[QuantType, bool, tuple[str, ...]], Range]
+"""Ranges by what they depend on beside histograms and observer: the type, whether it is symmetric, whose."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,15 @@ def assign(
     rules: QuantRules,
     observer: Observer,
     ranges: Mapping[str, Range] = _NONE_CHOSEN,
+    found: Found | None = None,
 ) -> Assignment:
     """Parameters for every value in ``placement``: by ``observer``, but for the groups that ``ranges`` names.
 
+    ``found`` is what was found for the same histograms and observer before, and takes what is found now.
+
     Raises KeyError for a value without a histogram.
     """
-    tensors = _activations(placement, histograms, rules, observer, ranges)
+    tensors = _activations(placement, histograms, rules, observer, ranges, {} if found is None else found)
     codes: dict[str, np.ndarray] = {}
     for name, uses in placement.weights.items():
         array = _array(model, name)
@@ -87,6 +92,7 @@ def _activations(
     rules: QuantRules,
     observer: Observer,
     ranges: Mapping[str, Range],
+    found: Found,
 ) -> dict[str, TensorPlan]:
     members: dict[str, list[str]] = {}
     for name, group in placement.groups.items():
@@ -104,7 +110,7 @@ def _activations(
             params = QuantParams(type=rules.activation, scale=scale, zero_point=(prescribed.zero_point,))
         else:
             own = placement.rules_of(group, rules)
-            low, high = ranges.get(group) or _observed(histograms, names, own, observer)
+            low, high = ranges.get(group) or _observed(histograms, tuple(names), own, observer, found)
             params = activation_params(low, high, own)
         for name in names:
             origin = "fixed" if prescribed is not None else "calibration" if name == group else "shared"
@@ -118,14 +124,21 @@ def _activations(
 
 
 def _observed(
-    histograms: Mapping[str, Histogram], names: Iterable[str], rules: QuantRules, observer: Observer
+    histograms: Mapping[str, Histogram],
+    names: tuple[str, ...],
+    rules: QuantRules,
+    observer: Observer,
+    found: Found,
 ) -> Range:
     """The range of values that share their parameters."""
-    merged = Histogram()
-    for name in names:
-        merged.merge(histograms[name])
-    bottom, top = RANGES[rules.activation]
-    return find_range(merged, observer, symmetric=rules.symmetric_activation, levels=top - bottom)
+    key = rules.activation, rules.symmetric_activation, names
+    if key not in found:
+        merged = Histogram()
+        for name in names:
+            merged.merge(histograms[name])
+        bottom, top = RANGES[rules.activation]
+        found[key] = find_range(merged, observer, symmetric=rules.symmetric_activation, levels=top - bottom)
+    return found[key]
 
 
 def activation_params(low: float, high: float, rules: QuantRules) -> QuantParams:

@@ -17,7 +17,7 @@ from deploy.graph.blocks import Block
 from deploy.graph.qdq import insert
 from deploy.progress import SILENT
 from deploy.quantize.adopt import adopt
-from deploy.quantize.assign import Assignment, assign
+from deploy.quantize.assign import Assignment, Found, assign
 from deploy.quantize.correct import Corrected
 from deploy.quantize.forms import WeightForm, form_plans, store_weights
 from deploy.quantize.palettes import palette_forms, palettes_of
@@ -107,8 +107,12 @@ class Subject:
         placement = self.placement(float_blocks)
         rules, ranges = self.runtime.quant, refined.ranges
         return refined.with_rounding(
-            assign(self.graph, placement, self.histograms, rules, self.observer, ranges)
+            assign(self.graph, placement, self.histograms, rules, self.observer, ranges, self._found)
         )
+
+    @cached_property
+    def _found(self) -> Found:
+        return {}
 
     def quantization(self, float_blocks: Collection[str]) -> Corrected:
         """The float graph and what is quantized of it; biases are corrected where that rung was climbed."""

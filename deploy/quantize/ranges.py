@@ -219,9 +219,12 @@ def _divergence(reference: np.ndarray, counts: np.ndarray, levels: int) -> float
 def save_histograms(histograms: Mapping[str, Histogram], path: Path) -> None:
     """Store histograms as one npz; `load_histograms` reads it back exactly."""
     names = list(histograms)
-    empty = np.zeros(BINS, np.int64)
-    counts = np.stack([empty if (c := histograms[n].counts) is None else c for n in names] or [empty])
-    filled = np.flatnonzero(counts)  # a few of a hundred
+    filled, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for row, histogram in enumerate(histograms.values()):
+        if histogram.counts is not None:
+            places = np.flatnonzero(histogram.counts)  # a few of a hundred
+            filled.append(places + row * BINS)
+            counts.append(histogram.counts[places])
     np.savez(
         path,
         allow_pickle=False,
@@ -229,8 +232,8 @@ def save_histograms(histograms: Mapping[str, Histogram], path: Path) -> None:
         exponents=np.asarray([histograms[n].exponent for n in names], np.int64),
         zeros=np.asarray([histograms[n].zeros for n in names], np.int64),
         extremes=np.asarray([(histograms[n].low, histograms[n].high) for n in names], np.float64),
-        filled=filled,
-        counts=counts.ravel()[filled],
+        filled=np.concatenate(filled),
+        counts=np.concatenate(counts),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from backends.ort import OnnxRuntime
 from deploy.errors import VerificationError
 from deploy.graph.qdq import read_tensors
+from deploy.quantize import assign
 from deploy.quantize.candidate import Subject, build_candidate
 from deploy.spec.artifact import Artifact, Options
 from deploy.spec.plan import Plan, differences
@@ -172,3 +173,17 @@ def test_what_touches_an_infinite_value_stays_float(graph, quantize, unsigned):
     tensors = subject.assignment(()).tensors
     assert not {"m", "mask"} & tensors.keys()
     assert {"q", "w"} <= tensors.keys()
+
+
+def test_what_was_found_for_one_candidate_serves_the_next(subject, monkeypatch):
+    """Each against the same graph that was asked nothing before."""
+    searched: list[object] = []
+    find = assign.find_range
+    monkeypatch.setattr(assign, "find_range", lambda *a, **k: searched.append(a) or find(*a, **k))
+    whole, part = subject.assignment(()), subject.assignment(["c1"])
+    assert len(searched) == len(whole.tensors.keys() & subject.histograms.keys())
+    for found, floats in ((whole, ()), (part, ["c1"])):
+        assert found.tensors == replace(subject).assignment(floats).tensors
+    symmetric = subject.runtime.quant.model_copy(update={"symmetric_activation": True})
+    other = replace(subject, runtime=subject.runtime.model_copy(update={"quant": symmetric}))
+    assert other.assignment(()).tensors["y"] != whole.tensors["y"]
