@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from deploy.errors import DeployError, UsageError
+from deploy.spec.near import near_names
 
 SCHEMA: Literal[1] = 1
 """Number of the on-disk formats described in this package. A reader refuses any other."""
@@ -58,7 +59,7 @@ def parse(
     except ValidationError as e:
         line = line_in_json(text, _leading(e)["loc"])
         where = f"{origin}:{line}" if line else str(origin)
-        raise error(f"{where}: {_first_problem(e)}", hint=_schema_hint(e)) from e
+        raise error(f"{where}: {_first_problem(e)}", hint=_schema_hint(e, kind)) from e
 
 
 def parse_toml(kind: type[DocumentT], text: str, *, origin: Path | str) -> DocumentT:
@@ -73,7 +74,7 @@ def parse_toml(kind: type[DocumentT], text: str, *, origin: Path | str) -> Docum
         location = _leading(e)["loc"]
         line = _line_of(text, location)
         where = f"{origin}:{line}" if line else str(origin)
-        raise UsageError(f"{where}: {_first_problem(e)}", hint=_schema_hint(e)) from e
+        raise UsageError(f"{where}: {_first_problem(e)}", hint=_schema_hint(e, kind)) from e
 
 
 def _leading(error: ValidationError) -> ErrorDetails:
@@ -95,13 +96,15 @@ def _first_problem(error: ValidationError) -> str:
     return f"'{key}': {message}{more}" if key else f"{message}{more}"
 
 
-def _schema_hint(error: ValidationError) -> str:
+def _schema_hint(error: ValidationError, kind: type[BaseModel]) -> str:
     if any(e["loc"] == ("schema",) for e in error.errors()):
         return f"this version reads schema {SCHEMA}; use the version of deploy that wrote the file"
     if any(e["type"] == "json_invalid" for e in error.errors()):
         return "give a whole file as deploy wrote it"
     if any(e["type"] == "extra_forbidden" for e in error.errors()):
-        return "remove the key, or look up its spelling in the documents, under Reference"
+        near = " or ".join(f"'{name}'" for name in near_names(kind, _leading(error)["loc"]))
+        meant = f"did you mean {near}? else " if near else ""
+        return f"{meant}remove the key, or look up its spelling in the documents, under Reference"
     return "correct the value of that key"
 
 

@@ -78,6 +78,23 @@ def test_what_is_not_known_is_refused_with_its_line(old: str, new: str, said: st
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "meant"),
+    [
+        ("kernel_above", "kernels_above", "kernel_above"),
+        ("words =", "word =", "words"),
+        ("otherwise", "otherwize", "otherwise"),
+        ("onnx_opset", "opset", "onnx_opset"),
+        ("runs", "zzz", None),
+    ],
+)
+def test_a_misspelt_key_is_told_with_those_it_is_like(old: str, new: str, meant: str | None) -> None:
+    with pytest.raises(UsageError, match="unknown key") as refused:
+        parse_toml(Profile, TEXT.replace(old, new), origin="board.toml")
+    assert ("did you mean" in refused.value.hint) is (meant is not None)
+    assert meant is None or f"'{meant}'" in refused.value.hint
+
+
+@pytest.mark.parametrize(
     "given", [{"axes": (-1,)}, {"axes": (0,), "size_above": 3}, {"border": True}, {"kernel_above": (0,)}]
 )
 def test_conditions_that_say_nothing_are_refused(given: dict[str, object]) -> None:
