@@ -78,10 +78,12 @@ def _zeros(spec: TensorSpec) -> np.ndarray:
 def at_other_sizes(
     sizes: Mapping[str, Sizes], inputs: Sequence[TensorSpec], samples: Arrays
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Feeds of the shapes that bound what may be fed, made of a sample by repeating and cutting it.
+    """Feeds of the shapes that bound what may be fed, made of the samples by repeating and cutting them.
 
-    Each with its shapes in words. Very large ones are left out.
+    Each with its shapes in words. Very large ones are left out. Where samples are fed one at a time there are
+    as many as there were.
     """
+    count = sample_count(samples)
     rounds = max((len(shapes_of(said)) for said in sizes.values()), default=0)
     for at in range(rounds):
         known: dict[str, int] = {}
@@ -96,7 +98,8 @@ def at_other_sizes(
             numbers = max(numbers, prod(shape))
             words.append(f"{spec.name} {list(shape)}")
             array = samples[spec.name]
-            for axis, size in enumerate(shape if numbers <= _MOST_NUMBERS else ()):
+            wanted = (count, *shape[1:]) if shape[0] == 1 and len(array) == count else shape
+            for axis, size in enumerate(wanted if numbers <= _MOST_NUMBERS else ()):
                 array = np.take(array, np.arange(size) % array.shape[axis], axis)
             feeds[spec.name] = array
         if numbers <= _MOST_NUMBERS:

@@ -140,7 +140,8 @@ def _beyond(
     inputs = tensor_specs(candidate.qdq.graph.inputs)
     for words, feeds in at_other_sizes(subject.runtime.asked.sizes, inputs, samples):
         want, noise = _expected(candidate, subject, feeds)
-        error, allowed = largest_error(want, runner.run(feeds)), _FLOOR_FACTOR * noise + _EXACT
+        got = run_samples(runner, feeds, sample_count(feeds))
+        error, allowed = largest_error(want, got), _FLOOR_FACTOR * noise + _EXACT
         if error > allowed:
             return Stray(f"an inference of {words}", error, allowed)
     return None

@@ -54,6 +54,19 @@ def zoo(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("spec", [X, LAST])
+def test_colours_in_the_order_of_the_model(tmp_path: Path, spec: TensorSpec) -> None:
+    array = save(tmp_path / "a.png", pixels())
+    turned = read(tmp_path, spec.model_copy(update={"colours": "BGR"})).feeds["x"][0]
+    axis = 0 if spec is X else -1
+    np.testing.assert_array_equal(np.moveaxis(turned, axis, -1), array[..., ::-1])
+    digests = {
+        open_dataset(tmp_path, [spec.model_copy(update={"colours": order})]).digest
+        for order in ("RGB", "BGR")
+    }
+    assert len(digests) == 2, "other data"
+
+
 def test_classes_are_the_sorted_folders(zoo: Path) -> None:
     batch = read(zoo)
     assert batch.feeds["x"].dtype == np.float32

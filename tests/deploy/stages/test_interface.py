@@ -49,6 +49,13 @@ def test_without_a_wish_only_what_is_marked_as_folded_changes() -> None:
     }
 
 
+def test_the_order_of_colours_is_told_whoever_normalises() -> None:
+    sections = {"image": InputSection(normalisation=SCALED, colours="BGR")}
+    (outside,) = fed_specs([IMAGE], sections)
+    (inside,) = fed_specs(adapted_specs([IMAGE], input_forms([IMAGE], sections, PIXELS)), sections)
+    assert (outside.colours, outside.folded, inside.colours, inside.folded) == ("BGR", False, "BGR", True)
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_a_layout_that_is_said_counts_more_than_sizes(layout: Layout) -> None:
     cube = spec("cube", "n", 3, 3, 3)
