@@ -20,7 +20,9 @@ NEXT, Y = (TensorSpec(name=name, dtype="float32", shape=(1, 2)) for name in ("ne
 class Average:
     """A running average, ``keep`` of which stays; as a runner that remembers, maybe wrongly."""
 
-    inputs, outputs, executed_by = (X, S), (NEXT, Y), "NumPy"
+    inputs: tuple[TensorSpec, ...] = (X, S)
+    outputs: tuple[TensorSpec, ...] = (NEXT, Y)
+    executed_by = "NumPy"
 
     def __init__(self, *, forgets: bool = False, exact: bool = True) -> None:
         self.states: Mapping[str, str] = {"s": "next"}
@@ -57,8 +59,7 @@ SAMPLES = {"x": np.random.default_rng(3).normal(1, 1, (5, 2)).astype(np.float32)
     ids=["exact", "float16", "forgets"],
 )
 def test_a_sequence_shows_a_state_that_is_lost(runner: Average, right: bool) -> None:
-    remembers: Remembers = runner
-    assert isinstance(remembers, Remembers)
+    assert isinstance(runner, Remembers)
     found = list(strays(Average(), runner, SAMPLES, floor=1e-7, factor=4.0, exact=1e-5))
     assert len(found) == 8 and found[0].error == 0, "the first inference begins with zeros on both sides"
     assert all(one.error <= one.allowed for one in found) == right
