@@ -36,16 +36,15 @@ def to_openvino(graph: ir.Model) -> openvino.Model:
             write(graph, path, embed=0)
             model = _read(path)
     inputs = model_inputs(graph)
-    for value, port in zip([v for v in inputs if _is_read(v)], model.inputs, strict=True):
-        port.get_tensor().add_names({value.name or ""})  # it may bear the name of an output only
-    model.add_parameters([_parameter(v) for v in inputs if not _is_read(v)])  # the reader leaves them out
+    ports = {port.get_node().get_friendly_name(): port for port in model.inputs}
+    for value in inputs:
+        if value.name in ports:
+            ports[value.name].get_tensor().add_names({value.name})  # it may bear the name of an output only
+    # The reader leaves out what nothing reads, and what it reads nothing of (the ratio of a Dropout).
+    model.add_parameters([_parameter(value) for value in inputs if value.name not in ports])
     simplify(model)
     name_operations(model, graph.graph)
     return model
-
-
-def _is_read(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
 
 
 def _parameter(value: ir.Value) -> openvino.op.Parameter:

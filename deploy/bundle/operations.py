@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +30,8 @@ LARGEST_ROUNDED = 2e-2
 codes it takes either, and a code more or less is worth a 255th of the range times a weight."""
 _AT_ONCE = 32
 """Operations whose values are held in memory together."""
-_SAMPLES = 4
+SAMPLES = 4
+"""So many samples are looked at."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class Deviation:
     @property
     def wrong(self) -> bool:
         return self.steps > LARGEST_STEP or self.error > self.allowed
+
+    def joined(self, other: Deviation) -> Deviation:
+        """The same operation on other samples, too."""
+        worst = max(self, other, key=lambda one: (one.steps, one.error))
+        right, one, more = (a + b for a, b in zip(self.counts, other.counts, strict=True))
+        return replace(worst, counts=(right, one, more))
 
     def __str__(self) -> str:
         off = f"{self.steps} steps" if self.steps else f"{self.error:.2g} of its magnitude"
@@ -93,7 +100,7 @@ def checked(
     may be off by. Nothing is begun after ``until`` (time.monotonic). Raises BackendError where a runtime
     fails.
     """
-    size = fixed_batch(inputs) or _SAMPLES
+    size = fixed_batch(inputs) or SAMPLES
     feeds = {name: array[:size] if array.ndim else array for name, array in samples.items()}
     codes = {out.name for node in graph.graph if node.op_type == "QuantizeLinear" for out in node.outputs}
     nodes = {node.name or "": node for node in graph.graph}

@@ -31,6 +31,7 @@ from deploy.bundle.read import (
     LOCK,
     PLAN,
     SELFTEST,
+    Bundle,
     file_digest,
     load_bundle,
     open_artifact,
@@ -245,6 +246,12 @@ def verify_bundle(path: Path | str) -> Verification:
     Raises VerificationError naming the file that changed, or the output that differs.
     """
     bundle = load_bundle(path)
+    require_unchanged(bundle)
+    return self_test(bundle)
+
+
+def require_unchanged(bundle: Bundle) -> None:
+    """Raises VerificationError naming the file that is not the one of which the manifest has the hash."""
     manifest = bundle.manifest
     parts = {GRAPH, PLAN, LOCK, SELFTEST, *(f"{ARTIFACT}/{name}" for name in manifest.artifact.files)}
     unknown = sorted(parts - manifest.files.keys())
@@ -262,6 +269,11 @@ def verify_bundle(path: Path | str) -> Verification:
                 f"{file}: its SHA-256 is not the manifest's: it was changed or damaged",
                 hint="build again, or copy the bundle again",
             )
+
+
+def self_test(bundle: Bundle) -> Verification:
+    """Run what was recorded through the artifact's runtime. Raises VerificationError naming an output that
+    differs."""
     feeds, want = read_selftest(bundle.folder / SELFTEST)
     with open_artifact(bundle) as runner:
         if {s.name for s in runner.inputs} != feeds.keys() or {s.name for s in runner.outputs} != want.keys():
@@ -272,6 +284,7 @@ def verify_bundle(path: Path | str) -> Verification:
         got = run_samples(runner, feeds, sample_count(feeds))
     errors = {name: relative_error(want[name], got[name]) for name in want}
     worst = max(errors, key=lambda name: errors[name])
+    manifest = bundle.manifest
     tolerance = manifest.verification.tolerance
     if errors[worst] > tolerance:
         raise VerificationError(

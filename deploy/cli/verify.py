@@ -11,10 +11,30 @@ from deploy.cli.options import Json
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that `deploy build` wrote.")],
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE", help="The folder that `deploy build` wrote; with --deep also one of several."
+        ),
+    ],
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep",
+            help="Read the plan out of the artifact's file, and check each operation fed the right values.",
+        ),
+    ] = False,
+    limit: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="With --deep: time for each bundle.")
+    ] = 300.0,
     json: Json = False,
 ) -> None:
     """Check a bundle's hashes, then run its self-test; no network, no data needed."""
+    if deep:
+        from deploy.cli.deep import verify_deep
+
+        verify_deep(bundle, limit, json=json)
+        return
     from deploy.bundle.read import load_bundle
     from deploy.bundle.report import figures
     from deploy.bundle.verify import verify_bundle
