@@ -40,6 +40,7 @@ title = "{target}, computing in {compute}"
 name = "coreml"
 around = "{compute}"
 """
+PACKAGES = (("int8", "float16"), ("int8", "float32"), ("fp16", "float16"), ("float", "float32"))
 KINDS = ("user", "system", "children_user", "children_system")
 HEADER = """\
 | case | package | computes in | INT8 blocks | reference, % | package, % | points | alike, % | off, % \
@@ -135,10 +136,9 @@ def main() -> None:
     print(HEADER)
     with tempfile.TemporaryDirectory() as scratch:
         for case in chosen:
-            for precision in ("int8", "float"):
-                for compute in ("float16", "float32"):
-                    lines.append(row(build(case, arguments.target, precision, compute, Path(scratch))))
-                    print(lines[-1], flush=True)
+            for precision, compute in PACKAGES:
+                lines.append(row(build(case, arguments.target, precision, compute, Path(scratch))))
+                print(lines[-1], flush=True)
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(lines) + "\n")
 
