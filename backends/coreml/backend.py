@@ -13,6 +13,7 @@ from backends.coreml.child import ForeignRunner, contents
 from backends.coreml.describe import describe
 from backends.coreml.emitter import TARGETS
 from backends.coreml.ends import Ends
+from backends.coreml.file import FileRunner
 from backends.coreml.interface import pinned
 from backends.coreml.lower import require, walk
 from backends.coreml.notes import required_notes
@@ -43,7 +44,7 @@ class CoreML:
 
     name = "coreml"
     options_type: type[Options] = CoreMLOptions
-    suffixes: tuple[str, ...] = (".mlpackage",)
+    suffixes: tuple[str, ...] = (".mlpackage", ".mlmodel", ".mlmodelc")
     names_classes: Literal[True] = True
 
     def available(self) -> Availability:
@@ -126,6 +127,10 @@ class CoreML:
     def contents(self, path: Path) -> FileContents:
         """What a package holds, whoever wrote it; read in a child process."""
         return contents(path)
+
+    def open_file(self, path: Path) -> FileRunner:
+        """Whoever wrote it; in a child process, with an axis of samples throughout."""
+        return FileRunner(path, CoreMLOptions())
 
     def operation_times(self, artifact: Artifact, options: Options, feeds: Arrays) -> dict[str, float]:
         """None: what interprets a package here says nothing of a device's time."""

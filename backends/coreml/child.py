@@ -125,8 +125,17 @@ def contents(path: Path) -> FileContents:
 
 def package_size(path: Path) -> int:
     """Bytes of a package's plain files. Raises BackendError where it is no folder or has too many."""
+    if path.suffix.lower() == ".mlmodelc" and path.exists():
+        raise BackendError(
+            f"{path.name} is compiled for a device", hint="give the .mlpackage that it was compiled from"
+        )
+    if path.is_file():
+        raise BackendError(
+            f"{path.name} is a file, and programs are packages, which are folders",
+            hint="convert the model again: ct.convert(model, convert_to='mlprogram') makes a .mlpackage",
+        )
     if not path.is_dir():
-        raise BackendError(f"{path}: no such package", hint="copy the bundle again, or do not use it")
+        raise BackendError(f"{path}: no such package", hint="give a .mlpackage, or copy the bundle again")
     total = 0
     for number, file in enumerate(path.rglob("*")):
         if number >= _MOST_FILES:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
-from backends.coreml.describe import CLASSES
 from backends.coreml.package import Package
 from backends.coreml.program import Function
 
+CLASSES = "classes"
+"""Our entry of metadata with the names of the classes, a JSON list in the order of their numbers."""
 _MOST = 100_000
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from backends.coreml.classes import CLASSES
 from backends.coreml.interface import LABEL
 from backends.coreml.notes import Notes
 from backends.coreml.sdk import quiet, sdk
 from deploy.spec.artifact import Description
 from deploy.spec.tensors import TensorSpec
-
-CLASSES = "classes"
-"""The entry of metadata with the names of the classes, a JSON list in the order of their numbers."""
 
 _MADE = {LABEL: "the likeliest class", f"{LABEL}_probs": "the probability of each class"}
 

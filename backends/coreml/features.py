@@ -25,6 +25,19 @@ _OTHERS = {
 }  # fmt: skip
 
 
+_AGAIN = "convert the model again: ct.convert(model, convert_to='mlprogram') writes a program"
+_PARTS = "its parts are models of their own: save each one (coremltools: get_spec().pipeline.models)"
+_MAC = "it needs Core ML itself, on a Mac"
+
+
+class NoProgram(Damaged):
+    """A model that is whole, but none of the kind that is evaluated; ``hint`` says what to do."""
+
+    def __init__(self, text: str, hint: str) -> None:
+        super().__init__(text)
+        self.hint = hint
+
+
 @dataclass(frozen=True)
 class Feature:
     """An input, output or state. ``shape`` is empty where none is said.
@@ -73,8 +86,11 @@ class Specification:
 def specification_of(message: Message) -> Specification:
     """The specification in a .mlmodel. Raises Damaged, also where it holds no program."""
     if not message.has(_PROGRAM):
-        other = next((name for number, name in _OTHERS.items() if message.has(number)), "no program")
-        raise Damaged(f"it holds {other}; only programs (.mlpackage of iOS 15 and later) are read")
+        other = next((name for number, name in _OTHERS.items() if message.has(number)), "")
+        if not other:
+            raise Damaged("it holds no program")
+        hint = _PARTS if "pipeline" in other else _AGAIN if "neural" in other else _MAC
+        raise NoProgram(f"it holds {other}; programs alone are read (iOS 15 and later)", hint)
     description = message.message(2)
     about = description.message(100)
     functions = description.messages(20)

@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 
-from backends.coreml.features import Interface, Specification, specification_of
+from backends.coreml.features import Interface, NoProgram, Specification, specification_of
 from backends.coreml.program import Function, TensorType, Value, functions_of, sizes_of
 from backends.coreml.storage import Storage
 from backends.coreml.wire import Damaged, Wire
@@ -97,6 +97,8 @@ def judged(path: Path) -> Iterator[None]:
     """What is wrong with a package becomes one BackendError that names it."""
     try:
         yield
+    except NoProgram as e:
+        raise BackendError(f"{path.name}: {e}", hint=e.hint) from e
     except Damaged as e:
         raise BackendError(f"{path.name} cannot be read: {e}", hint=_HINT) from e
     except OSError as e:

@@ -30,6 +30,7 @@ EXECUTED_BY = "reference interpreter"
 CLASSES = "classes"
 """The size of a dictionary of probabilities."""
 _HINT = "the package needs Core ML itself (macOS), or is damaged"
+_UNKNOWN = "run it on a Mac, where Core ML computes it, or convert the model without these operations"
 States = dict[str, np.ndarray]
 
 
@@ -115,7 +116,7 @@ class CoreMLRunner:
         try:
             return Machine(self._function, package.constant, compute)
         except Failed as e:
-            raise BackendError(f"{self._path.name} cannot be evaluated: {e}", hint=_HINT) from e
+            raise BackendError(f"{self._path.name} cannot be evaluated: {e}", hint=_UNKNOWN) from e
 
     # --- in -----------------------------------------------------------------------------------------------
 

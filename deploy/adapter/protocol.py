@@ -6,10 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
-import onnx_ir as ir
 
 from deploy.graph.palette import PaletteForms
 from deploy.progress import Progress
@@ -20,6 +19,9 @@ from deploy.spec.manifest import KnownHazard
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 from deploy.spec.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir  # children that open artifacts start without it, in half the time
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _PORTS_SHOWN = 16
 _OUTSIDE_SHOWN = 8
+_CLASSES_SHOWN = 8
 
 
 def contents_json(path: Path, found: FileContents) -> dict[str, object]:
@@ -35,6 +36,7 @@ def show_contents(path: Path, found: FileContents) -> None:
         ("written by", "deploy" if found.ours else "another program"),
         ("description", cleaned(found.description)),
         ("file", f"{figures.size(found.bytes)}, {figures.size(found.constant_bytes)} of constants"),
+        ("classes", cleaned(_classes(found.classes))),
         ("operators", cleaned(_operators(found.operators, len(found.operators)))),
         ("subgraphs", str(found.subgraphs) if found.subgraphs != 1 else ""),
         ("signatures", cleaned(", ".join(_signature(s.key, s.inputs, s.outputs) for s in found.signatures))),
@@ -68,6 +70,12 @@ def _port(port: Port) -> str:
         zero = port.zero_point[0] if port.zero_point else 0
         return f"{text}, scale {port.scale[0]:.6g}, zero point {zero}"
     return text if not port.scale else f"{text}, a scale for each index of axis {port.axis}"
+
+
+def _classes(names: Sequence[str]) -> str:
+    more = len(names) - _CLASSES_SHOWN
+    listed = ", ".join(names[:_CLASSES_SHOWN])
+    return f"{listed} and {more} more" if more > 0 else listed
 
 
 def _operators(operators: Sequence[OperatorCount], most: int) -> str:

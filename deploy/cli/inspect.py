@@ -28,7 +28,9 @@ _SENSITIVITY = "Sensitivity"
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="MODEL|BUNDLE", help=f"{MODEL_HELP}; a .tflite file; or a bundle's folder."),
+        typer.Argument(
+            metavar="MODEL|BUNDLE", help=f"{MODEL_HELP}; a .tflite file or .mlpackage; or a bundle's folder."
+        ),
     ],
     shape: Annotated[
         list[str] | None,
@@ -75,7 +77,7 @@ def inspect(
     cache: CacheFolder = None,
     json: Json = False,
 ) -> None:
-    """Show parameters, MACs, size, operations and hazards; or what a bundle or a .tflite file holds."""
+    """Show parameters, MACs, size, operations and hazards; or what a bundle or a runtime's own file holds."""
     if sensitivity:
         from deploy.cli.sensitivity import inspect_sensitivity
         from deploy.stages.request import Request
@@ -86,9 +88,11 @@ def inspect(
         inspect_sensitivity(request, samples=samples, quick=quick, picture=picture, json=json)
         return
     _refuse_alone(samples=samples, quick=quick or None, picture=picture)
+    if _inspect_file(path, json=json):
+        return
     if path.is_dir():
         _inspect_bundle(path, json=json)
-    elif not _inspect_file(path, json=json):
+    else:
         _inspect_model(path, parse_shapes(shape), cache, data, target, json=json)
 
 
@@ -114,8 +118,8 @@ def _inspect_bundle(path: Path, *, json: bool) -> None:
 
 
 def _inspect_file(path: Path, *, json: bool) -> bool:
-    """Whether the file is in a runtime's own format, and so was shown."""
-    if path.suffix.lower() in _MODELS or not path.is_file():
+    """Whether it is a file, or a folder, in a runtime's own format, and so was shown."""
+    if path.suffix.lower() in ("", *_MODELS) or not path.exists():
         return False
     from deploy.adapter.discover import find_inspector
     from deploy.cli.contents import contents_json, show_contents

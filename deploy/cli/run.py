@@ -1,4 +1,4 @@
-"""``deploy run``: arrays or images in, outputs and the likeliest classes out, through a bundle's artifact."""
+"""``deploy run``: arrays or images in, outputs and the likeliest classes out, through a bundle or a file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ if TYPE_CHECKING:
     import numpy as np
 
     from deploy.cli.predictions import Predictions
+    from deploy.cli.subject import Subject
     from deploy.data.dataset import FittedSource
-    from deploy.spec.manifest import Manifest
     from deploy.spec.tensors import TensorSpec
 
 _BATCH = 64
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that `deploy build` wrote.")],
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE|FILE",
+            help="The folder that `deploy build` wrote; or a .mlpackage, whoever wrote it.",
+        ),
+    ],
     data: Annotated[
         Path | None,
         typer.Argument(
@@ -39,6 +45,10 @@ def run(
             metavar="[NAME=]FILE",
             help="An image or a folder of them, for the input NAME where there are several; repeatable.",
         ),
+    ] = None,
+    random: Annotated[
+        int | None,
+        typer.Option("--random", min=1, metavar="N", help="Feed so many samples of noise instead."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -54,35 +64,28 @@ def run(
     """Feed samples or images to a bundle; show the likeliest classes, or save its outputs by name.
 
     Data are treated as calibration data were: scaled, cropped and normalised as the bundle's manifest says,
-    unless the graph does that itself. Any number of samples will do. For a bundle that keeps states they are
-    a sequence, fed one after the other from zeros on.
+    unless the graph does that itself. A file says itself what it takes. Any number of samples will do. For
+    what keeps states they are a sequence, fed one after the other from zeros on.
     """
-    from deploy.adapter.batching import fixed_batch, run_samples
-    from deploy.adapter.protocol import Remembers
-    from deploy.bundle.read import load_bundle, open_bundle
     from deploy.cli.predictions import predict, predictions_json, show_predictions
+    from deploy.cli.subject import subject_at
     from deploy.cli.terminal import show_note, write_json
     from deploy.data.images import read_classes
 
-    manifest = load_bundle(bundle).manifest
-    states = manifest.artifact.states
-    inputs = tuple(spec for spec in manifest.artifact.inputs if spec.name not in states)
     if output is not None:
         _refuse_unwritable(output)
-    names = manifest.classes if classes is None else read_classes(classes)
-    dataset = _opened(data, image or [], inputs, labels)
-    if dataset.labelled and not (data is not None and data.is_dir()):
-        show_note(f"label arrays ('{labels}') are not fed to the model")
-    if manifest.deferred:
-        show_note("the artifact is finished on the device: here a stand-in computes, as in `deploy verify`")
-    with open_bundle(bundle) as runner:
-        size = fixed_batch(inputs) or _BATCH
-        if states and isinstance(runner, Remembers):
-            show_note(f"samples are a sequence: {', '.join(states)} stay from one to the next")
-            parts = [runner.step(batch.feeds) for batch in dataset.batches(size)]
-        else:
-            parts = [run_samples(runner, batch.feeds, size) for batch in dataset.batches(size)]
-    outputs = _joined(parts)
+    with subject_at(bundle) as subject:
+        names = subject.classes if classes is None else read_classes(classes)
+        dataset = _opened(data, image or [], random, subject, labels)
+        if dataset.labelled and not (data is not None and data.is_dir()):
+            show_note(f"label arrays ('{labels}') are not fed to the model")
+        if subject.kind == "file":
+            show_note(f"computed by: {subject.title}")
+        if subject.deferred:
+            show_note(
+                "the artifact is finished on the device: here a stand-in computes, as in `deploy verify`"
+            )
+        outputs = _computed(subject, dataset)
     predictions = None
     if image or output is None:
         predictions = predict(bundle, outputs, names, count=len(dataset), top=top, named=classes is not None)
@@ -90,22 +93,38 @@ def run(
         _write(output, outputs)
     if json:
         found: dict[str, object] = {
-            "bundle": str(bundle),
+            subject.kind: str(bundle),
             "samples": len(dataset),
             "output": None if output is None else str(output),
             "arrays": {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in outputs.items()},
         }
+        if subject.kind == "file":
+            found["executed_by"] = subject.title
         if predictions is not None:
             found |= predictions_json(predictions, dataset.sample_names())
         write_json(found)
         return
-    _show(manifest, dataset, outputs, output, predictions)
+    _show(subject.title, dataset, outputs, output, predictions)
     if predictions is not None:
         show_predictions(predictions, dataset.sample_names())
 
 
+def _computed(subject: Subject, dataset: FittedSource) -> dict[str, np.ndarray]:
+    """The outputs for all samples."""
+    from deploy.adapter.batching import fixed_batch, run_samples
+    from deploy.adapter.protocol import Remembers
+    from deploy.cli.terminal import show_note
+
+    size = fixed_batch(subject.inputs) or _BATCH
+    with subject.open() as runner:
+        if subject.states and isinstance(runner, Remembers):
+            show_note(f"samples are a sequence: {', '.join(subject.states)} stay from one to the next")
+            return _joined([runner.step(batch.feeds) for batch in dataset.batches(size)])
+        return _joined([run_samples(runner, batch.feeds, size) for batch in dataset.batches(size)])
+
+
 def _show(
-    manifest: Manifest,
+    title: str,
     dataset: FittedSource,
     outputs: Mapping[str, np.ndarray],
     output: Path | None,
@@ -116,7 +135,7 @@ def _show(
 
     if output is None and predictions is not None:
         return
-    where = manifest.target if output is None else str(output)
+    where = title if output is None else str(output)
     write_line(("✓ ", "good"), f"{figures.plural(len(dataset), 'sample')} → {where}")
     write_facts(
         [(name, f"{array.dtype} {figures.shape(array.shape)}") for name, array in outputs.items()], indent=2
@@ -124,16 +143,23 @@ def _show(
 
 
 def _opened(
-    data: Path | None, images: Sequence[str], inputs: Sequence[TensorSpec], labels: str
+    data: Path | None, images: Sequence[str], random: int | None, subject: Subject, labels: str
 ) -> FittedSource:
     """What is to be fed. Raises UsageError where that is not clear, DataError where it does not fit."""
     from deploy.cli.terminal import show_note
     from deploy.data.dataset import open_dataset, open_pictures
     from deploy.data.images import frames
 
+    inputs = subject.inputs
+    if random is not None:
+        if data is not None or images:
+            raise UsageError("--random stands in for data", hint="give one of them")
+        return open_dataset(subject.noise(random), inputs)
     if not images:
         if data is None:
-            raise UsageError("nothing to feed", hint="give --image cat.jpg, or an .npz file of samples")
+            raise UsageError(
+                "nothing to feed", hint="give --image cat.jpg, an .npz file of samples, or --random 1"
+            )
         return open_dataset(data, inputs, labels=labels)
     pictures = _by_input(images, inputs)
     dataset = open_pictures(pictures, inputs, data, labels=labels)
@@ -142,7 +168,7 @@ def _opened(
             show_note(f"{path}: {count} frames or pages, the first one is taken")
     plain = [s.name for s in inputs if s.name in pictures and s.normalisation is None and s.dtype[0] == "f"]
     if plain:
-        show_note(f"the bundle knows no normalisation of '{plain[0]}': pixels go in as 0 to 255")
+        show_note(f"the {subject.kind} knows no normalisation of '{plain[0]}': pixels go in as 0 to 255")
     return dataset
 
 
