@@ -45,7 +45,7 @@ def test_a_recurrent_layer_leaves_until_it_is_written_out(recurrent: ir.Model) -
 
 
 def test_options_chosen_win_over_the_profile_s(recurrent: ir.Model) -> None:
-    (found,) = residencies(recurrent, coreml(), {"compute_precision": "FLOAT32", "labels": ["a"]})
+    (found,) = residencies(recurrent, coreml(), {"compute": "float32", "labels": ["a"]})
     assert found.blocks["leaves"] == sum(found.blocks.values())
     assert "float32" in {rule.name for rule in found.rules}
 
