@@ -58,7 +58,7 @@ class Ends:
         self._own = {given: own for own, given in notes.ends.items() if own in self._specs}
         made = {spec.name for spec in inner.outputs}
         self._given = {given: own for own, given in notes.ends.items() if own in made}
-        self._turned = frozenset(notes.channels_first)
+        self._turned = frozenset(name for name, layout in notes.images.items() if layout == "NCHW")
         self._kept = {given: (own, result) for own, (given, result) in notes.states.items()}
         self.states: Mapping[str, str] = {given: result for given, (_, result) in self._kept.items()}
         if self.states != artifact.states:

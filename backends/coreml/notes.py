@@ -8,6 +8,7 @@ from pathlib import Path
 
 from backends.coreml.package import Package, open_package
 from deploy.errors import BackendError
+from deploy.spec.tensors import Layout
 
 METADATA = "deploy"
 
@@ -15,15 +16,15 @@ METADATA = "deploy"
 @dataclass(frozen=True)
 class Notes:
     """``planned`` are (name, variable, whether for some readers only), ``ends`` the graph's names of the
-    program's inputs and outputs, ``channels_first`` the images among these whose pixels the graph takes in
-    that order, ``states`` the graph's input and output by the state that stands for them, ``scored`` its
-    output that is classified, empty where none is, ``values`` the variables of inner values, ``by_outputs``
-    the matrices that are stored turned, ``weights`` the variables of float constants, in whatever form these
-    are, ``nodes`` the graph's nodes by the variables that were made for them."""
+    program's inputs and outputs, ``images`` the order NCHW or NHWC in which the graph takes the pixels of
+    those that are images, ``states`` the graph's input and output by the state that stands for them,
+    ``scored`` its output that is classified, empty where none is, ``values`` the variables of inner values,
+    ``by_outputs`` the matrices that are stored turned, ``weights`` the variables of float constants, in
+    whatever form these are, ``nodes`` the graph's nodes by the variables that were made for them."""
 
     planned: list[tuple[str, str, bool]]
     ends: dict[str, str]
-    channels_first: list[str]
+    images: dict[str, Layout]
     states: dict[str, tuple[str, str]]
     scored: str
     values: dict[str, str]

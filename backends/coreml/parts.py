@@ -65,7 +65,7 @@ def parts(path: Path, known: Collection[str], compute: Compute) -> Iterator[Prog
         variables |= {
             name: own
             for own, name in notes.ends.items()
-            if own in arrays and name in known and own not in notes.channels_first
+            if own in arrays and name in known and notes.images.get(own) != "NHWC"
         }
         named = {variable: name for name, variable in sorted(variables.items(), reverse=True)}
         types = {one.name: one for one in function.inputs}

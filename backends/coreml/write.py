@@ -120,7 +120,7 @@ def _describe(graph: ir.Model, walked: Walked, model: coremltools.models.MLModel
             if (stored := found(var.name)) is not None
         ],
         ends=ends,
-        channels_first=sorted(program.inputs[value] for value, last in program.images.items() if not last),
+        images={program.inputs[one]: "NHWC" if last else "NCHW" for one, last in program.images.items()},
         states=kept,
         scored="" if program.scored is None else program.scored[0].name or "",
         values=values,

@@ -279,3 +279,20 @@ def test_a_package_does_not_say_when_it_was_written(tmp_path: Path) -> None:
     artifact = lowered(pictures(1, "NCHW"), tmp_path, runtime())
     said = sdk().utils.load_spec(str(artifact.main.parent)).description.metadata.userDefined
     assert not [name for name in said if "date" in name]
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_the_parts_of_a_package_that_takes_an_image(tmp_path: Path, layout: str) -> None:
+    """Each alone makes what ONNX Runtime makes; pixels are fed where both have them in one order."""
+    model, chosen = pictures(3, layout), runtime()
+    artifact = lowered(model, tmp_path, chosen)
+    shape = (1, 8, 6, 3) if layout == "NHWC" else (1, 3, 8, 6)
+    pixels = {"x": RNG.integers(0, 256, shape, np.uint8)}
+    names = [value.name or "" for node in model.graph for value in node.outputs]
+    values = {**pixels, **reference(model, pixels, names)}
+    found = list(CoreML().parts(artifact, CoreML().options(chosen, 1), values))
+    assert {"y", "r"} <= {part.result for part in found}
+    assert any("x" in part.reads for part in found) == (layout == "NCHW")
+    for part in found:
+        got = {part.result: part.run({name: values[name] for name in part.reads})}
+        assert largest_error({part.result: values[part.result]}, got) < 1e-5
