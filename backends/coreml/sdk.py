@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import platform
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
-from deploy.errors import broken_package, missing_extra
+from deploy.errors import ToolchainError, broken_package, missing_extra
 
 _UNUSED = ("torch", "sklearn", "tensorflow", "xgboost", "libsvm")
 _NAMES = ("coremltools", "coreml")
@@ -35,11 +36,21 @@ def sdk() -> ModuleType:
             return import_module("coremltools")
     except (ImportError, OSError) as e:
         if isinstance(e, ModuleNotFoundError) and e.name == "coremltools":
-            raise missing_extra(*_NAMES) from e
+            raise _missing() from e
         raise broken_package(*_NAMES, e) from e
     finally:
         for name in unused:
             del sys.modules[name]
+
+
+def _missing() -> ToolchainError:
+    if sys.platform == "darwin" or (sys.platform == "linux" and platform.machine() in ("x86_64", "amd64")):
+        return missing_extra(*_NAMES)
+    return ToolchainError(
+        "coremltools is not installed, and there is none for this machine",
+        hint="it is made for macOS and for Linux on x86-64: write packages there; "
+        "here they are run and inspected without it",
+    )
 
 
 @cache
