@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
 
 Deploy = Callable[..., tuple[int, str, str]]
 
@@ -31,3 +35,45 @@ def test_a_changed_file_is_named(deploy: Deploy, here: Path, real_bundle: Path) 
 def test_no_bundle(deploy: Deploy, here: Path) -> None:
     code, _, err = deploy("verify", here)
     assert code == 2 and "not a bundle" in err
+
+
+def test_deep_says_what_stands_in_the_file(deploy: Deploy, real_bundle: Path) -> None:
+    code, out, _ = deploy("verify", real_bundle, "--deep", "--json")
+    found = json.loads(out)
+    (bundle,) = found["bundles"]
+    assert code == 0 and found["right"] and bundle["first_divergence"] is None
+    plan = json.loads((real_bundle / "plan.json").read_text())["tensors"]
+    assert {t["name"]: t["read"]["scale"] for t in bundle["tensors"]} == {
+        n: t["scale"] for n, t in plan.items()
+    }
+    assert len(bundle["operations"]) > 10 and bundle["unchecked"] == 0
+    assert sum(operation["counts"][2] for operation in bundle["operations"]) == 0
+
+
+def test_deep_names_the_first_operation_behind_a_changed_scale(
+    deploy: Deploy, here: Path, real_bundle: Path
+) -> None:
+    """Changed in the file that is shipped, with a manifest that says so."""
+    bundle = here / "dist" / "planted"
+    shutil.copytree(real_bundle, bundle)
+    file = bundle / "artifact" / "model.onnx"
+    model = ir.load(file)
+    quantize = next(
+        n for n in model.graph if n.op_type == "QuantizeLinear" and "block2/Relu" in (n.name or "")
+    )
+    scale = quantize.inputs[1]
+    assert scale is not None and scale.const_value is not None
+    scale.const_value = ir.tensor(scale.const_value.numpy() * np.float32(1.25), name=scale.name)
+    ir.save(model, file)
+    manifest = (bundle / "manifest.json").read_text()
+    before = json.loads(manifest)["files"]["artifact/model.onnx"]
+    (bundle / "manifest.json").write_text(
+        manifest.replace(before, hashlib.sha256(file.read_bytes()).hexdigest())
+    )
+    code, out, _ = deploy("verify", here / "dist", "--deep", "--json")
+    (found,) = json.loads(out)["bundles"]
+    assert code == 8
+    assert [t["name"] for t in found["tensors"] if t["differences"]] == ["/block2/Relu_output_0"]
+    assert found["first_divergence"]["node"] == "/block2/Relu"
+    code, out, _ = deploy("verify", bundle, "--deep")
+    assert code == 8 and "✗ ort for x86-cpu" in out and "/block2/Relu" in out
