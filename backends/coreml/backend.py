@@ -19,10 +19,12 @@ from backends.coreml.lower import require, walk
 from backends.coreml.notes import required_notes
 from backends.coreml.ops.stored import palette_forms
 from backends.coreml.package import open_package
+from backends.coreml.parts import ProgramPart, parts
 from backends.coreml.readback import read_stored, read_weights
 from backends.coreml.runner import CoreMLOptions, CoreMLRunner
 from backends.coreml.sdk import sdk, version
 from backends.coreml.write import write
+from deploy.adapter.conformance import read_conformance
 from deploy.adapter.protocol import Arrays, Availability, Runner
 from deploy.errors import ToolchainError
 from deploy.graph.fixed import pin_batch
@@ -32,6 +34,7 @@ from deploy.graph.shapes import batch_axis, free_dimensions, pin
 from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Description, Options, Verdict
+from deploy.spec.conformance import Conformance
 from deploy.spec.contents import FileContents
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
@@ -45,6 +48,7 @@ class CoreML:
     name = "coreml"
     options_type: type[Options] = CoreMLOptions
     suffixes: tuple[str, ...] = (".mlpackage", ".mlmodel", ".mlmodelc")
+    cut = "operations of the saved package, each alone, by the reference interpreter"
     names_classes: Literal[True] = True
 
     def available(self) -> Availability:
@@ -54,6 +58,9 @@ class CoreML:
             return Availability("coremltools", version())
         except ToolchainError as e:
             return Availability("coremltools", None, f"{e.message}; {e.hint}")
+
+    def conformance(self) -> Conformance:
+        return read_conformance(Path(__file__).with_name("conformance.json"))
 
     def keeps(self, runtime: Runtime) -> str:
         """States came with iOS 18."""
@@ -113,6 +120,10 @@ class CoreML:
     def weights(self, artifact: Artifact, names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
         """As they are expanded on the device."""
         return read_weights(artifact.main.parent, names)
+
+    def parts(self, artifact: Artifact, options: Options, known: Collection[str]) -> Iterator[ProgramPart]:
+        own = options if isinstance(options, CoreMLOptions) else CoreMLOptions(threads=options.threads)
+        return parts(artifact.main.parent, known, own.compute)
 
     def open(self, artifact: Artifact, options: Options) -> Runner:
         own = options if isinstance(options, CoreMLOptions) else CoreMLOptions(threads=options.threads)
