@@ -186,7 +186,7 @@ class CoreMLRunner:
     # --- out ----------------------------------------------------------------------------------------------
 
     def _left(self, spec: TensorSpec, found: Mapping[str, Operand]) -> np.ndarray:
-        """A result, as a program that uses Core ML gets it."""
+        """A result, as a program that uses Core ML gets it, which knows no arrays without axes."""
         value = found.get(spec.name)
         if not isinstance(value, np.ndarray):
             raise BackendError(f"{self._path.name}: the program makes no '{spec.name}'", hint=_HINT)
@@ -197,6 +197,8 @@ class CoreMLRunner:
             if feature.dtype == "uint8":
                 value = np.clip(np.rint(value), 0, 255)
             value = np.moveaxis(value, 1, -1) if spec.layout == "NHWC" else value
+        if feature.kind == "array" and value.ndim == 0:
+            value = value.reshape(1)
         if value.dtype.kind != "U":
             value = value.astype(spec.dtype, copy=False)
         return np.array(value, order="C")
@@ -253,6 +255,7 @@ def _output(function: Function, feature: Feature) -> TensorSpec:
     sizes: tuple[int | str, ...] = feature.shape
     if isinstance(kind, TensorType) and kind.shape is not None:
         sizes = tuple(f"{feature.name}.{i}" if n is None else n for i, n in enumerate(kind.shape))
+        sizes = sizes or ((1,) if feature.kind == "array" else ())
     elif feature.kind == "dictionary":
         sizes = (CLASSES,)
     return TensorSpec(name=feature.name, dtype=dtype, shape=sizes)

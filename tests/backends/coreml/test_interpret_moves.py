@@ -330,3 +330,17 @@ def test_places_that_are_checked(tmp_path: Path) -> None:
                 feeds,
                 tmp_path / "p.mlpackage",
             )
+
+
+def test_numbers_without_axes(tmp_path: Path) -> None:
+    """They are joined to a row, and leave a package as one: Core ML knows no arrays without axes."""
+    x = normal(3, 4)
+
+    def build(mb, x):
+        sizes = mb.shape(x=x)
+        parts = tuple(mb.gather(x=sizes, indices=index, axis=0) for index in (1, 0))
+        return mb.concat(values=parts, axis=0), mb.reduce_sum(x=x, axes=[0, 1], keep_dims=False)
+
+    row, total = results(build, {"x": x}, tmp_path / "p.mlpackage")
+    assert row.tolist() == [4, 3]
+    assert total.shape == (1,) and total[0] == pytest.approx(float(x.sum(dtype=np.float64)), rel=1e-5)

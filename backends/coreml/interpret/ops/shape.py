@@ -76,7 +76,8 @@ def shape(call: Call) -> np.ndarray:
 
 
 def concat(call: Call) -> np.ndarray:
-    values = call.arrays("values")
+    """Numbers without axes become a row, as coremltools types them."""
+    values = [value if value.ndim else value.reshape(1) for value in call.arrays("values")]
     axis = axis_of(call.integer("axis"), values[0].ndim)
     if not call.flag("interleave"):
         return np.concatenate(values, axis)
