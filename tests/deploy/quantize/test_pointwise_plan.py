@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,7 +11,9 @@ import pytest
 from deploy.adapter.profiles import load_profile
 from deploy.graph.pointwise import linear_as_convolution
 from deploy.graph.shapes import infer
+from deploy.quantize.forms import store_weights
 from deploy.spec.plan import TensorPlan
+from deploy.spec.profile import WeightRules
 
 TEXT = """g (float[N,5,8] x) => (float[N,5,6] y)
 {
@@ -60,3 +64,31 @@ def test_the_graphs_of_integers_compute_the_same(both, session):
     feeds = {"x": np.random.default_rng(5).standard_normal((16, 5, 8)).astype(np.float32)}
     (one,), (two,) = (session(q.qdq, optimised=False).run(None, feeds) for q in both)
     np.testing.assert_allclose(one, two, rtol=0, atol=1e-5 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("group", [32, None])
+@pytest.mark.parametrize("form", ["w8", "w4"])
+def test_weights_alone_have_the_same_groups(graph, session, form, group):
+    rules = WeightRules(
+        operations=("MatMul", "Conv"), group=group, rest=False, source="test", date=date(2026, 11, 21)
+    )
+    runtime = load_profile("iphone15").runtime_named("coreml").model_copy(update={"weights": {form: rules}})
+    model = graph(
+        "g (float[N,5,96] x) => (float[N,5,40] y) { a = MatMul(x, w) c = Relu(a) y = MatMul(c, v) }",
+        {"w": (96, 64), "v": (64, 40)},
+    )
+    turned = model.clone()
+    assert linear_as_convolution(turned) == 2
+    one, two = (store_weights(infer(m), form, runtime, ()) for m in (model, turned))
+    assert one.weights == two.weights == {"w", "v"}
+    for name, shape in (("w", (96, 64)), ("v", (64, 40))):
+        before, after = one.tensors[name], two.tensors[name]
+        assert (before.type, before.group) == (after.type, after.group)
+        assert before.group == group
+        parts = before.scale_shape(shape) if group else (1, shape[1])
+        np.testing.assert_array_equal(
+            np.reshape(before.scale, parts).T.reshape(-1), np.asarray(after.scale), "group by group"
+        )
+    feeds = {"x": np.random.default_rng(5).standard_normal((4, 5, 96)).astype(np.float32)}
+    (y,), (z,) = (session(s.literal(), optimised=False).run(None, feeds) for s in (one, two))
+    np.testing.assert_allclose(y, z, rtol=0, atol=1e-5 * np.abs(y).max())
