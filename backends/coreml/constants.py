@@ -104,7 +104,7 @@ class Constants:
         return np.where(mask != 0, found, found.dtype.type(0))
 
     def _entries(self, indices: np.ndarray, book: np.ndarray, operation: Operation) -> np.ndarray:
-        if book.shape[-1:] != (1,):
+        if book.ndim == indices.ndim + 2 and book.shape[-1] != 1:
             raise Damaged(f"{operation} has a codebook of vectors")
         return looked_up(indices, book, None)
 

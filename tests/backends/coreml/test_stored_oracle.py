@@ -119,8 +119,8 @@ FLOATS = {
 
 
 FAST = {
-    ("iOS16", "4 bits"), ("iOS18", "2 bits for 8 channels"), ("iOS16", "zeros"), ("iOS18", "zeros and 4 bits"),
-    ("iOS18", "4 bits in blocks"), ("iOS18", "zeros and 8 bits"),
+    ("iOS16", "4 bits"), ("iOS18", "2 bits for 8 channels"), ("iOS16", "zeros"),
+    ("iOS18", "zeros and 4 bits"), ("iOS18", "zeros and 8 bits"),
 }  # fmt: skip
 
 

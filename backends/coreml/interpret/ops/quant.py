@@ -92,14 +92,19 @@ def looked_up(indices: np.ndarray, table: np.ndarray, axis: int | None) -> np.nd
     if table.ndim != indices.ndim + 2:
         raise Refused(f"a table {list(table.shape)} for indices {list(indices.shape)}")
     count, length = table.shape[-2:]
+    if indices.dtype.kind != "u":
+        raise Refused(f"indices of {indices.dtype}")
     if indices.size and int(indices.max()) >= count:
         raise Refused(f"index {int(indices.max())} of a table of {count}")
     tables = math.prod(table.shape[:-2])
-    number = spread(np.arange(tables).reshape(table.shape[:-2]), indices.shape)
     if length > 1:
         axis = axis_of(_required(axis), indices.ndim)
     sized([*indices.shape, length])
-    found = table.reshape(tables, count, length)[number, indices.astype(np.int64)]
+    if tables == 1:
+        found = table.reshape(count, length)[indices]
+    else:
+        number = spread(np.arange(tables, dtype=np.int32).reshape(table.shape[:-2]), indices.shape)
+        found = table.reshape(tables, count, length)[number, indices]
     if length == 1 or axis is None:
         return found.reshape(indices.shape)
     shape = [n * length if i == axis else n for i, n in enumerate(indices.shape)]
