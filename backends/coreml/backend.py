@@ -68,8 +68,8 @@ class CoreML:
         if TARGETS.get(target, 18) >= 18:
             return ""
         return (
-            f"Core ML keeps states from iOS 18 (macOS 15) on, and this is for {target}: build for a profile "
-            "of your own that sets minimum_deployment_target (how-to: Phones)"
+            f"Core ML keeps states from iOS 18 (macOS 15) on, and this is for {target}: build for "
+            "iphone15-ios18, or a profile of your own that sets minimum_deployment_target"
         )
 
     def options(self, runtime: Runtime, threads: int) -> Options:

@@ -17,6 +17,8 @@ _KINDS: dict[int, Kind] = {
 }  # fmt: skip
 _ARRAYS = {65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8", 65552: "float16"}
 _COLOURS = {10: "gray", 20: "rgb", 30: "bgr", 40: "gray16"}
+_LARGEST_SIDE = 2**20
+"""Of an image, in pixels."""
 _PROGRAM = 502
 _OTHERS = {
     200: "a pipeline", 201: "a pipeline", 202: "a pipeline", 403: "a neural network", 303: "a neural network",
@@ -150,10 +152,11 @@ def _feature(message: Message) -> Feature:
             bounds = tuple((r.natural(1), r.integer(2) if r.integer(2) >= 0 else None) for r in both)
         if inner.has(21):
             choices = tuple((c.natural(2), c.natural(1)) for c in inner.message(21).messages(1))
-        return Feature(
-            name, kind, "float16" if colour == "gray16" else "uint8", (inner.integer(2), inner.integer(1)),
-            bounds, choices, colour, optional, None, text,
-        )  # fmt: skip
+        size = (inner.integer(2), inner.integer(1))
+        if not all(0 <= side <= _LARGEST_SIDE for side in size):
+            raise Damaged(f"'{name}' is an image of {size[1]} x {size[0]} pixels")
+        dtype = "float16" if colour == "gray16" else "uint8"
+        return Feature(name, kind, dtype, size, bounds, choices, colour, optional, None, text)
     dtypes = {"int64": "int64", "double": "float64", "string": "string"}
     keys = "int64" if inner.has(1) else "string"
     return Feature(name, kind, dtypes.get(kind, keys if kind == "dictionary" else ""), text=text)

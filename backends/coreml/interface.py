@@ -70,12 +70,15 @@ class Interface:
             self.label = out.name(LABEL)
         for value in model_inputs(graph):
             self._bound(value)
+        for value in model_inputs(graph):
             name = out.name(value.name or "input")
             try:
                 if value.name in self.asked.states:
                     given[name] = _state(value, out)
                     self.states[name] = (value, results[self.asked.states[value.name or ""]])
                     continue
+                if value.name in self._listed and len(self._listed) > 1:
+                    out.need(18, "a list of shapes for more than one input")
                 shape, dtype = self._entering(value)
             except Unsupported as e:
                 wrong[value] = f"input '{value.name}': {e}"
@@ -158,6 +161,11 @@ class Interface:
             if not isinstance(dim, int) and dim.value and dim.value not in self.ranges:
                 least, most = (pick(shape[axis] for shape in shapes) for pick in (min, max))
                 self.ranges[dim.value] = sdk().RangeDim(least, most, shapes[0][axis])
+
+    @property
+    def _listed(self) -> list[str]:
+        """Inputs that take certain shapes, and none between."""
+        return [name for name, sizes in self.asked.sizes.items() if isinstance(sizes[0], tuple) and sizes[1:]]
 
     def _free(self, name: str) -> ct.RangeDim:
         """The range of a free size; equal names are one size."""
@@ -246,9 +254,9 @@ class Interface:
     def _shape(self, value: ir.Value, order: tuple[int, ...] | None) -> object:
         shape = _sizes(value)
         order = order or tuple(range(len(shape)))
-        sizes = self.asked.sizes.get(value.name or "", ())
-        if any(isinstance(one, tuple) for one in sizes) and len(sizes) > 1:
-            return sdk().EnumeratedShapes([[one[axis] for axis in order] for one in shapes_of(sizes)])
+        if value.name in self._listed:
+            shapes = shapes_of(self.asked.sizes[value.name or ""])
+            return sdk().EnumeratedShapes([[one[axis] for axis in order] for one in shapes])
         return tuple(
             self._free(size) if isinstance(size, str) else size for size in (shape[a] for a in order)
         )

@@ -84,21 +84,6 @@ def test_an_app_gives_a_picture_and_gets_a_name(tmp_path: Path) -> None:
             assert np.abs(got - want).max() < 0.05 * np.abs(want).max()
 
 
-NEWER = """schema = 1
-name = "iphone-ios18"
-inherits = "iphone15"
-title = "iPhone with iOS 18"
-
-[[runtime]]
-name = "coreml"
-source = "ours"
-date = 2026-11-21
-
-[runtime.options]
-minimum_deployment_target = "iOS18"
-"""
-
-
 def test_samples_are_a_sequence_where_states_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,10 +98,9 @@ def test_samples_are_a_sequence_where_states_stay(
         {"w": (7, 4), "v": (4, 2)},
     )
     monkeypatch.chdir(tmp_path)
-    Path("newer.toml").write_text(NEWER)
     Path("deploy.toml").write_text(
         'schema = 1\n[model]\npath = "net.onnx"\n[io.states]\nh = "h_next"\n'
-        '[quantize]\nprecision = "float"\n[build]\ntargets = ["newer.toml"]\n'
+        '[quantize]\nprecision = "float"\n[build]\ntargets = ["iphone15-ios18"]\n'
     )
     samples = RNG.normal(size=(6, 3)).astype(np.float32)
     np.savez("in.npz", x=samples)

@@ -13,7 +13,7 @@ import pytest
 
 from deploy.adapter.profiles import load_profile
 from deploy.adapter.protocol import Remembers
-from deploy.errors import DataError, UnsupportedError
+from deploy.errors import BackendError, DataError, UnsupportedError
 from deploy.execute.compare import largest_error
 from deploy.graph.interface import Form, adapt_inputs
 from deploy.graph.qdq import insert
@@ -29,6 +29,7 @@ pytest.importorskip("coremltools")
 from small_graphs import drawn, reference, with_weights
 
 from backends.coreml import CoreML
+from backends.coreml.child import ForeignRunner
 from backends.coreml.runner import CoreMLOptions, CoreMLRunner
 from backends.coreml.sdk import sdk
 
@@ -112,6 +113,17 @@ def test_colours_in_another_order(tmp_path: Path) -> None:
     assert feature.type.imageType.colorSpace == feature.type.imageType.ColorSpace.BGR
 
 
+@pytest.mark.parametrize("side", [-3, 2**40])
+def test_an_image_of_sizes_that_none_has(tmp_path: Path, side: int) -> None:
+    artifact = lowered(pictures(3, "NHWC"), tmp_path, runtime())
+    file = next(artifact.main.parent.rglob("*.mlmodel"))
+    spec = sdk().utils.load_spec(str(file))
+    spec.description.input[0].type.imageType.width = side
+    file.write_bytes(spec.SerializeToString())
+    with pytest.raises(BackendError, match=f"'x' is an image of {side} x 8 pixels"):
+        CoreMLRunner(artifact.main.parent, CoreMLOptions())
+
+
 def test_pixels_that_are_no_image_are_refused(tmp_path: Path) -> None:
     for shape, perhaps in (("1,8,8", "uint8[1, 8, 8]"), ("2,3,8,8", "uint8[2, 3, 8, 8]")):
         text = f'<ir_version: 10, opset_import: ["" : 21]> g (uint8[{shape}] x) => (float[{shape}] y)'
@@ -173,6 +185,20 @@ def test_states_that_core_ml_cannot_keep(tmp_path: Path) -> None:
         lowered(model, tmp_path, runtime(target="iOS18", states={"k": "next"}))
 
 
+@pytest.mark.parametrize("side", [2**18, 2**24])
+def test_a_state_that_is_too_large_is_one_error(tmp_path: Path, side: int) -> None:
+    """Of a package from anywhere: what it keeps is made in the child, with limits."""
+    artifact = lowered(streaming(), tmp_path, runtime(target="iOS18", states={"h": "next"}))
+    file = next(artifact.main.parent.rglob("*.mlmodel"))
+    spec = sdk().utils.load_spec(str(file))
+    (state,) = (one for one in spec.mlProgram.functions["main"].inputs if one.name == "h")
+    for dimension in state.type.stateType.wrappedType.tensorType.dimensions:
+        dimension.constant.size = side
+    file.write_bytes(spec.SerializeToString())
+    with pytest.raises(BackendError):
+        ForeignRunner(artifact.main.parent, CoreMLOptions())
+
+
 SIZED = """<ir_version: 10, opset_import: ["" : 21]>
 g (float[n,3,h,w] x) => (float[n,8] y, float[n,8,h,w] z) {
     z = Conv<pads=[1,1,1,1]>(x, k)
@@ -216,6 +242,31 @@ def test_images_of_several_sizes(tmp_path: Path) -> None:
             assert largest_error(reference(model, pixels), run(artifact, pixels, chosen)) < 1e-5
         with pytest.raises(DataError):
             run(artifact, {"x": np.zeros((1, 5, 6, 3), np.uint8)}, chosen)
+
+
+PAIR = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[1,w] before, float[1,w] x) => (float[1,w] y) { y = Add(before, x) }"""
+
+
+def test_inputs_that_share_a_size(tmp_path: Path) -> None:
+    model = with_weights(PAIR, {})
+    chosen = runtime(sizes={"x": (1, "4..6")})
+    artifact = lowered(model, tmp_path / "range", chosen)
+    for width, fits in ((4, True), (6, True), (7, False)):
+        feeds = {name: RNG.normal(size=(1, width)).astype(np.float32) for name in ("before", "x")}
+        if fits:
+            assert largest_error(reference(model, feeds), run(artifact, feeds, chosen)) < 1e-6
+        else:
+            with pytest.raises(DataError) as caught:
+                run(artifact, feeds, chosen)
+            assert "takes 4 to 6" in caught.value.hint
+    both = {"before": ((1, 4), (1, 6)), "x": ((1, 4), (1, 6))}
+    with pytest.raises(UnsupportedError, match="a list of shapes for more than one input needs iOS 18"):
+        lowered(model, tmp_path / "old", runtime(sizes=both))
+    chosen = runtime(target="iOS18", sizes=both)
+    artifact = lowered(model, tmp_path / "new", chosen)
+    feeds = {name: RNG.normal(size=(1, 6)).astype(np.float32) for name in ("before", "x")}
+    assert largest_error(reference(model, feeds), run(artifact, feeds, chosen)) < 1e-6
 
 
 CLASSES = ("cat", "dog", "übel", "fox")
