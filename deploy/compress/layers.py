@@ -2,10 +2,14 @@
 
 The graph is walked once. What was changed in earlier layers is in what a layer is given; what it should make
 is what the graph as it came has, so that later layers can make up for earlier ones.
+
+A layer late in a convolutional network has more inputs than a few hundred images have places for. Images are
+therefore looked at moved and mirrored, too, as often as that takes: the graph says what is right for any.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +24,12 @@ from deploy.errors import DataError
 from deploy.graph.blocks import partition
 from deploy.graph.edit import constant, sole_consumer
 from deploy.graph.pattern import Product
+from deploy.graph.summary import tensor_specs
 from deploy.progress import Progress
-from deploy.train.gram import PLACES, Layer, layer_of
+from deploy.spec.finetune import Augment
+from deploy.spec.tensors import Layout
+from deploy.train.augment import augment, image_inputs
+from deploy.train.gram import LONGEST, PLACES, Layer, layer_of
 from deploy.train.loader import number
 from deploy.train.units import Pieces, Quantized, Stop, batches, error, held_bytes, single_units, walk
 
@@ -30,6 +38,9 @@ _HELD_OUT = 4
 """One batch of so many is held out."""
 _MEMORY = 1 << 30
 """Bytes of inner values that are held for all samples; of larger ones fewer samples are taken."""
+_VIEWS = Augment(crop=2, flip=True)
+_PLACES_EACH, _MOST_VIEWS = 2, 3
+"""Places for each input of a layer that views are made for, and how many views at most."""
 _SLIGHT = 1e-3
 """Of the largest slope of a batch norm: channels below have no say."""
 
@@ -100,7 +111,34 @@ class Layers:
         every = min(_HELD_OUT, len(self.feeds))
         self.held = [i for i in range(len(self.feeds)) if i % every == every - 1]
         self.seen = [i for i in range(len(self.feeds)) if i % every != every - 1]
+        copies = self._copies(held * len(self.feeds))
+        self.views = range(len(self.feeds), len(self.feeds) + copies * len(self.seen))
+        self.feeds += [self._viewed(i, copy) for copy in range(copies) for i in self.seen]
         self.plan = Quantized({}, {})
+
+    def _copies(self, held: int) -> int:
+        """How many views of the samples it takes until no layer has more inputs than half its places, where
+        all inputs are images. ``held`` are the bytes of inner values of one."""
+        samples = sum(len(next(iter(self.feeds[i].values()))) for i in self.seen)
+        needed = 0
+        for product in self.products.values():
+            weight, shape = constant(product.node.inputs[1]), product.node.outputs[0].shape
+            if product.node.op_type != "Conv" or weight is None or shape is None:
+                continue
+            sizes = [size for size in shape.dims[2:] if isinstance(size, int)]
+            inputs = math.prod(weight.shape[1:])
+            if inputs <= LONGEST and len(sizes) == len(shape.dims) - 2:
+                needed = max(needed, -(-_PLACES_EACH * inputs // (samples * math.prod(sizes))) - 1)
+        inputs_are_images = len(self._images()) == len(self.pieces.program.inputs)
+        return max(0, min(needed, _MOST_VIEWS, _MEMORY // max(held, 1) - 1)) if inputs_are_images else 0
+
+    def _images(self) -> dict[str, Layout]:
+        return image_inputs(tensor_specs(self.pieces.module.model.graph.inputs), Augment())
+
+    def _viewed(self, batch: int, copy: int) -> dict[str, Tensor]:
+        """A batch moved and mirrored at random."""
+        generator = torch.Generator().manual_seed(number(self.seed, batch, copy))
+        return augment(dict(self.feeds[batch]), {}, _VIEWS, self._images(), generator).feeds
 
     @cached_property
     def _outputs(self) -> dict[int, dict[str, Tensor]]:
@@ -114,6 +152,10 @@ class Layers:
             for name in stop.unit.weights:
                 yield stop, self.products[name]
 
+    def again(self) -> None:
+        """The walk begins anew, with every weight as it came."""
+        self.plan.constants.clear()
+
     def put(self, name: str, array: Tensor) -> None:
         self.plan.constants[name] = array
 
@@ -124,9 +166,12 @@ class Layers:
             return None
         aim = goal(product.node, stop.unit.nodes)
         generator = torch.Generator().manual_seed(number(self.seed, self.units.index(stop.unit)))
-        share = -(-max(PLACES, 4 * layer.packed(dense).shape[2]) // len(self.seen))
+        wanted = max(PLACES, 4 * layer.packed(dense).shape[2])
+        share = -(-wanted // len(self.seen))
         form, missed, count = torch.zeros(()), torch.zeros(()), 0
-        for i in self.seen:
+        for i in (*self.seen, *self.views):
+            if count >= wanted:
+                break
             x = layer.columns(self._value(stop, layer.source, i, True), dense.shape[2:])
             lacking = self._value(stop, aim.value, i, False) - self._value(stop, aim.value, i, True)
             if aim.slope is not None:

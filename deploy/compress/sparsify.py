@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +28,7 @@ from deploy.compress.prune.choose import matching
 from deploy.compress.step import Compressed, Step
 from deploy.data.dataset import Dataset
 from deploy.errors import UsageError, VerificationError
+from deploy.graph.cost import macs_of
 from deploy.graph.edit import constant, replace_weight
 from deploy.graph.pattern import Product, fits, mask_2_4, products, sparse_2_4
 from deploy.progress import SILENT, Progress
@@ -35,6 +37,10 @@ from deploy.train.finetune import reproducible
 from deploy.train.units import Stop
 
 _DAMPS = (0.01, 0.1)
+_DEAR, _MUCH = 10.0, 0.1
+"""How many times its share of the work a layer may have of the error at the outputs, if that is so much."""
+_SLIGHT = 1e-3
+"""What error at the outputs, as a share of their power, is next to none."""
 
 
 def check(step: Sparsify, model: ir.Model, ground: Ground) -> None:
@@ -97,10 +103,11 @@ def sparsify(
     """A copy with sparse weights, by ``step`` without its rounds and training.
 
     ``model`` has inferred shapes. 2:4 lies along the axes that products sum over, which are whole fours, and
-    is proved on the graph; what came so stays as it is. Without a pattern the share of zeros is ``share``,
-    else ``step.sparsity``. A row of each product says what was done. Without ``dataset`` magnitudes alone
-    decide. Equal seed, threads and machine give equal weights. Raises DataError where there are fewer than
-    two batches of samples, UnsupportedError listing nodes that torch has no kernel for.
+    is proved on the graph; what came so stays as it is, and so do layers that cost out of all proportion.
+    Without a pattern the share of zeros is ``share``, else ``step.sparsity``. A row of each product says what
+    was done. Without ``dataset`` magnitudes alone decide. Equal seed, threads and machine give equal weights.
+    Raises DataError where there are fewer than two batches of samples, UnsupportedError listing nodes that
+    torch has no kernel for.
     """
     share = step.sparsity if share is None else share
     but = matching(model, step.protect, "sparsify: protect")
@@ -118,6 +125,12 @@ def sparsify(
         with reproducible(threads), torch.no_grad():
             layers = Layers(model, zeros.products, dataset, step.samples, seed)
             found, more = _chosen(layers, zeros, progress)
+            if share is None and (dear := _dear(model, more)):
+                zeros = _Zeros(model, step, share, {*but, *dear})
+                layers.again()
+                found, rest = _chosen(layers, zeros, progress)
+                more = [*rest, *(_left(row, dear[row.place]) for row in more if row.place in dear)]
+                zeros.left = [row for row in zeros.left if row.place not in dear]
     result = model.clone()
     nodes = {product.weight: product.node for product in products(result)}
     for name, array in found.items():
@@ -218,6 +231,8 @@ def _chosen(layers: Layers, zeros: _Zeros, progress: Progress) -> tuple[dict[str
     rows, astray = [], 0.0
     for stop, product in layers.visit(progress):
         name, place = product.weight, product.node.name or ""
+        if name not in zeros.products:
+            continue
         before = layers.error(stop)
         ways = zeros.ways(layers, stop, product)
         errors = {way: layers.error(stop, name, array) for way, array in ways.items()}
@@ -236,6 +251,25 @@ def _chosen(layers: Layers, zeros: _Zeros, progress: Progress) -> tuple[dict[str
         rows.append(Step(place, told, True, before, errors[best], farther - astray))
         astray = farther
     return found, rows
+
+
+def _dear(model: ir.Model, rows: Sequence[Step]) -> dict[str, str]:
+    """The layers whose zeros cost out of all proportion, and that in words: the first of a network, often,
+    whose error all others get, and which is little work."""
+    rises = {row.place: max(0.0, row.rise) for row in rows if row.kept}
+    nodes = {node.name or "": node for node in model.graph}
+    work = {name: macs_of(nodes[name]) for name in rises}
+    whole, every = max(_SLIGHT, sum(rises.values())), max(1, sum(own or 0 for own in work.values()))
+    found = {}
+    for name, rise in rises.items():
+        own = work[name]
+        if own is not None and rise / whole > max(_MUCH, _DEAR * own / every):
+            found[name] = f"left dense: {rise / whole:.0%} of the error for {own / every:.1%} of the work"
+    return found
+
+
+def _left(row: Step, what: str) -> Step:
+    return replace(row, what=what, kept=False)
 
 
 def _solved(moments: Moments, dense: Tensor, damp: float) -> Tensor:

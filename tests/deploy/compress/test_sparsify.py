@@ -23,6 +23,12 @@ from deploy.spec.finetune import Finetune
 QUICK = Search(exchanges=2, shakes=1)
 
 
+@pytest.fixture(autouse=True)
+def _proportionate(monkeypatch) -> None:
+    """In networks this small a head is little work and much of the error; it is made sparse all the same."""
+    monkeypatch.setattr("deploy.compress.sparsify._DEAR", np.inf)
+
+
 def sparsified(model, dataset, **given):
     return sparsify(model, dataset, Sparsify(samples=64, **given), search=QUICK)
 
@@ -119,6 +125,48 @@ def test_protected_layers_stay_as_they_are(wish, residual, data) -> None:
         assert all((after[name] == 0).mean() > 0.4 for name in ("w1", "w3"))
     with pytest.raises(UsageError, match="'w9' is the name of no node"):
         sparsify(residual, None, Sparsify(protect=("w9",)))
+
+
+def first_is_dear(build):
+    """A narrow first layer whose error goes through all the rest."""
+    text = """g (float[n,8,9] x) => (float[n,N,64] y) {
+        t = Transpose<perm=[0,2,1]>(x) a = MatMul(t, w1) b = MatMul(a, w2)
+        c = MatMul(b, w3) y = Add(c, a) }"""
+    return build(text, {"w1": (8, 64), "w2": (64, 256), "w3": (256, 64)})
+
+
+def test_a_layer_that_costs_out_of_all_proportion_stays_dense(build, data, run, monkeypatch) -> None:
+    model = first_is_dear(build)
+    fresh = next(data(model, 32, seed=9).batches(32)).feeds
+    want = run(model, fresh)
+
+    def lost(found) -> float:
+        return ((run(found.graph, fresh) - want) ** 2).mean() / (want**2).mean()
+
+    monkeypatch.setattr("deploy.compress.sparsify._DEAR", 10.0)
+    found = sparsified(model, data(model), permute=False)
+    (dense,) = (step for step in found.steps if not step.kept)
+    first = next(products(model)).node.name
+    assert dense.place == found.steps[0].place == first and "of the error for" in dense.what
+    assert sorted(masks(found.graph)) == ["w2", "w3"]
+    monkeypatch.setattr("deploy.compress.sparsify._DEAR", np.inf)
+    every = sparsified(model, data(model), permute=False)
+    assert len(masks(every.graph)) == 3 and lost(found) < 0.5 * lost(every)
+
+
+def test_images_are_seen_from_more_sides_where_places_are_few(build, data, run, monkeypatch) -> None:
+    text = """g (float[n,4,6,6] x) => (float[n,16,N,M] y) {
+        a = Conv<strides=[2,2], pads=[1,1,1,1]>(x, w1) b = Relu(a) y = Conv<strides=[3,3]>(b, w2) }"""
+    model = build(text, {"w1": (48, 4, 3, 3), "w2": (16, 48, 3, 3)})
+    fresh = next(data(model, 64, seed=9).batches(64)).feeds
+    want, lost = run(model, fresh), []
+    for most in (3, 0):
+        monkeypatch.setattr(layers, "_MOST_VIEWS", most)
+        walk = layers.Layers(model, {p.weight: p for p in products(model)}, data(model), 64, 0)
+        assert (len(walk.views), len(walk.feeds)) == (3 * most, 4 + 3 * most)
+        found = sparsified(model, data(model), permute=False, protect=("Conv_0",))
+        lost.append(((run(found.graph, fresh) - want) ** 2).mean() / (want**2).mean())
+    assert lost[0] < 0.9 * lost[1]
 
 
 def test_layers_that_do_not_fit_are_named(build, data) -> None:
