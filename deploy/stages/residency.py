@@ -8,6 +8,8 @@ import onnx_ir as ir
 from pydantic import JsonValue
 
 from deploy.graph.residency import residency
+from deploy.graph.shapes import pin
+from deploy.spec.ends import shapes_of
 from deploy.spec.profile import Runtime
 from deploy.spec.residency import Residency
 
@@ -15,7 +17,16 @@ from deploy.spec.residency import Residency
 def residencies(
     graph: ir.Model, runtime: Runtime, chosen: Mapping[str, JsonValue] | None = None
 ) -> tuple[Residency, ...]:
-    """For each unit of the profile, by the options that an artifact is made with; ``chosen`` win."""
+    """For each unit of the profile, by the options that an artifact is made with; ``chosen`` win.
+
+    Where shapes were listed for inputs, every one of them is fixed: the first one stands for them.
+    """
+    listed = {
+        name: shapes_of(sizes)[0]
+        for name, sizes in runtime.asked.sizes.items()
+        if isinstance(sizes[0], tuple)
+    }
+    graph = pin(graph, listed) if listed else graph
     given = {**runtime.options, **(chosen or {})}
     options = {key: value for key, value in given.items() if isinstance(value, bool | int | str)}
     return tuple(residency(graph, name, unit, options) for name, unit in runtime.unit.items())

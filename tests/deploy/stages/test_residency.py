@@ -9,6 +9,7 @@ import pytest
 from deploy.adapter.profiles import load_profile
 from deploy.graph.rules import RULES
 from deploy.graph.shapes import infer
+from deploy.spec.ends import Ends
 from deploy.spec.profile import Runtime
 from deploy.stages.residency import residencies
 
@@ -52,3 +53,17 @@ def test_options_chosen_win_over_the_profile_s(recurrent: ir.Model) -> None:
 
 def test_a_runtime_without_accelerators_says_nothing(recurrent: ir.Model) -> None:
     assert residencies(recurrent, load_profile("x86-vnni").runtime[0]) == ()
+
+
+def test_listed_shapes_are_fixed_ones_and_a_range_is_none() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[1, 64, h, w] x) => (float[1, 64, h, w] y) {
+        [act] y = Relu(x)
+    }"""
+    model = infer(ir.from_onnx_text(text))
+    asked = {"list": ((1, 64, 32, 32), (1, 64, 32, 64)), "range": (1, 64, "32..64", "32..64")}
+    rules = {}
+    for name, sizes in asked.items():
+        runtime = coreml().model_copy(update={"asked": Ends.model_validate({"sizes": {"x": sizes}})})
+        (found,) = residencies(model, runtime)
+        rules[name] = {rule.name for rule in found.rules}
+    assert "free-sizes" in rules["range"] and "free-sizes" not in rules["list"]
