@@ -122,13 +122,15 @@ def mean_variance(node: ir.Node, out: Emitter) -> None:
 @ops.lower("LRN")
 def local_response(node: ir.Node, out: Emitter) -> None:
     """Over neighbouring channels; ONNX's window of even size reaches one further up, which MIL's does not."""
-    size = node.attributes.get_int("size", 1)
+    size, x = node.attributes.get_int("size", 1), node.inputs[0]
+    if x is None or x.shape is None or len(x.shape) != 4:
+        raise Unsupported("other than of rank 4: Core ML looks for channels three axes from the end")
     if size % 2 == 0:
         raise Unsupported("a window of an even number of channels; MIL's are odd")
     out.emit(
         node,
         "local_response_norm",
-        x=out.read(node.inputs[0]),
+        x=out.read(x),
         size=np.int32(size),
         alpha=np.float32(node.attributes.get_float("alpha", 1e-4)),
         beta=np.float32(node.attributes.get_float("beta", 0.75)),

@@ -306,18 +306,27 @@ def test_boxes_that_overlap_are_left_out(tmp_path: Path) -> None:
 
 
 def test_what_the_pages_leave_open(tmp_path: Path) -> None:
-    """By coremltools' tests: the new resize takes the nearest pixel, an LSTM's clip is that of its state."""
+    """By coremltools' tests: the new resize takes the nearest pixel, an LSTM's clip is that of its state, its
+    scaled tanh does not scale, and what goes over channels takes the first axis of rank 3 for them."""
     x, steps = np.array([[[[1.0, 2.0]]]], np.float32), np.full((3, 1, 2), 5, np.float32)
     zeros, wide = np.zeros((1, 2), np.float32), np.ones((8, 2), np.float32)
 
-    def build(mb, x, steps):
+    three = np.array([[[1, -7], [5, -6], [-3, -5]]], np.float32)
+
+    def build(mb, x, steps, three):
         new = mb.resize(x=x, shape=[3], resized_dims=np.uint32(1), interpolation_mode="NEAREST_NEIGHBOR")
         old = mb.resize_nearest_neighbor(x=x, target_size_height=1, target_size_width=3)
         cells = {"weight_ih": wide, "weight_hh": wide, "initial_h": zeros, "initial_c": zeros}
-        return new, old, mb.lstm(x=steps, **cells, clip=0.5)[2]
+        scaled = mb.lstm(x=steps, **cells, activation="scaled_tanh")[1]
+        lone = mb.local_response_norm(x=three, size=3)
+        return new, old, mb.lstm(x=steps, **cells, clip=0.5)[2], scaled, lone
 
-    got = results(build, {"x": x, "steps": steps}, tmp_path / "p.mlpackage")
-    require(got, [[[[[1, 2, 2]]]], [[[[1, 1, 2]]]], np.full((1, 2), 0.5)])
+    got = results(build, {"x": x, "steps": steps, "three": three}, tmp_path / "p.mlpackage")
+    state = np.tanh(3)  # the gates are open, the state counts the steps
+    lone = three / (1 + 1e-4 / 3 * three**2) ** 0.75
+    wanted = [[[[[1, 2, 2]]]], [[[[1, 1, 2]]]], np.full((1, 2), 0.5), np.full((1, 2), state), lone]
+    for have, want in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(have, want, rtol=2e-5)
 
 
 def test_places_that_are_checked(tmp_path: Path) -> None:

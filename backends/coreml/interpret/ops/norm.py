@@ -56,14 +56,20 @@ def l2_norm(call: Call) -> np.ndarray:
 
 
 def local_response_norm(call: Call) -> np.ndarray:
+    """Over neighbours along the third axis from the end, which are not the channels of rank 3.
+
+    So coremltools' tests have it, which Core ML passes.
+    """
     x, size = call.array("x"), call.integer("size")
-    if not 1 <= size <= 2 * x.shape[1] + 1:
-        raise Refused(f"size {size} for {x.shape[1]} channels")
+    if x.ndim not in (3, 4):
+        raise Refused(f"a tensor of rank {x.ndim}")
+    channels = x.shape[-3]
+    if not 1 <= size <= 2 * channels + 1:
+        raise Refused(f"size {size} for {channels} channels")
     alpha, beta = np.float32(call.number("alpha", 1e-4)), np.float32(call.number("beta", 0.75))
     k = np.float32(call.number("k", 1.0))
-    around = [(size // 2, (size - 1) // 2), *[(0, 0)] * (x.ndim - 2)]
-    squares = padded(x * x, around)
-    total = sum((squares[:, at : at + x.shape[1]] for at in range(size)), np.zeros_like(x))
+    squares = padded(x * x, [(size // 2, (size - 1) // 2), (0, 0), (0, 0)])
+    total = sum((squares[..., at : at + channels, :, :] for at in range(size)), np.zeros_like(x))
     return x / np.power(k + alpha / size * total, beta)
 
 
