@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("coremltools")
 
 from backends.coreml.sdk import sdk
-from deploy.bundle.read import load_plan, open_bundle
+from deploy.bundle.read import load_bundle, load_plan, open_bundle
+from deploy.bundle.report.running import running
 from deploy.bundle.verify import verify_bundle
 from deploy.cli import main
 from deploy.pipeline import build
@@ -107,6 +108,9 @@ def test_samples_are_a_sequence_where_states_stay(
     assert main(["build", "--cache", "cache", "-q"]) == 0
     folder = next(Path("dist").iterdir())
     assert verify_bundle(folder).passed
+    fed = running(load_bundle(folder))
+    assert ([one.name for one in fed.inputs], [one.name for one in fed.outputs]) == (["x"], ["y"])
+    assert "keeps h (then h_next)" in fed.note
     assert main(["run", str(folder), "in.npz", "-o", "out.npz"]) == 0
     assert "h stay from one to the next" in " ".join(capsys.readouterr().err.split())
     session = onnxruntime.InferenceSession(source)

@@ -109,9 +109,15 @@ def running(bundle: Bundle) -> Running:
     note = _memory(artifact.memory_bytes)
     if artifact.deferred:
         note = "The artifact is finished on the device: its engine belongs to one device and one version."
+    states = artifact.states
+    if states:
+        names = ", ".join(f"{name} (then {result})" for name, result in states.items())
+        note = (
+            f"The artifact keeps {names} from one inference to the next: a program neither feeds nor gets it."
+        )
     return Running(
-        inputs=tuple(_port(spec) for spec in artifact.inputs),
-        outputs=tuple(_port(spec) for spec in artifact.outputs),
+        inputs=tuple(_port(spec) for spec in artifact.inputs if spec.name not in states),
+        outputs=tuple(_port(spec) for spec in artifact.outputs if spec.name not in states.values()),
         snippets=snippets(bundle),
         note=note,
     )
