@@ -10,7 +10,7 @@ therefore looked at moved and mirrored, too, as often as that takes: the graph s
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,7 +33,7 @@ from deploy.train.gram import LONGEST, PLACES, Layer, layer_of
 from deploy.train.loader import number
 from deploy.train.units import Pieces, Quantized, Stop, batches, error, held_bytes, single_units, walk
 
-_BATCH = 16
+BATCH = 16
 _HELD_OUT = 4
 """One batch of so many is held out."""
 _MEMORY = 1 << 30
@@ -71,6 +71,13 @@ class Goal:
         return torch.from_numpy(found.astype(np.float32).reshape(1, -1, *[1] * (rank - 2)))
 
 
+def parted(feeds: Sequence[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """The batches that are held out, and those that are learned from: of two or more."""
+    every = min(_HELD_OUT, len(feeds))
+    seen = [batch for i, batch in enumerate(feeds) if i % every != every - 1]
+    return list(feeds[every - 1 :: every]), seen
+
+
 def goal(node: ir.Node, inside: Collection[str]) -> Goal:
     """Follows batch norms, constants added and residual sums, among the nodes named ``inside``."""
     value, slope = node.outputs[0], None
@@ -100,12 +107,12 @@ class Layers:
         self.products, self.seed = products, seed
         self.pieces = Pieces(model)
         self.units = single_units(model, partition(model), products)
-        self.feeds = batches(model, dataset, samples, _BATCH)
+        self.feeds = batches(model, dataset, samples, BATCH)
         held = held_bytes(self.pieces, self.units, self.feeds[0])
         self.feeds = self.feeds[: max(2, _MEMORY // max(held, 1))]
         if len(self.feeds) < 2:
             raise DataError(
-                f"{dataset.origin}: two batches are needed, of {_BATCH} samples or as the model has it",
+                f"{dataset.origin}: two batches are needed, of {BATCH} samples or as the model has it",
                 hint="give more calibration samples",
             )
         every = min(_HELD_OUT, len(self.feeds))

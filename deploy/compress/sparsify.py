@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from deploy.compress import obs
+from deploy.compress.channel_tune import Tuning, tune
 from deploy.compress.ground import Ground, StepResult
-from deploy.compress.layers import Layers, Moments
+from deploy.compress.layers import BATCH, Layers, Moments, parted
 from deploy.compress.magnitude import magnitude_masks, prune_magnitude, share_in_round
 from deploy.compress.permute import Search, permute
 from deploy.compress.prune.choose import matching
@@ -34,7 +35,7 @@ from deploy.graph.pattern import Product, fits, mask_2_4, products, sparse_2_4
 from deploy.progress import SILENT, Progress
 from deploy.spec.compression import Sparsify
 from deploy.train.finetune import reproducible
-from deploy.train.units import Stop
+from deploy.train.units import Stop, batches
 
 _DAMPS = (0.01, 0.1)
 _DEAR, _MUCH = 10.0, 0.1
@@ -55,10 +56,10 @@ def check(step: Sparsify, model: ir.Model, ground: Ground) -> None:
     if not any(step.pattern == "unstructured" or fits(product) for product in every):
         what = "no product has inputs in whole fours" if every else "the model has no product of weights"
         raise UsageError(f"sparsify: {what}", hint="leave the step out")
-    if ground.samples is None and (step.method == "obs" or step.tolerance is not None):
+    if ground.samples is None and (step.method == "obs" or step.tolerance is not None or step.tune):
         raise UsageError(
             "sparsify: there are no samples to choose the zeros by",
-            hint='give calibration samples, or set method = "magnitude" without a tolerance',
+            hint='give calibration samples, or set method = "magnitude" without a tolerance and tune',
         )
 
 
@@ -67,13 +68,14 @@ def run(step: Sparsify, model: ir.Model, ground: Ground) -> StepResult:
 
     Raises VerificationError where a later part of the step broke the 2:4 pattern.
     """
-    graph, rows = model, tuple[Step, ...]()
+    whole, ordered = _ordered(step, model, Search(seed=ground.seed))
+    graph, rows = whole, tuple[Step, ...]()
     for number in range(1, step.rounds + 1):
         share = None if step.sparsity is None else share_in_round(number, step.rounds, step.sparsity)
         found = sparsify(
             graph,
             ground.samples,
-            step,
+            step.model_copy(update={"permute": False}),
             share=share,
             seed=ground.seed,
             threads=ground.threads,
@@ -81,12 +83,39 @@ def run(step: Sparsify, model: ir.Model, ground: Ground) -> StepResult:
         )
         graph, rows = found.graph, found.steps
         if step.rewind and number == step.rounds:
-            graph = _rewound(model, graph)
+            graph = _rewound(whole, graph)
         if step.finetune is not None:
             sparse = list(masks(graph)) if step.pattern == "2:4" else []
             graph = ground.tune(graph, step.finetune)
             prove(graph, sparse)
-    return StepResult(graph, _told(step, graph), rows)
+    if step.tune and ground.samples is not None:
+        sparse = list(masks(graph)) if step.pattern == "2:4" else []
+        graph = _tuned(step, whole, graph, ground)
+        prove(graph, sparse)
+    return StepResult(graph, _told(step, graph), (*ordered, *rows))
+
+
+def _tuned(step: Sparsify, whole: ir.Model, graph: ir.Model, ground: Ground) -> ir.Model:
+    """``graph`` trained to make what ``whole`` makes, judged on samples that it has not seen."""
+    assert ground.samples is not None
+    feeds = batches(graph, ground.samples, step.samples, BATCH)
+    judge, learn = parted(feeds)
+    if ground.train is not None:  # files are often sorted by class
+        wanted = min(BATCH * step.tune, len(ground.train))
+        rows = np.unique(np.linspace(0, len(ground.train) - 1, wanted).astype(int))
+        judge, learn = feeds, batches(graph, ground.train.select(rows), wanted, BATCH)
+    settings = Tuning(steps=step.tune, seed=ground.seed)
+    with reproducible(ground.threads):
+        return tune(whole, graph, {}, learn, judge, settings, ground.progress).graph
+
+
+def _ordered(step: Sparsify, model: ir.Model, search: Search) -> tuple[ir.Model, tuple[Step, ...]]:
+    """The graph with channels in a better order for 2:4 if that is wanted, and what was done; what is sparse
+    already keeps its order."""
+    if step.pattern != "2:4" or not step.permute or masks(model):
+        return model, ()
+    found = permute(model, search)
+    return found.graph, found.steps
 
 
 def sparsify(
@@ -113,10 +142,7 @@ def sparsify(
     but = matching(model, step.protect, "sparsify: protect")
     if dataset is None and share is not None:
         return prune_magnitude(model, share, step.scope, but)
-    rows: list[Step] = []
-    if step.pattern == "2:4" and step.permute and not masks(model):  # another order breaks what is there
-        ordered = permute(model, search or Search(seed=seed))
-        model, rows = ordered.graph, list(ordered.steps)
+    model, ordered = _ordered(step, model, search or Search(seed=seed))
     zeros = _Zeros(model, step, share, but)
     if dataset is None:
         found = {name: array * zeros.kept[name] for name, array in zeros.wanted.items()}
@@ -138,8 +164,8 @@ def sparsify(
     if share is None:
         prove(result, list(found))
     order = [product.node.name for product in products(model)]
-    rows += sorted((*zeros.left, *more), key=lambda row: order.index(row.place))
-    return Compressed(result, tuple(rows))
+    rows = sorted((*zeros.left, *more), key=lambda row: order.index(row.place))
+    return Compressed(result, (*ordered, *rows))
 
 
 def each_alone(

@@ -117,9 +117,12 @@ class Sparsify(Frozen):
     ``permute`` first brings channels into the order that loses least. ``tolerance`` is the error of a layer,
     as a share of its signal's power, up to which it is accepted; ``protect`` are patterns of names of nodes
     that stay as they are. A step that no target of the build gains by is refused unless ``anyway``.
-    ``finetune`` trains with the zeros kept; unstructured zeros then come in ``rounds``, fast at first (Zhu
-    and Gupta 2017), and ``rewind`` sets what is left back to where it was when the step began before the last
-    training (Frankle and Carbin 2019).
+
+    ``tune`` is in how many steps all that is left is trained to make what the graph made, on samples without
+    labels, those of training if there are any: 200, say, where there is no ``finetune``. ``finetune`` trains
+    with the zeros kept; unstructured zeros then come in ``rounds``, fast at first (Zhu and Gupta 2017), and
+    ``rewind`` sets what is left back to where it was when the step began before the last training (Frankle
+    and Carbin 2019).
     """
 
     step: Literal["sparsify"] = "sparsify"
@@ -132,6 +135,7 @@ class Sparsify(Frozen):
     protect: tuple[str, ...] = ()
     rounds: int = Field(default=1, ge=1)
     rewind: bool = False
+    tune: int = Field(default=0, ge=0)
     finetune: Finetune | None = None
     anyway: bool = False
     samples: int = Field(default=256, ge=1)
@@ -145,6 +149,8 @@ class Sparsify(Frozen):
             raise ValueError("say how much is to become zero: sparsity = 0.5, say")
         if self.pattern == "2:4" and (self.rounds > 1 or self.rewind):
             raise ValueError("2:4 has no rounds; rounds and rewind belong to unstructured sparsity")
+        if self.tune and self.finetune is not None:
+            raise ValueError("tune trains without labels at the end, finetune with them; give one of the two")
         if (self.rounds > 1 or self.rewind) and self.finetune is None:
             raise ValueError("rounds and rewind are for training in between: give finetune as well")
         return self

@@ -169,6 +169,22 @@ def test_images_are_seen_from_more_sides_where_places_are_few(build, data, run, 
     assert lost[0] < 0.9 * lost[1]
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_what_is_left_learns_without_labels_and_keeps_its_zeros(
+    labelled, residual, run, data, tmp_path
+) -> None:
+    fresh = next(data(residual, 64, seed=9).batches(64)).feeds
+    want, lost = run(residual, fresh), []
+    train = data(residual, 96, 3) if labelled else None
+    ground = Ground(samples=data(residual), given=residual, workdir=tmp_path, pays=True, train=train)
+    for steps in (0, 60):
+        found = run_step(Sparsify(samples=64, method="magnitude", tune=steps), residual, ground)
+        prove(found.model, ["w1", "w2", "w3", "w4"])
+        assert any("reordered" in row.what for row in found.rows)
+        lost.append(((run(found.model, fresh) - want) ** 2).mean() / (want**2).mean())
+    assert lost[1] < 0.7 * lost[0]
+
+
 def test_layers_that_do_not_fit_are_named(build, data) -> None:
     model = build("g (float[n,3,5,5] x) => (float[n,8,N,M] y) { [c] y = Conv(x, w) }", {"w": (8, 3, 3, 3)})
     (step,) = sparsified(model, data(model)).steps
