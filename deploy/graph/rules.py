@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from deploy.graph.batches import fold_batches
 from deploy.graph.gathered import gather_as_slices
 from deploy.graph.group_norm import join_group_norm
 from deploy.graph.pointwise import linear_as_convolution
@@ -21,6 +22,7 @@ RULES: Mapping[Rewriting, Callable[[ir.Model], int]] = {
     "join-group-norm": join_group_norm,
     "unroll-recurrent": unroll_recurrent,
     "gather-as-slices": gather_as_slices,
+    "fold-batches": fold_batches,
     "linear-as-convolution": linear_as_convolution,
 }
 """By name: changes the model in place and returns how often."""
@@ -31,6 +33,7 @@ _ABOUT: Mapping[Rewriting, frozenset[str]] = {
     "join-group-norm": frozenset(("InstanceNormalization",)),
     "unroll-recurrent": _RECURRENT,
     "gather-as-slices": frozenset(("Gather",)),
+    "fold-batches": frozenset(("MatMul",)),
     "linear-as-convolution": _RECURRENT | {"MatMul", "Gemm"},
 }
 """The operations that a rule rewrites, or that another rule turns into such."""

@@ -13,7 +13,9 @@ from pydantic import Field, model_validator
 
 from deploy.spec.document import Frozen
 
-Rewriting = Literal["join-group-norm", "unroll-recurrent", "gather-as-slices", "linear-as-convolution"]
+Rewriting = Literal[
+    "join-group-norm", "unroll-recurrent", "gather-as-slices", "fold-batches", "linear-as-convolution"
+]
 """Rules by which a graph takes the form that a runtime wants, before anything is calibrated: what they do
 stands in `deploy/graph/rules.py`."""
 
