@@ -50,9 +50,25 @@ class Setting:
     amount: Amount
 
 
+@dataclass(frozen=True)
+class _Start:
+    """The whole graph with what each family must keep, by name, and how much is to be left of the ``whole``
+    of the goal's resource."""
+
+    here: Setting
+    protected: Sequence[str]
+    least: Mapping[str, int]
+    whole: float
+    goal: float
+
+
 def check(step: Prune, model: ir.Model, ground: Ground) -> None:
     """Raises UsageError for a pattern that names no node, a graph in which nothing can go, samples that are
     missing, and a goal that cannot be reached."""
+    _begun(step, model, ground)
+
+
+def _begun(step: Prune, model: ir.Model, ground: Ground) -> _Start:
     looks = {
         f'criterion = "{step.criterion}"': step.criterion in ("obs", "taylor"),
         'scope = "measured"': step.scope == "measured",
@@ -64,46 +80,43 @@ def check(step: Prune, model: ir.Model, ground: Ground) -> None:
             "and there are none",
             hint='give --calib samples.npz, or choose criterion = "l2", scope = "global"',
         )
-    groups = find_groups(model, matching(model, step.protect))
+    protected = matching(model, step.protect)
+    groups = find_groups(model, protected)
     least = {family.name: math.ceil(step.keep * len(family.atoms)) for family in groups.families}
     here = setting(step, model, groups, least, ground)
     whole = _amount_of(here, [len(family.atoms) for family in groups.families])
-    require_reachable(here.allowed, here.amount, _goal(step, whole), step.goal, _bounds(step, ground))
+    goal = _goal(step, whole)
+    require_reachable(here.allowed, here.amount, goal, step.goal, _bounds(step, ground))
+    return _Start(here, protected, least, whole, goal)
 
 
 def run(step: Prune, model: ir.Model, ground: Ground) -> StepResult:
     """A graph with fewer channels. Raises what `check` raises, and BackendError where a solver fails."""
-    check(step, model, ground)
+    start = _begun(step, model, ground)
     with reproducible(ground.threads):
-        return _run(step, model, ground)
+        return _run(step, start, ground)
 
 
-def _run(step: Prune, model: ir.Model, ground: Ground) -> StepResult:
+def _run(step: Prune, start: _Start, ground: Ground) -> StepResult:
+    here, model = start.here, start.here.model
     feeds: Feeds = []
     if ground.samples is not None:
         feeds = batches(model, ground.samples, step.samples, _BATCH)
-    protected = matching(model, step.protect)
-    first = find_groups(model, protected)
-    sizes = {family.name: len(family.atoms) for family in first.families}
-    least = {name: math.ceil(step.keep * count) for name, count in sizes.items()}
     thin, aim, kept = model, model, dict[str, tuple[int, np.ndarray]]()
     gone: Counter[str] = Counter()
-    start = setting(step, model, first, least, ground)
-    whole = _amount_of(start, list(sizes.values()))
-    targets = milestones(whole, _goal(step, whole), step.per_round)
+    targets = milestones(start.whole, start.goal, step.per_round)
     notes: dict[str, None] = {}
     for number, target in enumerate(targets, 1):
         ground.progress.note(f"prune: round {number} of {len(targets)}")
-        groups, here = first, start
         if thin is not model:
             names = {node.name for node in thin.graph}
-            groups = find_groups(thin, [name for name in protected if name in names])
-            here = setting(step, thin, groups, least, ground)
+            groups = find_groups(thin, [name for name in start.protected if name in names])
+            here = setting(step, thin, groups, start.least, ground)
         removed = removal(step, here, target, aim, feeds, ground, notes)
-        kept = kept_channels(groups, removed, kept)
-        owner = {atom.label: family.name for family in groups.families for atom in family.atoms}
+        kept = kept_channels(here.groups, removed, kept)
+        owner = {atom.label: family.name for family in here.groups.families for atom in family.atoms}
         gone.update(owner[label] for label in removed)
-        thin = shrink(thin, groups, removed)
+        thin = shrink(thin, here.groups, removed)
         if step.compensate and feeds:
             thin = refit(aim, thin, kept, feeds, seed=ground.seed, progress=ground.progress).graph
         if step.finetune is not None:
@@ -113,8 +126,9 @@ def _run(step: Prune, model: ir.Model, ground: Ground) -> StepResult:
         judge, learn = _parted(feeds)
         settings = Tuning(steps=step.tune, seed=ground.seed)
         thin = tune(aim, thin, kept, learn, judge, settings, ground.progress).graph
+    sizes = {family.name: len(family.atoms) for family in start.here.groups.families}
     counts = [size - gone[name] for name, size in sizes.items()]
-    told = _told(step, start, counts, len(targets), notes)
+    told = _told(step, start.here, counts, len(targets), notes)
     return StepResult(thin, told, _rows(sizes, gone))
 
 
