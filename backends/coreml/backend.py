@@ -20,6 +20,7 @@ from backends.coreml.notes import required_notes
 from backends.coreml.ops.stored import palette_forms
 from backends.coreml.package import open_package
 from backends.coreml.parts import ProgramPart, parts
+from backends.coreml.predict import hazards
 from backends.coreml.readback import read_stored, read_weights
 from backends.coreml.runner import CoreMLOptions, CoreMLRunner
 from backends.coreml.sdk import sdk, version
@@ -36,6 +37,7 @@ from deploy.progress import Progress
 from deploy.spec.artifact import Artifact, Description, Options, Verdict
 from deploy.spec.conformance import Conformance
 from deploy.spec.contents import FileContents
+from deploy.spec.manifest import KnownHazard
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Runtime
 
@@ -138,6 +140,11 @@ class CoreML:
     def contents(self, path: Path) -> FileContents:
         """What a package holds, whoever wrote it; read in a child process."""
         return contents(path)
+
+    def hazards(self, artifact: Artifact, options: Options) -> list[KnownHazard]:
+        """On macOS, where Core ML itself does not give what the interpreter does."""
+        own = options if isinstance(options, CoreMLOptions) else CoreMLOptions(threads=options.threads)
+        return hazards(artifact.main.parent, own)
 
     def open_file(self, path: Path) -> FileRunner:
         """Whoever wrote it; in a child process, with an axis of samples throughout."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +16,12 @@ from backends.coreml.runner import CoreMLOptions, CoreMLRunner
 from backends.coreml.sdk import quiet, sdk
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError, ToolchainError
+from deploy.execute.compare import random_feeds
+from deploy.spec.manifest import KnownHazard
 from deploy.spec.tensors import TensorSpec
+
+_FAR = 0.05
+"""Part of an output's greatest number; processors differ in what they round between operations."""
 
 
 def predicts() -> bool:
@@ -77,3 +83,28 @@ def compared(path: Path, feeds: Arrays, options: CoreMLOptions) -> dict[str, flo
         apart = np.abs(have.astype(np.float64).reshape(-1) - want.astype(np.float64).reshape(-1))
         differences[name] = float(apart.max(initial=0)) / scale
     return differences
+
+
+def hazards(path: Path, options: CoreMLOptions) -> list[KnownHazard]:
+    """On macOS, whether Core ML runs a package, and gives what the interpreter does on noise.
+
+    Nothing elsewhere, nor for packages with states: what these keep is the caller's.
+    """
+    if not predicts():
+        return []
+    with CoreMLRunner(path, options) as runner:
+        if runner.fresh_state():
+            return []
+        sizes = {spec.name: runner.usual.get(spec.name, spec.shape) for spec in runner.inputs}
+        usual = [spec.model_copy(update={"shape": sizes[spec.name]}) for spec in runner.inputs]
+    try:
+        differences = compared(path, random_feeds(usual, 0), options)
+    except BackendError as e:
+        return [_hazard("warning", f"{e.message}: the interpreter alone has run it")]
+    far = [name for name, apart in (differences or {}).items() if not apart <= _FAR]
+    text = f"Core ML here and the interpreter are more than {_FAR:.0%} apart"
+    return [_hazard("warning", f"{text} at the outputs {', '.join(far)}")] if far else []
+
+
+def _hazard(severity: Literal["note", "warning"], text: str) -> KnownHazard:
+    return KnownHazard(kind="core_ml", severity=severity, text=text, nodes=())

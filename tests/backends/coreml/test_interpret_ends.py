@@ -10,11 +10,12 @@ import pytest
 pytest.importorskip("coremltools")
 from coreml_packages import evaluated, saved
 
-from backends.coreml import child, predict
+from backends.coreml import CoreML, child, predict
 from backends.coreml.child import ForeignRunner
 from backends.coreml.runner import CoreMLOptions, CoreMLRunner
 from backends.coreml.sdk import builder, mil, quiet, sdk
 from deploy.errors import BackendError, DataError, ToolchainError
+from deploy.spec.artifact import Artifact
 from deploy.spec.tensors import TensorSpec
 
 RNG = np.random.default_rng(2)
@@ -182,3 +183,29 @@ def test_core_ml_is_asked_only_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(sdk().models.MLModel, "predict", lambda model, given: answer)
     differences = predict.compared(path, {"x": x}, CoreMLOptions())
     assert differences == {"y": pytest.approx(0.01 / (np.e + 0.01), rel=1e-3)}
+
+
+def test_a_build_on_a_mac_says_where_core_ml_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There is no Core ML here: what it would answer is planted."""
+    saved(lambda mb, x: mb.exp(x=x, name="y"), {"x": (1, 2)}, tmp_path / "p.mlpackage")
+    artifact = Artifact(
+        backend="coreml", files=("p.mlpackage/Manifest.json",), folder=tmp_path,
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(1, 2)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(1, 2)),),
+    )  # fmt: skip
+    assert CoreML().hazards(artifact, CoreMLOptions()) == []
+    monkeypatch.setattr(predict, "predicts", lambda: True)
+    for factor, told in ((1.0, False), (1.04, False), (1.2, True), (np.nan, True)):
+        monkeypatch.setattr(
+            sdk().models.MLModel, "predict",
+            lambda model, given, factor=factor: {"y": np.exp(given["x"]) * factor},
+        )  # fmt: skip
+        found = CoreML().hazards(artifact, CoreMLOptions())
+        assert bool(found) == told and all("more than 5% apart at the outputs y" in h.text for h in found)
+
+    def refuse(model: object, given: object) -> None:
+        raise RuntimeError("needs a newer macOS")
+
+    monkeypatch.setattr(sdk().models.MLModel, "predict", refuse)
+    (found_,) = CoreML().hazards(artifact, CoreMLOptions())
+    assert "needs a newer macOS: the interpreter alone has run it" in found_.text
