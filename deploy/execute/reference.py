@@ -7,7 +7,8 @@ against which artifacts are verified. Optimised it is the float baseline that an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -169,9 +170,8 @@ def open_graph(
     settings: Mapping[str, str] | None = None,
 ) -> Session:
     """A session over a graph. Inner values named in ``expose`` can then be asked for in ``run``."""
-    graph = exposed(model, expose) if expose else model
-    extra = len(graph.graph.outputs) - len(model.graph.outputs)
-    content, weights = (to_bytes(graph), None) if weight_bytes(graph) < _ONE_MESSAGE else to_parts(graph)
+    with _showing(model, expose) as extra:
+        content, weights = (to_bytes(model), None) if weight_bytes(model) < _ONE_MESSAGE else to_parts(model)
     session = Session(
         content,
         optimised=optimised,
@@ -181,20 +181,37 @@ def open_graph(
         exposed=extra,
         weights=weights,
     )
-    release(graph)  # the session has a copy
+    release(model)  # the session has a copy
     return session
+
+
+@contextmanager
+def _showing(model: ir.Model, names: Sequence[str]) -> Iterator[int]:
+    """The graph returns the inner values ``names`` too, as long as this lasts: so many more."""
+    outputs = model.graph.outputs
+    before = list(outputs)
+    for value in _hidden(model, names):
+        outputs.append(value)
+    try:
+        yield len(outputs) - len(before)
+    finally:
+        outputs[:] = before
+
+
+def _hidden(model: ir.Model, names: Sequence[str]) -> list[ir.Value]:
+    """Those of the values ``names`` that are no outputs, each once. Raises KeyError for one unknown."""
+    if not names:
+        return []
+    values = {out.name: out for node in model.graph for out in node.outputs}
+    values |= {v.name: v for v in model.graph.inputs}
+    present = {v.name for v in model.graph.outputs}
+    return [values[name] for name in dict.fromkeys(names) if name not in present]
 
 
 def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy of the graph that also returns the inner values ``names``. Raises KeyError for one unknown."""
     copy = model.clone()
-    present = {v.name for v in copy.graph.outputs}
-    values = {out.name: out for node in copy.graph for out in node.outputs}
-    values |= {v.name: v for v in copy.graph.inputs}
-    for name in names:
-        if name not in present:
-            copy.graph.outputs.append(values[name])
-            present.add(name)
+    copy.graph.outputs.extend(_hidden(copy, names))
     return copy
 
 

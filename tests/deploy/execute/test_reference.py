@@ -11,7 +11,7 @@ import pytest
 from deploy.errors import BackendError, DataError
 from deploy.execute import reference
 from deploy.execute.reference import Session, exposed, open_graph
-from deploy.frontend.onnx_file import write
+from deploy.frontend.onnx_file import to_bytes, write
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 IDS = np.int64([0, 1, 1])
@@ -54,6 +54,19 @@ def test_inner_values_and_inputs_can_be_exposed(optimised):
     np.testing.assert_array_equal(got["x"], X)
     np.testing.assert_allclose(np.maximum(got["s"], 0), got["y"])
     assert [v.name for v in model.graph.outputs] == ["y", "z"], "the graph given is left alone"
+
+
+def test_a_graph_is_as_it_was_after_inner_values_were_exposed():
+    model = net()
+    before = to_bytes(model)
+    values = [out for node in model.graph for out in node.outputs]
+    ends = [value.is_graph_output() for value in values]
+    assert not all(ends)
+    open_graph(model, expose=[value.name for value in values]).close()
+    with pytest.raises(KeyError):
+        open_graph(model, expose=["s", "nothing"])
+    assert to_bytes(model) == before
+    assert [value.is_graph_output() for value in values] == ends
 
 
 def test_a_value_that_is_not_there_is_a_key_error():
