@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deploy.compress.channel_budget import Harm
 from deploy.compress.channel_order import Feeds, Level, Order, Reader, grams, readers, removal_order
-from deploy.compress.prune.choose import ordered
+from deploy.compress.prune.choose import ordered, thinned
 from deploy.compress.prune.criteria import Scores
 from deploy.compress.prune.goal import Choice
 from deploy.graph.edit import constant
@@ -39,13 +39,10 @@ def by_scores(
     groups: Groups,
     scores: Scores,
     allowed: Sequence[Sequence[int]],
-    judge: Feeds,
-    wanted: list[list[Tensor]] | None = None,
+    harm: Harm,
     progress: Progress = SILENT,
 ) -> list[Ranked]:
-    """Harm by family when its lowest scores go, nothing made up for; against the answers ``wanted``, by batch
-    of ``judge``, those of ``model`` if not given."""
-    harm = Harm(model, judge, wanted)
+    """Harm by family when its lowest scores go, nothing made up for."""
     nodes = {node.name or "": node for node in model.graph}
     found = []
     for number, (family, own) in enumerate(zip(groups.families, allowed, strict=True)):
@@ -69,29 +66,24 @@ def by_obs(
     fallback: Scores,
     allowed: Sequence[Sequence[int]],
     learn: Feeds,
-    judge: Feeds,
-    wanted: list[list[Tensor]] | None = None,
+    harm: Harm,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> list[Ranked]:
-    """Orders by Optimal Brain Surgeon on the batches ``learn``, harm on ``judge`` with what reads the
-    channels making up for them. Families that no layer reads go by the scores ``fallback``."""
-    harm = Harm(model, judge, wanted)
-    counts = {
-        f.name: [own[0] - k for k in looked_at(own)] for f, own in zip(groups.families, allowed, strict=True)
-    }
-    found: dict[str, Ranked] = {}
+    """Orders by Optimal Brain Surgeon on the batches ``learn``, and harm with what reads the channels making
+    up for them. Families that no layer reads go by the scores ``fallback``."""
     widths = {family.name: own for family, own in zip(groups.families, allowed, strict=True)}
+    counts = {name: [own[0] - kept for kept in looked_at(own)] for name, own in widths.items()}
+    found: dict[str, Ranked] = {}
     for order in obs_orders(model, groups, {n: c[1:] for n, c in counts.items()}, learn, seed):
         name = order.family.name
         values = [harm.floor, *harm.levels(order.levels)]
         found[name] = Ranked(order.labels, _choice(widths[name], counts[name], values, harm.floor))
         progress.advance(len(found), len(groups.families))
-    rest = [f for f in groups.families if f.name not in found]
-    if rest:
-        own = [widths[f.name] if f.name not in found else (len(f.atoms),) for f in groups.families]
-        others = by_scores(model, groups, fallback, own, judge, wanted)
-        found |= {f.name: r for f, r in zip(groups.families, others, strict=True) if f.name not in found}
+    if len(found) < len(groups.families):
+        whole = [(len(f.atoms),) if f.name in found else widths[f.name] for f in groups.families]
+        others = by_scores(model, groups, fallback, whole, harm)
+        found = {f.name: r for f, r in zip(groups.families, others, strict=True)} | found
     return [found[family.name] for family in groups.families]
 
 
@@ -139,8 +131,7 @@ def looked_at(allowed: Sequence[int]) -> list[int]:
 def _choice(allowed: Sequence[int], counts: Sequence[int], values: Sequence[float], floor: float) -> Choice:
     """Harm never falls with what goes."""
     harm = np.maximum.accumulate(np.maximum(0.0, np.array(values) - floor))
-    at = np.unique(np.linspace(0, len(allowed) - 1, min(len(allowed), _WIDTHS)).round().astype(int))
-    kept = tuple(allowed[i] for i in at)
+    kept = thinned(allowed, _WIDTHS)
     return Choice(kept, tuple(np.interp([allowed[0] - k for k in kept], counts, harm).tolist()))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from deploy.compress.channel_budget import answers
+from deploy.compress.channel_budget import Harm, answers
 from deploy.compress.channel_fit import kept_channels, refit
 from deploy.compress.channel_order import Feeds
 from deploy.compress.channel_tune import Tuning, tune
@@ -195,15 +195,13 @@ def removal(
     model, groups = here.model, here.groups
     judge, learn = _parted(feeds)
     if step.scope == "measured":
-        wanted = answers(aim, judge)[1]
+        harm = Harm(model, judge, answers(aim, judge)[1])
         if step.criterion == "obs" and step.compensate:
             fallback = weighed(model, groups, 2)
-            found = by_obs(
-                model, groups, fallback, here.allowed, learn, judge, wanted, ground.seed, ground.progress
-            )
+            found = by_obs(model, groups, fallback, here.allowed, learn, harm, ground.seed, ground.progress)
         else:
             scores = _scores(step, model, groups, learn, ground, notes)
-            found = by_scores(model, groups, scores, here.allowed, judge, wanted, ground.progress)
+            found = by_scores(model, groups, scores, here.allowed, harm, ground.progress)
         kept = least_harm([f.choice for f in found], here.amount, target, dear=step.goal == "latency")
         orders = [f.labels for f in found]
     else:
