@@ -59,11 +59,6 @@ class Reader:
         assert value is not None and value.shape is not None
         return tuple(value.shape.numpy()[2:]) if self.layer.node.op_type == "Conv" else ()
 
-    @property
-    def makes(self) -> str:
-        """The value that the layer makes."""
-        return self.layer.node.outputs[0].name or ""
-
 
 @dataclass(frozen=True, eq=False)
 class Level:
@@ -144,19 +139,17 @@ def removal_order(
     found: Mapping[str, Reader],
     forms: Mapping[str, Tensor],
     levels: Sequence[int],
-    matters: Mapping[str, Tensor] | None = None,
     damp: float = DAMP,
 ) -> Order:
     """The order in which the atoms of ``family`` go, up to the highest of ``levels`` (numbers of atoms).
 
-    ``forms`` are the Gram matrices of its readers; ``matters`` says by weight how much the square of an error
-    of each of its rows counts; all rows count one over the power of what the layer makes if it is not given.
-    Behind the highest level the order is that of what each would cost next. Where no reader is known, labels
-    stay in the order of the atoms, losses are nan, and there are no levels.
+    ``forms`` are the Gram matrices of its readers, whose errors count in units of the power of what they
+    make. Behind the highest level the order is that of what each would cost next. Where no reader is known,
+    labels stay in the order of the atoms, losses are nan, and there are no levels.
     """
     labels = [atom.label for atom in family.atoms]
     parts = [
-        _Part(reader, forms[name], labels, None if matters is None else matters.get(name), damp)
+        _Part(reader, forms[name], labels, damp)
         for name, reader in found.items()
         if name in forms and np.isin(labels, reader.columns).all()
     ]
@@ -192,15 +185,11 @@ def removal_order(
 class _Part:
     """One reader while channels go."""
 
-    def __init__(
-        self, reader: Reader, form: Tensor, labels: Sequence[int], matters: Tensor | None, damp: float
-    ) -> None:
+    def __init__(self, reader: Reader, form: Tensor, labels: Sequence[int], damp: float) -> None:
         self.reader = reader
         self._dense = reader.weight
         packed = reader.layer.packed(self._dense)[0]
-        if matters is None:
-            matters = 1 / ((packed @ form) * packed).sum().clamp_min(1e-30).reshape(1)
-        self._scale = matters.sqrt()[:, None]
+        self._scale = ((packed @ form) * packed).sum().clamp_min(1e-30).rsqrt()
         self._weights = packed * self._scale
         solid = damped(form, damp).double()
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(solid)).float()

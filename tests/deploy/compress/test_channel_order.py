@@ -7,7 +7,6 @@ from itertools import combinations
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 
 from deploy.compress.channel_order import grams, readers, removal_order
 from deploy.graph.groups import find_groups
@@ -91,17 +90,6 @@ def test_a_channel_that_another_repeats_goes_first_and_costs_nothing(build, data
     first = next(atom for atom in family.atoms if atom.label == order.labels[0])
     assert first.places[0].indices[0] in (2, 4)
     assert order.losses[0] < 1e-5
-
-
-def test_rows_that_matter_more_decide(case):
-    groups, found, forms, hidden, weights = case
-    family = groups.families[0]
-    only = {"w2": torch.tensor([1.0, 1e-9, 1e-9]), "w3": torch.full((2,), 1e-9)}
-    order = removal_order(family, found, forms, [1], only, damp=0.01)
-    row = {"w2": weights["w2"][:1]}
-    alone = [left_over(hidden, row, [i for i in range(6) if i != c], 0.01)[0] for c in range(6)]
-    first = next(atom for atom in family.atoms if atom.label == order.labels[0])
-    assert first.places[0].indices[0] == int(np.argmin(alone))
 
 
 def test_families_that_no_layer_reads_have_no_levels(case):
