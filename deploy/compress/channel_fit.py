@@ -71,10 +71,11 @@ def narrowed(value: Tensor, kept: Kept, name: str) -> Tensor:
 @dataclass(frozen=True)
 class _Moments:
     """H of the inputs (groups, n, n) and r = E[m x'] (groups, rows, n); a last input of ones where a bias is
-    solved for."""
+    solved for. ``power`` is the sum of the squares of what lacks, at a place."""
 
     gram: Tensor
     pull: Tensor
+    power: float
 
     def solved(self, damp: float, biased: bool) -> Tensor:
         """The change of the weights (groups, rows, n)."""
@@ -147,6 +148,48 @@ def _most_held(model: ir.Model, batch: Mapping[str, Tensor]) -> int:
 
 
 @dataclass(frozen=True)
+class _Both:
+    """The whole graph and what is left of it, as far as they have run on the same batches."""
+
+    whole: _Stream
+    left: _Stream
+    kept: Kept
+    seed: int
+
+    def advance(self, node: str, value: str) -> None:
+        """What is left runs up to ``node``; the whole graph, too, but not past what makes ``value``."""
+        self.left.advance(self.left.at[node])
+        self.whole.advance(min(self.whole.at.get(node, 0), self.whole.maker[value]))
+
+    def moments(
+        self, layer: Layer, aim: Goal, weight: Tensor, batches: Sequence[int], ones: bool
+    ) -> _Moments | None:
+        """Of many places some are drawn. None where the two make values of different shapes."""
+        gram, pull, count, power = torch.zeros(()), torch.zeros(()), 0, 0.0
+        for i in batches:
+            x = layer.columns(self.left.look(i, layer.source), weight.shape[2:])
+            if ones:
+                x = torch.cat([x, x.new_ones(len(x), 1, x.shape[2])], 1)
+            wanted = narrowed(self.whole.look(i, aim.value), self.kept, aim.value)
+            made = self.left.look(i, aim.value)
+            if wanted.shape != made.shape:
+                return None
+            lacking = wanted - made
+            if aim.slope is not None:
+                lacking = lacking * aim.inverse(lacking.ndim)
+            m = outputs_of(lacking, layer)
+            share = -(-max(PLACES, 4 * x.shape[1]) // len(batches))
+            if x.shape[2] > share:
+                generator = torch.Generator().manual_seed(number(self.seed, i))
+                drawn = torch.randperm(x.shape[2], generator=generator)[:share]
+                x, m = x[:, :, drawn], m[:, :, drawn]
+            gram, pull = gram + x @ x.mT, pull + m @ x.mT
+            power += float(m.square().sum())
+            count += x.shape[2]
+        return _Moments(gram / count, pull / count, power / count)
+
+
+@dataclass(frozen=True)
 class _Site:
     """Where a change of a layer's bias goes: an input of a node, times a factor for each channel."""
 
@@ -176,7 +219,7 @@ def refit(
     inside = {node.name or "" for node in result.graph}
     held_bytes = _most_held(dense, feeds[0]) + _most_held(thin, feeds[0])
     feeds = feeds[: max(2, _MEMORY // max(held_bytes, 1))]
-    whole, left = _Stream(dense, feeds), _Stream(thin, feeds)
+    both = _Both(_Stream(dense, feeds), _Stream(thin, feeds), kept, seed)
     nodes = list(result.graph)
     every = min(_HELD_OUT, len(feeds))
     held = [i for i in range(len(feeds)) if i % every == every - 1] if len(feeds) > 1 else [0]
@@ -190,12 +233,11 @@ def refit(
         if layer is None or weight is None or array is None or len(weight.uses()) != 1:
             continue
         aim = goal(node, inside)
-        if aim.value not in whole.maker or aim.value not in left.maker:
+        if aim.value not in both.whole.maker or aim.value not in both.left.maker:
             continue
         with torch.no_grad():
-            left.advance(left.at[node.name or ""])
-            whole.advance(min(whole.at.get(node.name or "", 0), whole.maker[aim.value]))
-            step = _fit(result, layer, aim, torch.tensor(array), whole, left, kept, (seen, held), damps, seed)
+            both.advance(node.name or "", aim.value)
+            step = _fit(result, layer, aim, torch.tensor(array), both, (seen, held), damps)
         steps.append(step)
     return Compressed(result, tuple(steps))
 
@@ -205,44 +247,19 @@ def _fit(
     layer: Layer,
     aim: Goal,
     weight: Tensor,
-    whole: _Stream,
-    left: _Stream,
-    kept: Kept,
+    both: _Both,
     parts: tuple[Sequence[int], Sequence[int]],
     damps: Sequence[float],
-    seed: int,
 ) -> Step:
-    """One layer: solved for, written into ``model`` and into the stream ``left``."""
-    place = layer.node.name or ""
+    """One layer: solved for on the first of the ``parts``, judged on the second, written into ``model`` and
+    into what runs of it."""
+    place, left = layer.node.name or "", both.left
     site = _bias_site(layer.node)
     ones = site is not None
-    found, power = [], 0.0
-    for batches in parts:
-        gram, pull, count = torch.zeros(()), torch.zeros(()), 0
-        power = 0.0
-        for i in batches:
-            x = layer.columns(left.look(i, layer.source), weight.shape[2:])
-            if ones:
-                x = torch.cat([x, x.new_ones(len(x), 1, x.shape[2])], 1)
-            wanted = narrowed(whole.look(i, aim.value), kept, aim.value)
-            made = left.look(i, aim.value)
-            if wanted.shape != made.shape:
-                return Step(place, "kept: what it makes has another shape in the whole graph", False)
-            lacking = wanted - made
-            if aim.slope is not None:
-                lacking = lacking * aim.inverse(lacking.ndim)
-            m = outputs_of(lacking, layer)
-            share = -(-max(PLACES, 4 * x.shape[1]) // len(batches))
-            if x.shape[2] > share:
-                generator = torch.Generator().manual_seed(number(seed, i))
-                drawn = torch.randperm(x.shape[2], generator=generator)[:share]
-                x, m = x[:, :, drawn], m[:, :, drawn]
-            gram, pull = gram + x @ x.mT, pull + m @ x.mT
-            power += float(m.square().sum())
-            count += x.shape[2]
-        found.append(_Moments(gram / count, pull / count))
-        power /= count
-    learned, judged = found
+    learned, judged = (both.moments(layer, aim, weight, batches, ones) for batches in parts)
+    if learned is None or judged is None:
+        return Step(place, "kept: what it makes has another shape in the whole graph", False)
+    power = judged.power
     changes = {damp: learned.solved(damp, ones) for damp in damps}
     scores = {damp: judged.change(by) for damp, by in changes.items()}
     best = min(scores, key=scores.__getitem__)
