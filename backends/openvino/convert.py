@@ -8,7 +8,7 @@ runs as long as the process (``Constant_19``); here it is called after the node 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,15 +36,44 @@ def to_openvino(graph: ir.Model) -> openvino.Model:
             write(graph, path, embed=0)
             model = _read(path)
     inputs = model_inputs(graph)
-    ports = {port.get_node().get_friendly_name(): port for port in model.inputs}
-    for value in inputs:
-        if value.name in ports:
-            ports[value.name].get_tensor().add_names({value.name})  # it may bear the name of an output only
+    unread = _name_ports(model, inputs)
     # The reader leaves out what nothing reads, and what it reads nothing of (the ratio of a Dropout).
-    model.add_parameters([_parameter(value) for value in inputs if value.name not in ports])
+    model.add_parameters([_parameter(value) for value in unread])
     simplify(model)
     name_operations(model, graph.graph)
     return model
+
+
+def _name_ports(model: openvino.Model, inputs: Sequence[ir.Value]) -> list[ir.Value]:
+    """Give the model's inputs the names of the graph's; the values that it has no input for.
+
+    One that is an output, too, bears the name of that alone: there it is told by its type and rank.
+    """
+    left = {value.name or "": value for value in inputs}
+    strangers = []
+    for port in model.inputs:
+        value = left.pop(port.get_node().get_friendly_name(), None)
+        if value is None:
+            strangers.append(port)
+        else:
+            port.get_tensor().add_names({value.name or ""})
+    for port in strangers:
+        fitting = [name for name, value in left.items() if _fits(port, value)]
+        if not fitting:
+            raise BackendError(
+                f"OpenVINO calls an input {port.get_node().get_friendly_name()}, which the graph has not",
+                hint="give inputs and outputs names of their own",
+            )
+        port.get_tensor().add_names({left.pop(fitting[0]).name or ""})
+    return list(left.values())
+
+
+def _fits(port: openvino.Output, value: ir.Value) -> bool:
+    rank = port.get_partial_shape().rank
+    same_rank = rank.is_dynamic or value.shape is None or rank.get_length() == len(value.shape)
+    return bool(
+        same_rank and value.dtype is not None and port.get_element_type().to_dtype() == value.dtype.numpy()
+    )
 
 
 def _parameter(value: ir.Value) -> openvino.op.Parameter:

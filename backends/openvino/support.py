@@ -51,7 +51,10 @@ def _resize(node: ir.Node) -> str:
     if attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
         return "OpenVINO ignores keep_aspect_ratio_policy"
     scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if attributes.get_string("coordinate_transformation_mode", "") == "align_corners" and scales is not None:
+    aligned = attributes.get_string("coordinate_transformation_mode", "") == "align_corners"
+    if aligned and scales is None and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return "OpenVINO rounds the size, which computed scales give, before it aligns the corners"
+    if aligned and scales is not None:
         shape = node.inputs[0].shape if node.inputs[0] is not None else None
         for axis, scale in enumerate(scales.tolist()):
             size = shape[axis] if shape is not None else None
@@ -89,6 +92,15 @@ def _pool(node: ir.Node) -> str:
     return ""
 
 
+def _tile(node: ir.Node) -> str:
+    """Of four and more axes: with repeats 2, 2, 2, 2 of 2 x 3 x 4 x 5 numbers most are whatever lay there."""
+    source = node.inputs[0]
+    many = source is None or source.shape is None or len(source.shape) >= 4
+    if many and not is_constant(node.inputs[1]):
+        return "with computed repeats OpenVINO leaves numbers of the result unwritten"
+    return ""
+
+
 def _roi_align(node: ir.Node) -> str:
     maximum = node.attributes.get_string("mode", "avg") == "max"
     return "OpenVINO takes the maximum after interpolating, ONNX before" if maximum else ""
@@ -103,6 +115,7 @@ _RULES: dict[str, Callable[[ir.Node], str]] = {
     "LSTM": _recurrent,
     "RNN": _recurrent,
     "RoiAlign": _roi_align,
+    "Tile": _tile,
     "DFT": lambda _: "OpenVINO misreads its axis and its one-sided and inverse forms",
 }
 

@@ -233,6 +233,27 @@ def test_what_it_would_compute_wrong_is_refused():
     assert "antialias" in found["bad"].reason
 
 
+def test_what_it_would_compute_wrong_of_computed_sizes_is_refused():
+    model = graph(
+        """g (float[2,3] x, float[2,3,4,5] u, int64[2] r, int64[4] s, float[1,1,4,4] v, float[4] f)
+           => (float[a,b] y, float[c,d,e,g] z, float[1,1,h,i] w) {
+        [few] y = Tile(x, r)  [many] z = Tile(u, s)
+        [corners] w = Resize<mode="linear",coordinate_transformation_mode="align_corners">(v, , f) }"""
+    )
+    found = {v.node: v.reason for v in OpenVino().check(model, RUNTIME) if v.support == "unsupported"}
+    assert found.keys() == {"many", "corners"}
+    assert "unwritten" in found["many"] and "corners" in found["corners"]
+
+
+def test_inputs_that_its_reader_leaves_out(tmp_path):
+    """The ratio of a Dropout that does nothing; what is left is an output, too, whose name alone it has."""
+    model = graph("g (float[2,3] x, float r) => (float[2,3] y) { y = Dropout(x, r) }")
+    artifact = OpenVino().lower(model, PLAIN, RUNTIME, tmp_path, SILENT)
+    feeds = {"x": weight(2, 3), "r": np.asarray(0.5, np.float32)}
+    with OpenVino().open(artifact, OPTIONS) as runner:
+        assert np.array_equal(runner.run(feeds)["y"], feeds["x"])
+
+
 def test_feeds_that_do_not_fit(lowered):
     with OpenVino().open(lowered[2], OPTIONS) as runner:
         with pytest.raises(DataError, match="'x' is missing"):
