@@ -27,8 +27,8 @@ from deploy.graph.products import SHORTEST, columns_last, pointwise_weights, pro
 from deploy.graph.qdq import data_digest, insert, quantize_array
 from deploy.graph.shapes import static_shape
 from deploy.graph.weights import SMALLEST, fits_half, large_weights, stored_as_half
-from deploy.quantize.assign import half_scale
-from deploy.quantize.groups import quantize_groups
+from deploy.quantize.assign import Assignment, half_scale
+from deploy.quantize.groups import quantize_blocks, quantize_groups
 from deploy.quantize.weights import assign_weights, weight_scales
 from deploy.spec.plan import BlockPlan, QuantParams, TensorPlan
 from deploy.spec.profile import Runtime, WeightRules
@@ -153,7 +153,7 @@ def _store_products(
     readers = frozenset(node.name or "" for name in tensors for node in weights.get(name, ()))
     whole = readers if rules.rounds == "tensor" else frozenset()
     if rules.others:
-        rest = assign_weights(laid_out, bits, excluded, half=half)
+        rest = _others(laid_out, bits, rules, excluded, half)
         left = rest.tensors.keys() - tensors.keys() - weights.keys()
         tensors |= {name: plan for name, plan in rest.tensors.items() if name in left}
         codes |= {name: array for name, array in rest.codes.items() if name in left}
@@ -170,6 +170,24 @@ def _by_outputs(params: QuantParams, shape: tuple[int, ...]) -> QuantParams:
         for key in ("scale", "zero_point")
     }
     return params.model_copy(update={**turned, "axis": 1})
+
+
+def _others(
+    model: ir.Model, bits: int, rules: WeightRules, excluded: Collection[str], half: bool
+) -> Assignment:
+    """All large weights, those of convolutions in groups of input channels where these go into them."""
+    found = assign_weights(model, bits, excluded, half=half)
+    for name, uses in large_weights(model, excluded).items():
+        array = constant(model.graph.initializers[name])
+        assert array is not None
+        if name not in found.tensors or {node.op_type for node, _ in uses} != {"Conv"}:
+            continue
+        group = group_for(array.shape[1], rules)
+        if group is not None and array.shape[1] % group == 0:
+            params, codes = quantize_blocks(array, 1, group, bits, half=half)
+            plan = TensorPlan(**params.model_dump(), origin="weight", digest=data_digest(codes))
+            found.tensors[name], found.codes[name] = plan, codes
+    return found
 
 
 def group_for(size: int, rules: WeightRules) -> int | None:

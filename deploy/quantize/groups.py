@@ -76,6 +76,29 @@ def quantize_groups(
     return params, np.ascontiguousarray(codes)
 
 
+def quantize_blocks(
+    array: np.ndarray, axis: int, group: int, bits: int, *, half: bool = False
+) -> tuple[QuantParams, np.ndarray]:
+    """As `quantize_groups`, of a tensor that is summed over ``axis``: each place of its other axes has groups
+    of its own."""
+    moved = np.moveaxis(array, axis, 0)
+    params, codes = quantize_groups(
+        np.ascontiguousarray(moved.reshape(len(moved), -1)), group, bits, half=half
+    )
+
+    def back(numbers: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.moveaxis(numbers.reshape(-1, *moved.shape[1:]), 0, axis))
+
+    lain = params.model_copy(
+        update={
+            "scale": tuple(back(np.array(params.scale)).ravel().tolist()),
+            "zero_point": tuple(back(np.array(params.zero_point)).ravel().tolist()),
+            "axis": axis,
+        }
+    )
+    return lain, back(codes)
+
+
 def _searched(rows: np.ndarray, kind: QuantType) -> _Groups:
     step = max(1, _AT_ONCE // rows.shape[1])
     parts = [_best(rows[start : start + step], kind) for start in range(0, len(rows), step)]

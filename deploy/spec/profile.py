@@ -97,7 +97,8 @@ class WeightRules(Frozen):
 
     ``operations`` are the products. So many weights as ``group`` along the summed axis share a scale, all of
     an output channel without it; where ``rest`` is false and groups would leave one, all of a channel, too.
-    ``others``: the weights of other operations are stored as well, with a scale for each output channel.
+    ``others``: the weights of other operations are stored as well; those of a convolution by groups of input
+    channels, too, where these go into them, else with a scale for each output channel.
     ``rounds`` says what becomes of what they are multiplied by: ``nothing``; ``group``, rounded to 8 bits
     while running, so many numbers of a row as ``rounding`` by one scale (as many as weights share one without
     it; nothing where a row has fewer); ``tensor``, all of them by one (DynamicQuantizeLinear). ``options`` go

@@ -26,15 +26,16 @@ from deploy.spec.profile import Runtime
 NET = """<ir_version: 10, opset_import: ["" : 21]> g (float[1,16,6,6] x) => (float[1,40] y) {
     a = Conv<pads=[1,1,1,1]>(x, w)
     r = Relu(a)
-    p = GlobalAveragePool(r)
+    k = Conv<pads=[1,1,1,1]>(r, c)
+    p = GlobalAveragePool(k)
     f = Flatten(p)
     m = MatMul(f, t)
     h = Relu(m)
     n = MatMul(h, s)
     y = Gemm<transB=1>(n, u, b)
 }"""
-SHAPES = {"w": (64, 16, 3, 3), "t": (64, 96), "s": (96, 36), "u": (40, 36), "b": (40,)}
-WEIGHTS = {"w", "t", "s", "u"}
+SHAPES = {"w": (64, 16, 3, 3), "c": (64, 64, 3, 3), "t": (64, 96), "s": (96, 36), "u": (40, 36), "b": (40,)}
+WEIGHTS = {"w", "c", "t", "s", "u"}
 SIZE = {name: int(np.prod(SHAPES[name])) for name in WEIGHTS}
 FEEDS = {"x": np.random.default_rng(1).normal(0, 1, (1, 16, 6, 6)).astype(np.float32)}
 
@@ -102,7 +103,9 @@ def test_the_file_is_as_small_as_that(form: WeightForm, target: str, tmp_path: P
 
 def test_four_bits_lie_in_blocks_where_they_go_into_the_matrix(tmp_path: Path) -> None:
     _, plan, artifact = written("w4", RUNTIMES["w4", "iOS18"], tmp_path)
-    assert {name: t.group for name, t in plan.tensors.items()} == {"w": None, "t": 32, "s": 32, "u": None}
+    assert {name: t.group for name, t in plan.tensors.items()} == {
+        "w": None, "c": 32, "t": 32, "s": 32, "u": None,
+    }  # fmt: skip
     with open_package(artifact.main.parent) as package:
         kinds = [o.type for o in package.function()[0].block.operations if o.type.startswith("constexpr_")]
     assert set(kinds) <= {"constexpr_blockwise_shift_scale", "constexpr_sparse_blockwise_shift_scale",

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from deploy.execute.reference import open_graph
 from deploy.graph.qdq import data_digest, dequantize_array, insert, read_tensors
-from deploy.quantize.groups import quantize_groups
+from deploy.quantize.groups import quantize_blocks, quantize_groups
 from deploy.spec.plan import Plan, TensorPlan, differences
 from deploy.spec.tensors import RANGES
 
@@ -127,3 +127,29 @@ def test_onnx_runtime_reads_the_graph_so_and_the_plan_comes_back(graph, bits, gr
     with open_graph(written, optimised=False) as session:
         got = session.run({"x": x})["y"]
     np.testing.assert_allclose(got, dequantize_array(codes, params), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_convolution_has_groups_for_each_place_of_its_kernel(graph, bits, half) -> None:
+    """Place by place what a matrix of its own would have; ONNX Runtime reads the graph so."""
+    array = normal(48 * 64, 9).reshape(48, 64, 3, 3)
+    params, codes = quantize_blocks(array, 1, 32, bits, half=half)
+    scale = np.array(params.scale).reshape(params.scale_shape(array.shape))
+    assert scale.shape == (48, 2, 3, 3)
+    if bits == 8:  # at 4 bits zero points are a choice for the whole tensor
+        alone, own = quantize_groups(np.ascontiguousarray(array[:, :, 1, 2].T), 32, bits, half=half)
+        np.testing.assert_array_equal(codes[:, :, 1, 2], own.T)
+        np.testing.assert_array_equal(scale[:, :, 1, 2].T.ravel(), alone.scale)
+    assert (scale.astype(np.float16) == scale).all() == half
+    text = "g (float[N,64,5,5] x) => (float[N,48,5,5] y) { [c] y = Conv<pads=[1,1,1,1]>(x, w) }"
+    model = graph(text, {"w": array})
+    plan = TensorPlan(**params.model_dump(), origin="weight", digest=data_digest(codes))
+    written = insert(model, {"w": plan}, {"w": codes})
+    assert read_tensors(written)["w"].scale == params.scale
+    feeds = {"x": np.random.default_rng(1).normal(0, 1, (2, 64, 5, 5)).astype(np.float32)}
+    values = dequantize_array(codes, params)
+    dense = graph(text, {"w": values})
+    with open_graph(written, optimised=False) as one, open_graph(dense, optimised=False) as other:
+        np.testing.assert_allclose(one.run(feeds)["y"], other.run(feeds)["y"], atol=1e-5)
+    assert np.abs(values - array).max() < (0.03 if bits == 4 else 0.002)
