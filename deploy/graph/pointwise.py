@@ -27,6 +27,7 @@ from deploy.graph.edit import (
     remove_dead,
     sole_consumer,
 )
+from deploy.graph.shapes import batch_axis
 
 _UNARY = ACTIVATION - {"PRelu"}
 """Activations that do not ask how what they read is laid out; all else that these read is a lone number."""
@@ -126,15 +127,18 @@ def _bias(value: ir.Value | None, outputs: int, rank: int) -> np.ndarray | None:
     return np.broadcast_to(array.reshape(-1), (outputs,)).astype(np.float32)
 
 
-def _way(shape: ir.Shape) -> _Way:
-    """The longest axis of those that are known becomes the last one, the other one the batch."""
+def _way(shape: ir.Shape, batch: str | None) -> _Way:
+    """The batch becomes the first axis, what is not the batch the last. Of two sizes that are known the
+    larger is no batch, and one that is free is none either, unless it is called ``batch``."""
     sizes = list(shape)[:-1]
     if len(sizes) == 3:
         return _Way((0, 3, 1, 2))
+    free = [not isinstance(size, int) and size.value not in (batch, None) for size in sizes]
     if len(sizes) == 1:
-        long = isinstance(sizes[0], int) and sizes[0] > 1
-        return _Way((1, 0), (0, 2)) if long else _Way(added=(2, 3))
-    row = max((1, 0), key=lambda axis: size if isinstance(size := sizes[axis], int) else 0)
+        rows = (free[0] and batch is not None) or (isinstance(sizes[0], int) and sizes[0] > 1)
+        return _Way((1, 0), (0, 2)) if rows else _Way(added=(2, 3))
+    known = [size if isinstance(size, int) else 0 for size in sizes]
+    row = free.index(True) if free.count(True) == 1 else max((1, 0), key=known.__getitem__)
     if sizes[row] == 1:
         return _Way(dropped=(row,), added=(2, 3))
     return _Way((1 - row, 2, row), (2,))
@@ -146,6 +150,7 @@ class _Turning:
     def __init__(self, model: ir.Model) -> None:
         self._model = model
         self._taken = names(model)
+        self._batch = batch_axis(model)
         self._turned: dict[tuple[ir.Value, _Way], ir.Value] = {}
         self._weights: dict[ir.Value, ir.Value] = {}
         self._readers: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
@@ -159,7 +164,7 @@ class _Turning:
         """A convolution in the place of ``linear`` and of the activations behind it."""
         shape = linear.source.shape
         assert shape is not None
-        way = _way(shape)
+        way = _way(shape, self._batch)
         at = linear.node
         x = self._forth(linear.source, way, at)
         inputs = [x, self._weight(linear)]

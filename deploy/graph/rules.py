@@ -15,6 +15,7 @@ from deploy.graph.gathered import gather_as_slices
 from deploy.graph.group_norm import join_group_norm
 from deploy.graph.pointwise import linear_as_convolution
 from deploy.graph.rewrite import Prove, Rewritten, rewrite
+from deploy.graph.turns import fewer_transposes
 from deploy.graph.unroll import unroll_recurrent
 from deploy.spec.unit import Rewriting
 
@@ -24,6 +25,7 @@ RULES: Mapping[Rewriting, Callable[[ir.Model], int]] = {
     "gather-as-slices": gather_as_slices,
     "fold-batches": fold_batches,
     "linear-as-convolution": linear_as_convolution,
+    "fewer-transposes": fewer_transposes,
 }
 """By name: changes the model in place and returns how often."""
 
@@ -35,6 +37,7 @@ _ABOUT: Mapping[Rewriting, frozenset[str]] = {
     "gather-as-slices": frozenset(("Gather",)),
     "fold-batches": frozenset(("MatMul",)),
     "linear-as-convolution": _RECURRENT | {"MatMul", "Gemm"},
+    "fewer-transposes": frozenset(("Transpose", "MatMul")),
 }
 """The operations that a rule rewrites, or that another rule turns into such."""
 

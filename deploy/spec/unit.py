@@ -14,7 +14,12 @@ from pydantic import Field, model_validator
 from deploy.spec.document import Frozen
 
 Rewriting = Literal[
-    "join-group-norm", "unroll-recurrent", "gather-as-slices", "fold-batches", "linear-as-convolution"
+    "join-group-norm",
+    "unroll-recurrent",
+    "gather-as-slices",
+    "fold-batches",
+    "linear-as-convolution",
+    "fewer-transposes",
 ]
 """Rules by which a graph takes the form that a runtime wants, before anything is calibrated: what they do
 stands in `deploy/graph/rules.py`."""
