@@ -78,7 +78,7 @@ def _begun(step: Prune, model: ir.Model, ground: Ground) -> _Start:
         raise UsageError(
             f"prune: {next(what for what, asked in looks.items() if asked)} looks at samples, "
             "and there are none",
-            hint='give --calib samples.npz, or choose criterion = "l2", scope = "global"',
+            hint='give --data samples.npz, or choose criterion = "l2", scope = "global"',
         )
     protected = matching(model, step.protect)
     groups = find_groups(model, protected)

@@ -208,8 +208,9 @@ def test_what_cannot_work_is_said_before_anything_runs(network: ir.Model, ground
     assert name in (refused.value.hint or "")
     with pytest.raises(UsageError, match=r"cannot be reached: with keep = 0\.9"):
         check(Prune(macs=0.8, keep=0.9), network, on)
-    with pytest.raises(UsageError, match="and there are none"):
+    with pytest.raises(UsageError, match="and there are none") as refused:
         check(Prune(macs=0.3), network, ground(network, samples=None))
+    assert "--data samples.npz" in (refused.value.hint or "")
     with pytest.raises(UsageError, match="nothing to remove") as refused:
         check(Prune(macs=0.3, protect=("*",)), network, on)
     assert "it is protected" in (refused.value.hint or "")
