@@ -180,9 +180,9 @@ def test_xnnpack_keeps_float_what_would_split_its_graph_and_a_microcontroller_ha
 
 
 @pytest.mark.parametrize(("name", "release"), [("iphone15", "iOS"), ("iphone13", "iOS"), ("mac-m2", "macOS")])
-def test_core_ml_gets_symmetric_int8_and_float16_around(name: str, release: str) -> None:
+def test_core_ml_gets_uint8_and_float16_around(name: str, release: str) -> None:
     runtime, rules = load_profile(name).runtime_named("coreml"), rules_of(name, "coreml")
-    assert (rules.activation, rules.symmetric_activation, rules.per_channel) == ("int8", True, True)
+    assert (rules.activation, rules.symmetric_activation, rules.per_channel) == ("uint8", False, True)
     assert (rules.bias, rules.scale, runtime.around) == ("float", "float16", "float16")
     assert runtime.options["minimum_deployment_target"] == runtime.versions[0]
     assert all(version.startswith(release) for version in runtime.versions)
