@@ -13,6 +13,7 @@ from deploy.spec.compression import LowRank, Prune
 from deploy.spec.finetune import Finetune
 from deploy.spec.manifest import Lock
 from deploy.spec.recipe import Recipe, Step
+from deploy.stages import shared_weights
 from deploy.stages.costs import costs_of
 from deploy.stages.ground import checker, ground_for, sparsity_pays
 from deploy.stages.prepare import Prepared
@@ -46,6 +47,8 @@ def ready(
             progress.note(f"recipe {recipe.preset}: {note}")
         request = replace(request, recipe=recipe)
     check(request, prepared, target, roles)
+    for note in shared_weights.notes(request, target, roles):
+        progress.note(note)
     then = None if lock is None or lock.recipe is None else [choice.step for choice in lock.recipe]
     now = [step.step for step in recipe.steps]
     if then is not None and then != now:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,10 @@ from deploy.errors import DeployError, UsageError
 from deploy.pipeline import build
 from deploy.spec.compression import Cluster, Sparsify
 from deploy.spec.project import Budget, PrecisionRequest
+from deploy.spec.recipe import recipe_of
+from deploy.stages.request import Request
+from deploy.stages.shared_weights import notes
+from deploy.stages.target import find_target
 
 NET = """g (float[n, 3, 8, 8] x) => (float[n, 10] y) {
     a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w1, b1)
@@ -145,3 +150,19 @@ def test_zeros_are_not_shipped(made) -> None:
     after = ablation.steps[0].figures.weight_bytes
     assert after < 0.6 * ablation.before.weight_bytes
     assert after <= bundle.manifest.artifact.weight_bytes < after + 2048
+
+
+def test_what_does_not_ship_as_a_palette_is_said_first(images: dict[str, np.ndarray]) -> None:
+    roles = SimpleNamespace(calibration=images)
+
+    def told(name: str, precision: PrecisionRequest, runtime: str = "coreml", group: int | None = 8) -> str:
+        request = Request(
+            source="net.onnx", target=name, precision=precision, recipe=recipe_of((Cluster(group=group),))
+        )
+        return " ".join(notes(request, find_target(name, runtime), roles))
+
+    assert "groups of 8 channels share it where they have 256 values" in told("iphone15", "fp16")
+    assert told("iphone15", "fp16", group=None) == told("iphone15-ios18", "fp16") == ""
+    assert "--precision fp16 keeps them all" in told("iphone15-ios18", "auto")
+    assert "w4 stores integers in the place of palettes" in told("iphone15-ios18", "w4")
+    assert "ort stores the shared values as plain floats" in told("iphone15", "fp16", "ort")
