@@ -38,28 +38,6 @@ def product_weights(
     return found
 
 
-def pointwise_weights(
-    model: ir.Model, operations: Collection[str], excluded: Collection[str] = ()
-) -> dict[str, list[ir.Node]]:
-    """Large weights [N, K, 1, 1] of convolutions by 1 that nothing else reads: name -> the nodes.
-
-    They multiply as a matrix does; none where ``operations`` have no Conv.
-    """
-    found = {}
-    for name, uses in large_weights(model, excluded).items() if "Conv" in operations else ():
-        shape = model.graph.initializers[name].shape
-        if shape is None or len(shape) != 4 or list(shape)[2:] != [1, 1]:
-            continue
-        plain = all(
-            slot == 1 and node.op_type == "Conv" and node.attributes.get_int("group", 1) == 1
-            for node, slot in uses
-        )
-        size = shape[1]
-        if plain and isinstance(size, int) and size >= SHORTEST:
-            found[name] = [node for node, _ in uses]
-    return found
-
-
 def _plain(node: ir.Node, operations: Collection[str]) -> bool:
     if node.op_type not in operations or node.domain not in ("", "ai.onnx"):
         return False

@@ -23,7 +23,7 @@ from deploy.graph.cost import macs_of
 from deploy.graph.dynamic import rounded_inputs, rounding_inputs
 from deploy.graph.edit import constant
 from deploy.graph.grouped import rounding_groups, rounding_tensors
-from deploy.graph.products import SHORTEST, columns_last, pointwise_weights, product_weights
+from deploy.graph.products import SHORTEST, columns_last, product_weights
 from deploy.graph.qdq import data_digest, insert, quantize_array
 from deploy.graph.shapes import static_shape
 from deploy.graph.weights import SMALLEST, fits_half, large_weights, stored_as_half
@@ -95,10 +95,7 @@ def stored_share(model: ir.Model, runtime: Runtime, form: WeightForm) -> float:
     """Which part of the large weights a form stores on a runtime: by rules those of products alone."""
     large = large_weights(model)
     rules = None if form == "fp16" else runtime.weights.get(form)
-    stored: Collection[str] = large
-    if rules is not None and not rules.others:
-        operations = rules.operations
-        stored = {*product_weights(model, operations), *pointwise_weights(model, operations)}
+    stored = large if rules is None or rules.others else product_weights(model, rules.operations)
     sizes = {name: math.prod(shape) for name in large if (shape := _static(model, name)) is not None}
     whole = sum(sizes.values())
     return sum(sizes.get(name, 0) for name in stored) / whole if whole else 1.0
@@ -140,36 +137,14 @@ def _store_products(
         tensors[name] = TensorPlan(**params.model_dump(), origin="weight", digest=data_digest(codes[name]))
         if rules.rounds == "group" and (size := _rounding(len(array), group, rules)) is not None:
             grouped |= {node.name or "": size for node in nodes}
-    for name in pointwise_weights(model, rules.operations, excluded):
-        array = constant(laid_out.graph.initializers[name])
-        assert array is not None
-        if np.isfinite(array).all():
-            matrix = np.ascontiguousarray(array[:, :, 0, 0].T)
-            params, stored = _quantized(matrix, group_for(len(matrix), rules), bits, half)
-            params = _by_outputs(params, matrix.shape)
-            codes[name] = np.ascontiguousarray(stored.T)[:, :, None, None]
-            plan = TensorPlan(**params.model_dump(), origin="weight", digest=data_digest(codes[name]))
-            tensors[name] = plan
-    readers = frozenset(node.name or "" for name in tensors for node in weights.get(name, ()))
+    readers = frozenset(node.name or "" for name in tensors for node in weights[name])
     whole = readers if rules.rounds == "tensor" else frozenset()
     if rules.others:
         rest = _others(laid_out, bits, rules, excluded, half)
-        left = rest.tensors.keys() - tensors.keys() - weights.keys()
+        left = rest.tensors.keys() - weights.keys()
         tensors |= {name: plan for name, plan in rest.tensors.items() if name in left}
         codes |= {name: array for name, array in rest.codes.items() if name in left}
     return Stored(insert(laid_out, tensors, codes), tensors, frozenset(tensors), {}, grouped, whole)
-
-
-def _by_outputs(params: QuantParams, shape: tuple[int, ...]) -> QuantParams:
-    """The parameters of a matrix [K, N] as those of [N, K, 1, 1], which has the same numbers."""
-    if params.group is None:
-        return params.model_copy(update={"axis": 0})
-    rows = params.scale_shape(shape)
-    turned = {
-        key: tuple(np.reshape(getattr(params, key), rows).T.reshape(-1).tolist())
-        for key in ("scale", "zero_point")
-    }
-    return params.model_copy(update={**turned, "axis": 1})
 
 
 def _others(

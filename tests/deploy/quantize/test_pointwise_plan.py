@@ -70,7 +70,7 @@ def test_the_graphs_of_integers_compute_the_same(both, session):
 @pytest.mark.parametrize("form", ["w8", "w4"])
 def test_weights_alone_have_the_same_groups(graph, session, form, group):
     rules = WeightRules(
-        operations=("MatMul", "Conv"), group=group, rest=False, source="test", date=date(2026, 11, 21)
+        operations=("MatMul",), group=group, rest=False, others=True, source="test", date=date(2026, 11, 21)
     )
     runtime = load_profile("iphone15").runtime_named("coreml").model_copy(update={"weights": {form: rules}})
     model = graph(
