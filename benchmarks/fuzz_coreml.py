@@ -11,29 +11,25 @@ Ends with exit code 1 where anything else came.
 
 from __future__ import annotations
 
-import argparse
-import collections
 import re
 import shutil
 import struct
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
+from fuzzing import ANSWERED, Asked, Change, Outcome, arguments, changed, flip, fuzz, in_turn
 
-from backends.coreml.child import MODULE
+from backends.coreml.child import READING
 from backends.coreml.runner import CoreMLOptions, CoreMLRunner
 from backends.coreml.sdk import builder, quiet, sdk
-from deploy.adapter.child import Allowance, Child
+from deploy.adapter.child import Allowance
 from deploy.adapter.message import Message
 from deploy.adapter.protocol import Arrays
-from deploy.errors import DeployError
 
-SHOWN = 30
 ALLOWED = Allowance(memory=2**30, cpu_s=8, clock_s=20)
 BYTES = (0, 1, 2, 3, 7, 8, 0x0A, 0x12, 0x1A, 0x22, 0x2A, 0x7F, 0x80, 0xFF)
 WORDS = (0, 1, 4, 64, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**62, 2**63, 2**64 - 1)
@@ -95,11 +91,6 @@ def written(path: Path) -> Path:
     return path
 
 
-def flip(data: bytearray, rng: np.random.Generator) -> None:
-    for _ in range(int(rng.integers(1, 5))):
-        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
-
-
 def byte(data: bytearray, rng: np.random.Generator) -> None:
     """Keys, lengths and small numbers are single bytes."""
     for _ in range(int(rng.integers(1, 4))):
@@ -136,13 +127,25 @@ def text(data: bytearray, rng: np.random.Generator) -> None:
         data[first.start() : first.end()] = second.group()
 
 
-CHANGES: tuple[Callable[[bytearray, np.random.Generator], None], ...] = (
+CHANGES: tuple[Change, ...] = (
     flip, byte, byte, nudge, nudge, word, truncate, splice, text, text,
 )  # fmt: skip
 
 
-def mutants(package: Path, place: Path, seed: int) -> Iterator[Path]:
+@dataclass(frozen=True)
+class Mutant:
+    """A damaged package, and what the sound one took."""
+
+    package: Path
+    feeds: Arrays
+
+
+def mutants(package: Path, place: Path, seed: int) -> Iterator[Mutant]:
     """The same folder over and over, with other damage."""
+    with CoreMLRunner(package, CoreMLOptions()) as runner:
+        normal = np.random.default_rng(0)
+        feeds = {s.name: normal.normal(0, 1, s.shape).astype(s.dtype) for s in runner.inputs}
+        runner.run(feeds)
     rng = np.random.default_rng(seed)
     files = [p.relative_to(package) for p in sorted(package.rglob("*")) if p.is_file()]
     contents = {file: (package / file).read_bytes() for file in files}
@@ -150,92 +153,37 @@ def mutants(package: Path, place: Path, seed: int) -> Iterator[Path]:
     shutil.copytree(package, place)
     while True:
         file = files[int(rng.choice(len(files), p=likely / likely.sum()))]
-        data = bytearray(contents[file])
-        for _ in range(int(rng.choice([1, 1, 1, 2, 4]))):
-            CHANGES[int(rng.integers(len(CHANGES)))](data, rng)
-            data = data or bytearray(1)
-        (place / file).write_bytes(bytes(data))
-        yield place
+        (place / file).write_bytes(changed(contents[file], CHANGES, rng, least=1))
+        yield Mutant(place, feeds)
         (place / file).write_bytes(contents[file])
 
 
-class Asked:
-    """A child that answers for one package after the other, until one of them ends it."""
-
-    def __init__(self) -> None:
-        self._child: Child | None = None
-
-    def all(self, package: Path, feeds: Arrays) -> tuple[str, bool]:
-        """What came of it, and whether the child ended."""
-        opened = {"ask": "open", "path": str(package), "options": {}, "inputs": [], "outputs": []}
-        found = self._ask(Message(opened))
-        return (
-            self._ask(Message({"ask": "run", "want": []}, feeds)) if found == ("an answer", False) else found
-        )
-
-    def _ask(self, question: Message) -> tuple[str, bool]:
-        if self._child is None:
-            self._child = Child(MODULE, "the package", "the interpreter")
-        try:
-            self._child.ask(question, ALLOWED)
-        except DeployError as e:
-            ended = self._child.ended
-            if ended:
-                self.close()
-            said = re.sub(r"'[^']*'|\"[^\"]*\"|[\d.]+", "…", e.message)
-            return f"{type(e).__name__}: {' '.join(said.split())[:100]}", ended
-        return "an answer", False
-
-    def close(self) -> None:
-        if self._child is not None:
-            self._child.close()
-        self._child = None
+def tried(child: Asked, mutant: Mutant) -> list[Outcome]:
+    """Opened and, where that went well, run."""
+    opened = {"ask": "open", "path": str(mutant.package), "options": {}, "inputs": [], "outputs": []}
+    found = child.ask(Message(opened))
+    if found != ANSWERED:
+        return [found]
+    return [child.ask(Message({"ask": "run", "want": [], "kept": False}, mutant.feeds))]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("packages", nargs="*", type=Path)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="a folder for what broke the promise or ended a child")
-    asked = parser.parse_args()
-    seen, slowest, ended, wrong, count = collections.Counter[str](), 0.0, 0, 0, 0
-    child = Asked()
+    asked = arguments(__doc__, "packages")
+    child = Asked(READING, ALLOWED)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         originals = asked.packages or [written(Path(scratch, "net.mlpackage"))]
-        started, before = time.perf_counter(), psutil.Process().memory_info().rss
-        for number, original in enumerate(originals):
-            with CoreMLRunner(original, CoreMLOptions()) as runner:
-                rng = np.random.default_rng(0)
-                feeds = {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in runner.inputs}
-                runner.run(feeds)
-            until = started + 60 * asked.minutes * (number + 1) / len(originals)
-            for package in mutants(original, Path(scratch, f"mutant{number}.mlpackage"), asked.seed):
-                if time.perf_counter() > until:
-                    break
-                count += 1
-                began = time.perf_counter()
-                found, end = child.all(package, feeds)
-                slowest = max(slowest, time.perf_counter() - began)
-                seen[found] += 1
-                ended += end
-                broken = "it cannot be read:" in found or "crashes" in found
-                wrong += broken
-                if asked.keep is not None and (end or broken):
-                    shutil.copytree(package, asked.keep / f"{asked.seed}-{count}.mlpackage")
-                if broken:
-                    print(f"number {count}: {found}", flush=True)
-        grown = psutil.Process().memory_info().rss - before
+        places = [Path(scratch, f"mutant{number}.mlpackage") for number in range(len(originals))]
+        made = [mutants(o, place, asked.seed) for o, place in zip(originals, places, strict=True)]
+
+        def kept(mutant: Mutant, number: str) -> None:
+            shutil.copytree(mutant.package, asked.keep / f"{asked.seed}-{number}.mlpackage")
+
+        code = fuzz(
+            in_turn(made), lambda mutant, _: tried(child, mutant), kept if asked.keep else None,
+            lambda text: "it cannot be read:" in text or "crashes" in text, asked.minutes,
+        )  # fmt: skip
     child.close()
-    for line, number in seen.most_common(SHOWN):
-        print(f"{number:8d}  {line}")
-    print(f"{max(0, len(seen) - SHOWN):8d}  kinds more")
-    seconds = time.perf_counter() - started
-    print(
-        f"{count} packages in {seconds:.0f} s, {ended} ended a child, {wrong} broke the promise; "
-        f"slowest {slowest:.1f} s; we grew by {grown / 2**20:.0f} MiB"
-    )
-    return 1 if wrong else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -10,23 +10,20 @@ child again in a fresh one, through the public functions. Ends with exit code 1 
 
 from __future__ import annotations
 
-import argparse
-import collections
-import re
+import shutil
 import struct
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import psutil
+from fuzzing import ANSWERED, Asked, Change, Outcome, Tally, arguments, changed, flip, fuzz, kind_of
 
 from backends.tflite import TFLite
-from backends.tflite.child import MODULE
-from deploy.adapter.child import Allowance, Child
+from backends.tflite.child import READING
+from deploy.adapter.child import Allowance
 from deploy.adapter.message import Message
 from deploy.adapter.profiles import load_profile
 from deploy.adapter.protocol import Arrays
@@ -38,7 +35,6 @@ from deploy.progress import SILENT
 from deploy.spec.artifact import Artifact
 from deploy.spec.plan import Plan, QuantParams, TensorPlan
 
-SHOWN = 30
 ALLOWED = Allowance(memory=2**30, cpu_s=8, clock_s=10)
 WORDS = (0, 1, 4, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFC)
 NETWORK = """<ir_version: 10, opset_import: ["" : 21]> g (float[n,3,8,8] x) => (float[n,4] y)
@@ -94,11 +90,6 @@ def lowered(model: ir.Model, folder: Path) -> Artifact:
     return TFLite().lower(model, plan, runtime, folder, SILENT)
 
 
-def flip(data: bytearray, rng: np.random.Generator) -> None:
-    for _ in range(int(rng.integers(1, 9))):
-        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
-
-
 def overwrite(data: bytearray, rng: np.random.Generator) -> None:
     """Bytes, most of them where the tables are: near the ends of a small file, or anywhere."""
     for _ in range(int(rng.integers(1, 5))):
@@ -141,67 +132,38 @@ def erase(data: bytearray, rng: np.random.Generator) -> None:
     data[at : at + size] = bytes(len(data[at : at + size]))
 
 
-MUTATIONS: tuple[Callable[[bytearray, np.random.Generator], None], ...] = (
+CHANGES: tuple[Change, ...] = (
     flip, overwrite, word, word, nudge, nudge, point, truncate, splice, erase,
 )  # fmt: skip
 
 
-def mutants(contents: list[bytes], seed: int) -> Iterator[tuple[int, bytes]]:
-    """Which file it was, and what became of it."""
+def mutants(contents: list[bytes], originals: list[Artifact], folder: Path, seed: int) -> Iterator[Artifact]:
+    """The same file over and over, with other damage."""
     rng = np.random.default_rng(seed)
     while True:
         which = int(rng.integers(len(contents)))
-        data = bytearray(contents[which])
-        for _ in range(int(rng.choice([1, 1, 1, 2, 4]))):
-            MUTATIONS[int(rng.integers(len(MUTATIONS)))](data, rng)
-            if len(data) < 16:
-                data += bytes(16)
-        yield which, bytes(data)
+        here = {"folder": folder, "foreign": True}
+        artifact = originals[which % len(originals)].model_copy(update=here)
+        artifact.main.write_bytes(changed(contents[which], CHANGES, rng, least=16))
+        yield artifact
 
 
-class Asked:
-    """A child that answers for one file after the other, until one of them ends it."""
-
-    def __init__(self) -> None:
-        self._child: Child | None = None
-
-    def all(self, artifact: Artifact, feeds: Arrays) -> list[tuple[str, bool]]:
-        """For each of three questions what came of it, and whether the child ended."""
-        path, size = str(artifact.main), artifact.main.stat().st_size
-        opened = {
-            "ask": "open",
-            "artifact": artifact.model_dump(mode="json"),
-            "folder": str(artifact.folder),
-            "options": {},
-        }
-        found = [self._ask(Message({"ask": "contents", "path": path, "size": size}))]
-        found.append(self._ask(Message(opened)))
-        if found[-1] == ("an answer", False):
-            found.append(self._ask(Message({"ask": "run", "want": []}, feeds)))
-        return found
-
-    def _ask(self, question: Message) -> tuple[str, bool]:
-        if self._child is None:
-            self._child = Child(MODULE, "the file", "LiteRT")
-        try:
-            self._child.ask(question, ALLOWED)
-        except DeployError as e:
-            ended = self._child.ended
-            if ended:
-                self.close()
-            return kind_of(e), ended
-        return "an answer", False
-
-    def close(self) -> None:
-        if self._child is not None:
-            self._child.close()
-        self._child = None
-
-
-def kind_of(error: DeployError) -> str:
-    """The error without what is the file's own."""
-    text = re.sub(r"'[^']*'|\"[^\"]*\"|[\d.]+", "…", error.message)
-    return f"{type(error).__name__}: {' '.join(text.split())[:80]}"
+def tried(child: Asked, artifact: Artifact, feeds: Arrays, tally: Tally) -> list[Outcome]:
+    """Described, opened and run; some that ended the child again in a fresh one."""
+    path, size = str(artifact.main), artifact.main.stat().st_size
+    opened = {
+        "ask": "open",
+        "artifact": artifact.model_dump(mode="json"),
+        "folder": str(artifact.folder),
+        "options": {},
+    }
+    found = [child.ask(Message({"ask": "contents", "path": path, "size": size}))]
+    found.append(child.ask(Message(opened)))
+    if found[-1] == ANSWERED:
+        found.append(child.ask(Message({"ask": "run", "want": []}, feeds)))
+    if any(end for _, end in found) and tally.ended % 10 == 0:
+        found.append((f"in public: {in_public(artifact, feeds)}", False))
+    return found
 
 
 def in_public(artifact: Artifact, feeds: Arrays) -> str:
@@ -217,15 +179,8 @@ def in_public(artifact: Artifact, feeds: Arrays) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="a folder for what ended a child")
-    asked = parser.parse_args()
-    started, seen, slowest = time.perf_counter(), collections.Counter[str](), 0.0
-    ended = wrong = count = 0
-    child = Asked()
+    asked = arguments(__doc__, "files")
+    child = Asked(READING, ALLOWED)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         originals = [
             lowered(make(), Path(scratch, name)) for name, make in (("f", network), ("q", quantized))
@@ -234,43 +189,18 @@ def main() -> int:
         contents = [path.read_bytes() for path in asked.files or [a.main for a in originals]]
         folder = Path(scratch, "mutant")
         folder.mkdir()
-        before = psutil.Process().memory_info().rss
-        for which, content in mutants(contents, asked.seed):
-            if time.perf_counter() - started > 60 * asked.minutes:
-                break
-            artifact = originals[which % len(originals)].model_copy(
-                update={"folder": folder, "foreign": True}
-            )
-            artifact.main.write_bytes(content)
-            count += 1
-            began = time.perf_counter()
-            try:
-                found = child.all(artifact, feeds)
-                if any(end for _, end in found):
-                    ended += 1
-                    if asked.keep is not None:
-                        asked.keep.mkdir(exist_ok=True)
-                        (asked.keep / f"{asked.seed}-{count}.tflite").write_bytes(content)
-                    if ended % 10 == 1:
-                        found.append((f"in public: {in_public(artifact, feeds)}", False))
-            except Exception as e:  # noqa: BLE001  # this is what is looked for
-                wrong += 1
-                print(f"number {count}: {type(e).__name__}: {e}")
-                found = []
-                child.close()
-            slowest = max(slowest, time.perf_counter() - began)
-            seen.update(text for text, _ in found)
-        grown = psutil.Process().memory_info().rss - before
+
+        def kept(artifact: Artifact, number: str) -> None:
+            asked.keep.mkdir(exist_ok=True)
+            shutil.copy(artifact.main, asked.keep / f"{asked.seed}-{number}.tflite")
+
+        code = fuzz(
+            mutants(contents, originals, folder, asked.seed),
+            lambda artifact, tally: tried(child, artifact, feeds, tally),
+            kept if asked.keep else None, lambda _: False, asked.minutes,
+        )  # fmt: skip
     child.close()
-    for text, number in seen.most_common(SHOWN):
-        print(f"{number:8d}  {text}")
-    print(f"{max(0, len(seen) - SHOWN):8d}  kinds more")
-    seconds = time.perf_counter() - started
-    print(
-        f"{count} files in {seconds:.0f} s, {ended} ended a child, {wrong} broke the promise; "
-        f"slowest {slowest:.1f} s; we grew by {grown / 2**20:.0f} MiB"
-    )
-    return 1 if wrong else 0
+    return code
 
 
 if __name__ == "__main__":

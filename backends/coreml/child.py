@@ -12,11 +12,10 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from pydantic import ValidationError
 
 from backends.coreml.contents import read_contents
 from backends.coreml.runner import CoreMLOptions, CoreMLRunner, States
-from deploy.adapter.child import Allowance, Child, serve
+from deploy.adapter.child import Reading, serve
 from deploy.adapter.feeds import require_fit
 from deploy.adapter.message import Message
 from deploy.adapter.protocol import Arrays
@@ -24,13 +23,8 @@ from deploy.errors import BackendError
 from deploy.spec.contents import FileContents
 from deploy.spec.tensors import TensorSpec
 
-MODULE = "backends.coreml.child"
-"""What the child runs."""
-
-_MEMORY, _PER_FILE_BYTE, _PER_FED_BYTE = 2 * 2**30, 16, 512
-"""What evaluating may take, by the package's size and that of what is fed: weights of one bit become float32,
-and inner values are many times larger than the input."""
-_READING_S, _RUNNING_S = 60.0, 600.0
+READING = Reading("backends.coreml.child", "the interpreter", per_file_byte=16, per_fed_byte=512)
+"""Weights of one bit become float32, and inner values are many times larger than the input."""
 _STATE = "state of "
 """Before the names of states among the arrays: no name of a program has a space."""
 _MOST_FILES = 4096
@@ -45,11 +39,11 @@ class ForeignRunner:
         options: CoreMLOptions,
         inputs: tuple[TensorSpec, ...] = (),
         outputs: tuple[TensorSpec, ...] = (),
-        running_s: float = _RUNNING_S,
+        reading: Reading | None = None,
     ) -> None:
-        self._path, self._threads, self._running_s = path, options.threads, running_s
+        self._path, self._threads, self._reading = path, options.threads, reading or READING
         self._size = package_size(path)
-        self._child = Child(MODULE, path.name, "the interpreter")
+        self._child = self._reading.child(path)
         asked = {
             "ask": "open",
             "path": str(path.resolve()),
@@ -58,7 +52,7 @@ class ForeignRunner:
             "outputs": [spec.model_dump(mode="json") for spec in outputs],
         }
         try:
-            answer = self._child.ask(Message(asked), self._allowed(0, _READING_S))
+            answer = self._child.ask(Message(asked), self._reading.to_open(self._size, self._threads))
             said, self._fresh = answer.said, dict(answer.arrays)
         except BaseException:
             self._child.close()
@@ -73,9 +67,9 @@ class ForeignRunner:
         """As `CoreMLRunner.run`."""
         require_fit(self.inputs, feeds)
         kept = {f"{_STATE}{name}": array for name, array in (state or {}).items()}
-        fed = sum(array.nbytes for array in (*feeds.values(), *kept.values()))
-        question = Message({"ask": "run", "want": list(want), "kept": state is not None}, {**feeds, **kept})
-        answer = self._child.ask(question, self._allowed(fed, self._running_s))
+        fed = {**feeds, **kept}
+        question = Message({"ask": "run", "want": list(want), "kept": state is not None}, fed)
+        answer = self._child.ask(question, self._reading.to_run(self._size, fed.values(), self._threads))
         texts = answer.said.get("texts")
         found = dict(answer.arrays)
         for name in state or {}:
@@ -89,10 +83,6 @@ class ForeignRunner:
     def fresh_state(self) -> States:
         """As `CoreMLRunner.fresh_state`."""
         return {name: array.copy() for name, array in self._fresh.items()}
-
-    def _allowed(self, fed: int, seconds: float) -> Allowance:
-        memory = _MEMORY + _PER_FILE_BYTE * self._size + _PER_FED_BYTE * fed
-        return Allowance(memory, seconds * self._threads, seconds)
 
     def close(self) -> None:
         """End the child."""
@@ -109,18 +99,7 @@ class ForeignRunner:
 
 def contents(path: Path) -> FileContents:
     """What a package holds. Raises BackendError where it is damaged, or takes too much to read."""
-    size = package_size(path)
-    child = Child(MODULE, path.name, "the interpreter")
-    allowed = Allowance(_MEMORY + _PER_FILE_BYTE * size, _READING_S, _READING_S)
-    try:
-        answer = child.ask(Message({"ask": "contents", "path": str(path.resolve())}), allowed)
-        return FileContents.model_validate_json(str(answer.said["contents"]))
-    except ValidationError as e:
-        raise BackendError(
-            f"{path.name} holds what cannot be shown: {e.errors()[0]['msg']}", hint="the package is damaged"
-        ) from e
-    finally:
-        child.close()
+    return READING.contents(path, package_size(path))
 
 
 def package_size(path: Path) -> int:

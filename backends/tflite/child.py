@@ -8,11 +8,10 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from pydantic import ValidationError
 
 from backends.tflite.contents import read_contents
 from backends.tflite.runner import TFLiteOptions, TFLiteRunner
-from deploy.adapter.child import Allowance, Child, serve
+from deploy.adapter.child import Reading, serve
 from deploy.adapter.feeds import require_fit
 from deploy.adapter.message import Message
 from deploy.adapter.protocol import Arrays
@@ -21,15 +20,11 @@ from deploy.spec.artifact import Artifact
 from deploy.spec.contents import FileContents
 from deploy.spec.tensors import TensorSpec
 
-MODULE = "backends.tflite.child"
-"""What the child runs."""
+READING = Reading("backends.tflite.child", "LiteRT", per_file_byte=8, per_fed_byte=256)
+"""Weights are copied and packed, and inner values are many times larger than the input."""
 
 _LARGEST = 2**31
 """Bytes that a .tflite file can have."""
-_MEMORY, _PER_FILE_BYTE, _PER_FED_BYTE = 2 * 2**30, 8, 256
-"""What reading a file may take, by its size and that of what is fed: weights are copied and packed, and inner
-values are many times larger than the input."""
-_READING_S, _RUNNING_S = 60.0, 600.0
 _COPY = "copy the bundle again, or do not use it"
 
 
@@ -40,7 +35,7 @@ class ForeignRunner:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self._file, self._threads = artifact.main, options.threads
         self._size = _size(artifact.main)
-        self._child = Child(MODULE, artifact.main.name, "LiteRT")
+        self._child = READING.child(artifact.main)
         asked = {
             "ask": "open",
             "artifact": artifact.model_dump(mode="json"),
@@ -48,7 +43,7 @@ class ForeignRunner:
             "options": options.model_dump(mode="json"),
         }
         try:
-            answer = self._child.ask(Message(asked), self._allowed(0, _READING_S))
+            answer = self._child.ask(Message(asked), READING.to_open(self._size, self._threads))
         except BaseException:
             self._child.close()
             raise
@@ -57,16 +52,12 @@ class ForeignRunner:
     def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """As `TFLiteRunner.run`, and what comes back has the shapes that the artifact says."""
         require_fit(self.inputs, feeds)
-        fed = sum(array.nbytes for array in feeds.values())
         question = Message({"ask": "run", "want": list(want)}, feeds)
-        found = dict(self._child.ask(question, self._allowed(fed, _RUNNING_S)).arrays)
+        allowed = READING.to_run(self._size, feeds.values(), self._threads)
+        found = dict(self._child.ask(question, allowed).arrays)
         for spec in self.outputs:
             _require(spec, found.get(spec.name), self._file)
         return found
-
-    def _allowed(self, fed: int, seconds: float) -> Allowance:
-        memory = _MEMORY + _PER_FILE_BYTE * self._size + _PER_FED_BYTE * fed
-        return Allowance(memory, seconds * self._threads, seconds)
 
     def close(self) -> None:
         """End the child."""
@@ -83,18 +74,7 @@ class ForeignRunner:
 
 def contents(path: Path) -> FileContents:
     """What a file holds. Raises BackendError where it is damaged, too large or crashes LiteRT."""
-    size = _size(path)
-    child = Child(MODULE, path.name, "LiteRT")
-    allowed = Allowance(_MEMORY + _PER_FILE_BYTE * size, _READING_S, _READING_S)
-    try:
-        answer = child.ask(Message({"ask": "contents", "path": str(path.resolve()), "size": size}), allowed)
-        return FileContents.model_validate_json(str(answer.said["contents"]))
-    except ValidationError as e:
-        raise BackendError(
-            f"{path.name} holds what cannot be shown: {e.errors()[0]['msg']}", hint="the file is damaged"
-        ) from e
-    finally:
-        child.close()
+    return READING.contents(path, _size(path))
 
 
 def _size(path: Path) -> int:

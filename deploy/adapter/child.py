@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,10 +23,14 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import numpy as np
+from pydantic import ValidationError
+
 from deploy import errors
 from deploy.adapter.message import Garbled, Message, receive, send
 from deploy.cache import scratch
 from deploy.errors import BackendError, DeployError
+from deploy.spec.contents import FileContents
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +53,54 @@ class Allowance:
     cpu_s: float
     clock_s: float
     file: int = _LARGEST_FILE
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files of one format are read in a child of ``module``, and what a question about one may cost.
+
+    ``library`` is what reads them, for messages. Memory grows with the size of the file and of what is fed by
+    so many bytes for each.
+    """
+
+    module: str
+    library: str
+    per_file_byte: int
+    per_fed_byte: int
+    memory: int = 2 * 2**30
+    opening_s: float = 60.0
+    running_s: float = 600.0
+
+    def child(self, path: Path) -> Child:
+        """A process for one file, not started yet."""
+        return Child(self.module, path.name, self.library)
+
+    def to_open(self, size: int, threads: int = 1) -> Allowance:
+        """For opening a file of so many bytes, or asking what it holds."""
+        return self._allowed(size, 0, self.opening_s, threads)
+
+    def to_run(self, size: int, feeds: Iterable[np.ndarray], threads: int = 1) -> Allowance:
+        """For one inference."""
+        return self._allowed(size, sum(array.nbytes for array in feeds), self.running_s, threads)
+
+    def _allowed(self, size: int, fed: int, seconds: float, threads: int) -> Allowance:
+        memory = self.memory + self.per_file_byte * size + self.per_fed_byte * fed
+        return Allowance(memory, seconds * threads, seconds)
+
+    def contents(self, path: Path, size: int) -> FileContents:
+        """What a file holds, by the child's answer to ``contents``. Raises BackendError where it is damaged,
+        or takes too much to read."""
+        child = self.child(path)
+        asked = Message({"ask": "contents", "path": str(path.resolve()), "size": size})
+        try:
+            said = child.ask(asked, self.to_open(size)).said
+            return FileContents.model_validate_json(str(said["contents"]))
+        except ValidationError as e:
+            raise BackendError(
+                f"{path.name} holds what cannot be shown: {e.errors()[0]['msg']}", hint=_HINT
+            ) from e
+        finally:
+            child.close()
 
 
 class Child:

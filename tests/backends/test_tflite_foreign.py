@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from deploy.adapter.child import Allowance
+from deploy.adapter.child import Allowance, Child
 from deploy.adapter.discover import find_inspector
 from deploy.bundle.read import file_digest, load_bundle, open_bundle
 from deploy.bundle.verify import verify_bundle
@@ -189,7 +190,7 @@ def test_a_small_file_of_many_objects_takes_neither_time_nor_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "many.tflite").write_bytes(cyclic(b""))
-    monkeypatch.setattr(child, "_READING_S", 1.0)
+    monkeypatch.setattr(child, "READING", replace(child.READING, opening_s=1.0))
     began = time.monotonic()
     with pytest.raises(BackendError, match=r"many\.tflite (keeps LiteRT busy|is damaged|: it takes more)"):
         child.contents(tmp_path / "many.tflite")
@@ -198,13 +199,13 @@ def test_a_small_file_of_many_objects_takes_neither_time_nor_memory(
 
 def test_memory_follows_from_size_and_feeds(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Allowance] = []
-    real = child.Child.ask
+    real = Child.ask
 
-    def ask(self: child.Child, message: child.Message, allowed: Allowance) -> child.Message:
+    def ask(self: Child, message: child.Message, allowed: Allowance) -> child.Message:
         asked.append(allowed)
         return real(self, message, allowed)
 
-    monkeypatch.setattr(child.Child, "ask", ask)
+    monkeypatch.setattr(Child, "ask", ask)
     with TFLite().open(artifact_of(bundle, foreign=True), TFLiteOptions(threads=2)) as runner:
         runner.run(FEEDS)
     opening, running = asked

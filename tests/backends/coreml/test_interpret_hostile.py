@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -255,7 +256,8 @@ def test_a_loop_without_end_is_ended(package: Path) -> None:
     began = time.monotonic()
     said = "keeps the interpreter busy for more than 1 s"
     options = CoreMLOptions()
-    with ForeignRunner(package, options, running_s=1.0) as runner, pytest.raises(BackendError, match=said):
+    brief = replace(child.READING, running_s=1.0)
+    with ForeignRunner(package, options, reading=brief) as runner, pytest.raises(BackendError, match=said):
         runner.run(FEEDS)
     assert time.monotonic() - began < 60
 
@@ -267,7 +269,7 @@ def test_a_result_larger_than_memory_is_refused(package: Path, monkeypatch: pyte
         pytest.raises(BackendError, match="more than 8 GiB"),
     ):
         runner.run(FEEDS)
-    monkeypatch.setattr(child, "_MEMORY", 2**28)
+    monkeypatch.setattr(child, "READING", replace(child.READING, memory=2**28))
     monkeypatch.setattr("backends.coreml.interpret.call.LARGEST", 2**60)
     with ForeignRunner(package, CoreMLOptions()) as runner, pytest.raises(DeployError):
         runner.run(FEEDS)
