@@ -29,11 +29,14 @@ def predicts() -> bool:
     return sys.platform == "darwin"
 
 
-def predicted(path: Path, feeds: Arrays, inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+def predicted(
+    path: Path, feeds: Arrays, inputs: Sequence[TensorSpec], classes: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """The outputs that Core ML makes on this Mac, on whichever processor it takes.
 
     ``feeds`` are those of `CoreMLRunner`; images become pictures. A classifier's probabilities come in the
-    order of its classes. Raises ToolchainError elsewhere, BackendError where Core ML refuses the package.
+    order of its ``classes``, which Core ML's dictionaries do not have; states are zeros. Raises
+    ToolchainError elsewhere, BackendError where Core ML refuses the package.
     """
     if not predicts():
         raise ToolchainError("Core ML runs on macOS only", hint="leave it to the reference interpreter")
@@ -41,13 +44,14 @@ def predicted(path: Path, feeds: Arrays, inputs: Sequence[TensorSpec]) -> dict[s
         with quiet():
             model = sdk().models.MLModel(str(path))
             given = {spec.name: _given(spec, feeds[spec.name]) for spec in inputs}
-            found: Mapping[str, object] = model.predict(given)
+            kept = (model.make_state(),) if model.get_spec().description.state else ()
+            found: Mapping[str, object] = model.predict(given, *kept)
+            return {name: _array(value, classes) for name, value in found.items()}
     except Exception as e:
         raise BackendError(
             f"Core ML cannot run {path.name}: {' '.join(str(e).split())[:300]}",
             hint="check that this macOS is as new as the package's target",
         ) from e
-    return {name: _array(value) for name, value in found.items()}
 
 
 def _given(spec: TensorSpec, array: np.ndarray) -> object:
@@ -58,9 +62,10 @@ def _given(spec: TensorSpec, array: np.ndarray) -> object:
     return Image.fromarray(array[0, :, :, 0] if array.shape[-1] == 1 else array[0])
 
 
-def _array(value: object) -> np.ndarray:
+def _array(value: object, classes: Sequence[str]) -> np.ndarray:
     if isinstance(value, Mapping):
-        return np.array(list(value.values()), np.float32)
+        by_name = {str(name): chance for name, chance in value.items()}
+        return np.array([by_name[name] for name in classes or by_name], np.float32)
     return np.asarray(value)
 
 
@@ -73,7 +78,7 @@ def compared(path: Path, feeds: Arrays, options: CoreMLOptions) -> dict[str, flo
         return None
     with CoreMLRunner(path, options) as runner:
         ours = runner.run(feeds)
-        theirs = predicted(path, feeds, runner.inputs)
+        theirs = predicted(path, feeds, runner.inputs, runner.classes)
     differences: dict[str, float] = {}
     for name, have in ours.items():
         want = theirs.get(name)
@@ -88,13 +93,11 @@ def compared(path: Path, feeds: Arrays, options: CoreMLOptions) -> dict[str, flo
 def hazards(path: Path, options: CoreMLOptions) -> list[KnownHazard]:
     """On macOS, whether Core ML runs a package, and gives what the interpreter does on noise.
 
-    Nothing elsewhere, nor for packages with states: what these keep is the caller's.
+    Nothing elsewhere.
     """
     if not predicts():
         return []
     with CoreMLRunner(path, options) as runner:
-        if runner.fresh_state():
-            return []
         sizes = {spec.name: runner.usual.get(spec.name, spec.shape) for spec in runner.inputs}
         usual = [spec.model_copy(update={"shape": sizes[spec.name]}) for spec in runner.inputs]
     try:

@@ -91,9 +91,9 @@ def test_free_sizes_and_their_bounds(tmp_path: Path) -> None:
                 runner.run({"x": normal(9, 3)})
 
 
-def test_a_state_is_kept_where_it_is_handed_on(tmp_path: Path) -> None:
+def with_a_state(path: Path) -> Path:
+    """A package that adds up what it is fed."""
     ct, mb, types = sdk(), builder(), mil().types
-
     specs = [mb.TensorSpec(shape=(2,)), mb.StateTensorSpec(shape=(2,), dtype=types.fp16)]
 
     @mb.program(input_specs=specs, opset_version=ct.target.iOS18)
@@ -106,7 +106,12 @@ def test_a_state_is_kept_where_it_is_handed_on(tmp_path: Path) -> None:
         ct.convert(
             program, source="milinternal", convert_to="mlprogram", minimum_deployment_target=ct.target.iOS18,
             skip_model_load=True,
-        ).save(str(tmp_path / "p.mlpackage"))  # fmt: skip
+        ).save(str(path))  # fmt: skip
+    return path
+
+
+def test_a_state_is_kept_where_it_is_handed_on(tmp_path: Path) -> None:
+    with_a_state(tmp_path / "p.mlpackage")
     x = np.array([1, 2], np.float32)
     with CoreMLRunner(tmp_path / "p.mlpackage", CoreMLOptions()) as runner:
         for _ in range(2):  # each run begins anew
@@ -183,6 +188,32 @@ def test_core_ml_is_asked_only_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(sdk().models.MLModel, "predict", lambda model, given: answer)
     differences = predict.compared(path, {"x": x}, CoreMLOptions())
     assert differences == {"y": pytest.approx(0.01 / (np.e + 0.01), rel=1e-3)}
+
+
+def test_core_ml_s_answer_is_read_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its dictionaries have no order of ours; what keeps a state is given one."""
+    ct = sdk()
+    monkeypatch.setattr(predict, "predicts", lambda: True)
+    path = saved(
+        lambda mb, x: mb.softmax(x=x, name="p"), {"x": (1, 3)}, tmp_path / "p.mlpackage",
+        classifier_config=ct.ClassifierConfig(["cat", "dog", "fox"]),
+    )  # fmt: skip
+    x = np.log(np.array([[0.2, 0.5, 0.3]], np.float32))
+    answer = {"classLabel": "dog", "classLabel_probs": {"fox": 0.3, "cat": 0.2, "dog": 0.5}}
+    monkeypatch.setattr(ct.models.MLModel, "predict", lambda model, given: answer)
+    assert predict.compared(path, {"x": x}, CoreMLOptions())["classLabel_probs"] < 1e-3
+    path = with_a_state(tmp_path / "s.mlpackage")
+    monkeypatch.setattr(ct.models.MLModel, "make_state", lambda model: "zeros", raising=False)
+    asked = []
+
+    def answered(model: object, given: dict[str, np.ndarray], state: object) -> dict[str, np.ndarray]:
+        asked.append(state)
+        (name,) = (one.name for one in model.get_spec().description.output)
+        return {name: given["x"]}
+
+    monkeypatch.setattr(ct.models.MLModel, "predict", answered)
+    (apart,) = predict.compared(path, {"x": np.array([1, 2], np.float32)}, CoreMLOptions()).values()
+    assert apart == 0 and asked == ["zeros"]
 
 
 def test_a_build_on_a_mac_says_where_core_ml_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
