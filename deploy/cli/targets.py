@@ -11,6 +11,7 @@ from deploy.cli.options import Json, complete_target
 if TYPE_CHECKING:
     from deploy.measure.host import Host
     from deploy.spec.profile import Fact, Profile, QuantRules, Runtime
+    from deploy.spec.unit import ComputeUnit
 
 
 _HERE = {
@@ -194,6 +195,22 @@ def _show_runtime(runtime: Runtime, sources: list[str]) -> None:
     if runtime.rounds:
         facts.append(("dynamic in", ", ".join(runtime.rounds)))
     write_facts([(key, value) for key, value in facts if value], indent=2)
+    for name, unit in runtime.unit.items():
+        _show_unit(name, unit, sources)
+
+
+def _show_unit(name: str, unit: ComputeUnit, sources: list[str]) -> None:
+    """What is known of an accelerator: what runs there, and which rules take it away."""
+    from deploy.cli.terminal import Cell, write_facts, write_line
+
+    write_line()
+    write_line((name, "strong"), f"  otherwise {unit.otherwise}")
+    cited = _cited(f"{unit.source} ({unit.date})", sources)
+    facts: list[tuple[str, Cell]] = [("runs", f"{', '.join(unit.runs)}  {cited}")]
+    for key, rule in unit.rule.items():
+        told = f"{rule.effect}: {rule.words} ({', '.join(rule.operations) or 'any operation'})"
+        facts.append((key, f"{told}  {rule.said} {_cited(f'{rule.source} ({rule.date})', sources)}"))
+    write_facts(facts, indent=2)
 
 
 def _rules(title: str, rules: QuantRules, sources: list[str]) -> list[tuple[str, str]]:

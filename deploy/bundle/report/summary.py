@@ -7,6 +7,7 @@ from typing import Literal
 
 from deploy.bundle.read import Bundle
 from deploy.bundle.report import figures
+from deploy.bundle.report.units import staying
 from deploy.spec.manifest import Evaluation, Manifest
 from deploy.spec.measurement import Comparison
 
@@ -165,6 +166,7 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
         facts += [Fact("in doubt", doubt) for doubt in measured.doubts]
     elif measured.why_not:
         facts.append(Fact("not measured", measured.why_not))
+    facts += [Fact(f"on the {told.unit}", staying(told)) for told in manifest.residency]
     proof = manifest.verification
     if proof.passed:
         samples = figures.plural(proof.samples, "sample")

@@ -79,6 +79,17 @@ def _unit(found: Residency) -> Unit:
     )
 
 
+def staying(found: Residency) -> str:
+    """What stays, in a few words."""
+    if found.share is None:
+        return f"{_counted(found)}, predicted by the profile's rules"
+    return f"{_percent(found.share)} of the MACs, predicted by the profile's rules"
+
+
+def _counted(found: Residency) -> str:
+    return f"{found.blocks.get('stays', 0)} of {figures.plural(sum(found.blocks.values()), 'block')}"
+
+
 def _sentences(found: Residency) -> list[str]:
     total = sum(found.macs.values())
     said = []

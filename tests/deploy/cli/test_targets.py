@@ -40,6 +40,8 @@ def test_all_facts_of_one_with_their_sources(deploy: Deploy, name: str) -> None:
             assert fact.source in out
     for runtime in profile.runtime:
         assert runtime.source in out
+        for unit in runtime.unit.values():
+            assert all(rule.source in out for rule in unit.rule.values())
     assert all(note in out for note in profile.notes)
     found = json.loads(deploy("targets", name, "--json")[1])
     assert found.pop("host") in ("builds", "measures", "lacks")

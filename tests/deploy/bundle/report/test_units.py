@@ -8,7 +8,8 @@ from deploy.bundle.read import Bundle
 from deploy.bundle.report.content import report
 from deploy.bundle.report.markdown import markdown
 from deploy.bundle.report.page import html
-from deploy.bundle.report.units import units
+from deploy.bundle.report.summary import context
+from deploy.bundle.report.units import staying, units
 from deploy.cli.units import show_units
 from deploy.spec.residency import Residency
 
@@ -22,6 +23,14 @@ def test_the_sums_are_told(full: Bundle) -> None:
         "of 30 blocks 28 stay, 1 is unknown, 1 leaves",
         "2 values would cross to or from CPU",
     )
+
+
+def test_the_facts_of_a_bundle_have_it_in_a_few_words(full: Bundle, built: Bundle) -> None:
+    told = {fact.name: fact.value for fact in context(full)}
+    assert told["on the engine"] == "over 99.9 % of the MACs, predicted by the profile's rules"
+    assert not any(fact.name.startswith("on the ") for fact in context(built))
+    nothing = Residency(unit="u", otherwise="o", blocks={"stays": 2, "leaves": 1}, macs={})
+    assert staying(nothing) == "2 of 3 blocks, predicted by the profile's rules"
 
 
 def test_the_worst_blocks_come_first(full: Bundle) -> None:
