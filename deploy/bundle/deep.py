@@ -1,14 +1,13 @@
 """A bundle looked at closely: its plan as it stands in the artifact's file, and each operation by itself.
 
-The reference is the Q/DQ graph, made again from what the bundle holds: the float graph, the plan, and the
-integers of the weights, whose digests the plan has. Each operation of the artifact is fed the reference's
-values, so that no operation answers for one before it.
+Each operation of the artifact is fed the values of the reference (`reference.py`), so that none answers for
+one before it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,13 +22,11 @@ from deploy.adapter.parts import ForeignParts
 from deploy.adapter.profiles import load_profile
 from deploy.adapter.protocol import Backend, Divides, Splits
 from deploy.bundle.operations import LARGEST_ERROR, SAMPLES, Deviation, checked, values_of
-from deploy.bundle.read import ARTIFACT, GRAPH, MANIFEST, SELFTEST, Bundle, load_bundle, load_plan
+from deploy.bundle.read import ARTIFACT, MANIFEST, SELFTEST, Bundle, load_bundle, load_plan
+from deploy.bundle.reference import reference_of
 from deploy.bundle.verify import read_selftest, require_unchanged, self_test
 from deploy.errors import UsageError, VerificationError
 from deploy.execute.compare import HALF_TOLERANCE
-from deploy.graph.edit import constant
-from deploy.graph.qdq import data_digest, insert, quantize_array
-from deploy.graph.shapes import infer
 from deploy.progress import SILENT, Progress
 from deploy.spec.artifact import Options
 from deploy.spec.plan import Plan, TensorPlan, differences
@@ -37,8 +34,6 @@ from deploy.spec.tensors import RANGES
 
 _ALLOWED = {"float32": LARGEST_ERROR, "float16": HALF_TOLERANCE, "bfloat16": 8 * HALF_TOLERANCE}
 """By how much of its magnitude a float operation may be off, by the type that it computes in."""
-_LIMITS = ((None, None), (-127, 127), (-64, 64), (-7, 7))
-"""Ranges of the integers of weights, by a runtime's rules."""
 LIMIT_S = 300.0
 
 
@@ -111,13 +106,14 @@ def look_deep(path: Path | str, *, limit_s: float = LIMIT_S, progress: Progress 
         why_not = _why_not(backend, plan)
         if why_not:
             return DeepCheck(bundle, plan.runtime, tensors, (), why_not=why_not, failed=failed)
-        graph = reference_of(bundle, plan, cache(parts.codes))
-        feeds, _ = read_selftest(bundle.folder / SELFTEST)
+        runtime = load_profile(bundle.manifest.profile).runtime_named(plan.runtime)
+        graph = reference_of(bundle, plan, runtime, cache(parts.codes))
         pieces = parts.pieces(_fed(graph))
-        allowed = _ALLOWED[load_profile(bundle.manifest.profile).runtime_named(plan.runtime).around]
+        rounding = {name for b in plan.blocks if b.precision == "dynamic" for name in b.nodes}
+        allowed = _ALLOWED[runtime.around]
         found: list[Deviation] = []
         for feeds in _inferences(bundle):
-            again = checked(graph, pieces, artifact.inputs, feeds, allowed=allowed, until=until)
+            again = checked(graph, pieces, artifact.inputs, feeds, rounding, allowed, until)
             for number, deviation in enumerate(again):
                 if number < len(found):
                     found[number] = found[number].joined(deviation)
@@ -160,7 +156,7 @@ def compare_plans(decided: Plan, read: Plan) -> tuple[TensorCheck, ...]:
         tensors = {name: plan.tensors[name]} if name in plan.tensors else {}
         return plan.model_copy(update={"tensors": tensors, "palettes": {}})
 
-    return tuple(
+    tensors = [
         TensorCheck(
             name,
             decided.tensors.get(name),
@@ -170,50 +166,19 @@ def compare_plans(decided: Plan, read: Plan) -> tuple[TensorCheck, ...]:
             ),
         )
         for name in sorted(decided.tensors.keys() | read.tensors.keys())
-    )
-
-
-def reference_of(bundle: Bundle, plan: Plan, stored: Callable[[], Mapping[str, np.ndarray]]) -> ir.Model:
-    """The Q/DQ graph of a bundle. Integers of weights that are not simply rounded are taken from those
-    ``stored`` in the artifact; all must have the plan's digests, else VerificationError is raised."""
-    graph = infer(ir.load(bundle.folder / GRAPH))
-    codes = {}
-    for name, tensor in plan.tensors.items():
-        value = graph.graph.initializers.get(name)
-        if value is None:
-            continue
-        array = constant(value)
-        assert array is not None
-        codes[name] = _codes(array, name, tensor, stored, bundle)
-    return insert(graph, plan.tensors, codes) if plan.tensors else graph
-
-
-def _codes(
-    array: np.ndarray,
-    name: str,
-    tensor: TensorPlan,
-    stored: Callable[[], Mapping[str, np.ndarray]],
-    bundle: Bundle,
-) -> np.ndarray:
-    for low, high in _LIMITS:
-        found = quantize_array(array, tensor, low=low, high=high)
-        if data_digest(found) == tensor.digest:
-            return found
-    kept = stored()
-    if name in kept and data_digest(kept[name]) == tensor.digest:
-        return kept[name]
-    raise VerificationError(
-        f"{bundle.folder}: the integers that were planned for '{name}' are neither its rounded numbers nor "
-        "those in the artifact",
-        hint="build again",
-    )
+    ]
+    for name in sorted(read.palettes):
+        one = decided.model_copy(update={"tensors": {}})
+        other = read.model_copy(update={"tensors": {}, "palettes": {name: read.palettes[name]}})
+        wrong = tuple(line.removeprefix(f"{name}: ") for line in differences(one, other))
+        tensors += [TensorCheck(name, None, None, wrong)] if wrong else []
+    return tuple(tensors)
 
 
 def _why_not(backend: Backend, plan: Plan) -> str:
     if not isinstance(backend, (Divides, Splits)):
         return f"{plan.runtime} runs on its device only: its file was read, nothing was run"
-    forms = sorted({block.precision for block in plan.blocks} & {"dynamic", "fp16", "w8", "w4"})
-    return f"of the form {', '.join(forms)} no reference is in the bundle" if forms else ""
+    return ""
 
 
 def _options(backend: Backend, bundle: Bundle) -> Options:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import pytest
+
+from deploy.pipeline import build
 
 Deploy = Callable[..., tuple[int, str, str]]
 
@@ -77,3 +80,25 @@ def test_deep_names_the_first_operation_behind_a_changed_scale(
     assert found["first_divergence"]["node"] == "/block2/Relu"
     code, out, _ = deploy("verify", bundle, "--deep")
     assert code == 8 and "✗ ort for x86-cpu" in out and "/block2/Relu" in out
+
+
+def test_deep_makes_the_reference_of_a_form_again(deploy: Deploy, here: Path, digits: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    build(
+        digits / "digits.onnx",
+        target="android",
+        runtime="tflite",
+        precision="dynamic",
+        measure=False,
+        out=here,
+    )
+    code, out, _ = deploy("verify", here, "--deep", "--json")
+    (found,) = json.loads(out)["bundles"]
+    assert code == 0 and found["why_not"] == "" and len(found["operations"]) > 10
+    assert max(operation["error"] for operation in found["operations"]) < 1e-4
+
+
+def test_deep_reads_what_runs_on_its_device_only(deploy: Deploy, here: Path, digits: Path) -> None:
+    build(digits / "digits.onnx", target="jetson", data=digits / "calib.npz", measure=False, out=here)
+    code, out, _ = deploy("verify", here, "--deep")
+    assert code == 0 and "nothing was run" in out and "values as planned" in out
