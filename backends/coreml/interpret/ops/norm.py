@@ -56,21 +56,24 @@ def l2_norm(call: Call) -> np.ndarray:
 
 
 def local_response_norm(call: Call) -> np.ndarray:
-    """Over neighbours along the third axis from the end, which are not the channels of rank 3.
+    """Over neighbouring channels, the second axis; of rank 3 the first.
 
-    So coremltools' tests have it, which Core ML passes.
+    So coremltools' tests have it, which Core ML passes; its page says the second one for rank 3, too.
     """
     x, size = call.array("x"), call.integer("size")
-    if x.ndim not in (3, 4):
+    if x.ndim < 3:
         raise Refused(f"a tensor of rank {x.ndim}")
-    channels = x.shape[-3]
-    if not 1 <= size <= 2 * channels + 1:
-        raise Refused(f"size {size} for {channels} channels")
+    axis = 0 if x.ndim == 3 else 1
+    count = x.shape[axis]
+    if not 1 <= size <= 2 * count + 1:
+        raise Refused(f"size {size} for {count} channels")
     alpha, beta = np.float32(call.number("alpha", 1e-4)), np.float32(call.number("beta", 0.75))
     k = np.float32(call.number("k", 1.0))
-    squares = padded(x * x, [(size // 2, (size - 1) // 2), (0, 0), (0, 0)])
-    total = sum((squares[..., at : at + channels, :, :] for at in range(size)), np.zeros_like(x))
-    return x / np.power(k + alpha / size * total, beta)
+    squares = padded(np.moveaxis(x * x, axis, 0), [(size // 2, (size - 1) // 2), *[(0, 0)] * (x.ndim - 1)])
+    total = np.zeros_like(squares[:count])
+    for at in range(size):
+        total += squares[at : at + count]
+    return x / np.power(k + alpha / size * np.moveaxis(total, 0, axis), beta)
 
 
 KERNELS: Mapping[str, Kernel] = {
