@@ -9,8 +9,9 @@ of them held out) serve the choice of weights, without labels; eval samples serv
 
 sparse    every product whose inputs are whole fours is 2:4 sparse: by magnitude or by optimal brain surgeon,
           with and without a better order of the channels before
-trained   the best of these, then finetuned with the zeros kept: the dense network teaches (no labels), on
-          train.npz with flips and shifts for images, on the calibration samples alone where there is none
+trained   the best of these, then trained with the zeros kept to make what the dense network makes, its inner
+          values, too (no labels): on train.npz, moved, mirrored and blended for images; on the calibration
+          samples alone where there is none
 rank      products become two or three where that is fewer MACs and weights
 shared    all weights of a tensor are one of so many values; the file at rest is codebook and Huffman codes
 """
@@ -18,7 +19,6 @@ shared    all weights of a tensor are one of so many values; the file at rest is
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +30,10 @@ import onnx_ir as ir
 from deploy.adapter.batching import run_samples
 from deploy.compress.cluster import cluster
 from deploy.compress.codec import decode, encode
+from deploy.compress.ground import Ground
 from deploy.compress.lowrank import factorize
-from deploy.compress.sparsify import masks, prove, sparsify
+from deploy.compress.permute import Search, permute
+from deploy.compress.sparsify import masks, prove, sparsify, tuned
 from deploy.compress.step import Compressed
 from deploy.data.dataset import Dataset, open_dataset
 from deploy.execute.compare import prover
@@ -42,13 +44,11 @@ from deploy.graph.cost import macs
 from deploy.graph.edit import weight_bytes
 from deploy.graph.shapes import infer
 from deploy.graph.summary import tensor_specs
-from deploy.progress import SILENT
 from deploy.spec.compression import Cluster, LowRank, Sparsify
-from deploy.spec.finetune import Augment, Distill, Finetune
-from deploy.train.finetune import finetune
 
 _BATCH = 100
 _DECODED = 5
+_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -115,32 +115,18 @@ def sparse(subject: Subject, exact: Scored) -> None:
 
 def trained(subject: Subject, exact: Scored) -> None:
     """Settings were chosen without eval data; these are looked at once for each row."""
-    sparse_graph = sparsify(subject.graph, subject.calibration, Sparsify()).graph
-    names = sorted(masks(sparse_graph))
-    begun = time.process_time()
-    images = subject.train is not None
-    step = Finetune(
-        epochs=1 if images else 20,
-        batch=64 if images else 25,
-        optimizer="sgd" if images else "adamw",
-        lr=1e-2 if images else 2e-4,
-        weight_decay=0.0,
-        augment=Augment(crop=4, flip=True) if images else Augment(),
-        distill=Distill(alpha=0.0),
-    )
-    with tempfile.TemporaryDirectory() as work:
-        found = finetune(
-            sparse_graph,
-            step,
-            train=subject.train or subject.calibration,
-            teachers=(subject.graph,),
-            workdir=Path(work),
-            progress=SILENT,
-        ).model
-    prove(found, names)
-    seconds = time.process_time() - begun
-    for way, graph in (("OBS, permuted", sparse_graph), ("the same, finetuned", found)):
+    whole = permute(subject.graph, Search()).graph
+    for way, steps in (("OBS, permuted", 0), (f"the same, {_STEPS} steps", _STEPS)):
+        begun = time.process_time()
+        if not steps:
+            graph = sparsify(whole, subject.calibration, Sparsify(permute=False)).graph
+        else:
+            ground = Ground(samples=subject.calibration, given=whole, workdir=Path(), train=subject.train)
+            graph = tuned(Sparsify(tune=steps), whole, graph, ground)
+        names = sorted(masks(graph))
         told = lost(exact, score(graph, subject.evaluation))
+        prove(graph, names)
+        seconds = time.process_time() - begun
         print(f"| {subject.name} | {way} | {told} | {len(names)} | {seconds:.0f} |", flush=True)
 
 
@@ -184,7 +170,7 @@ def _decoding(coded: bytes) -> float:
 
 PARTS: dict[str, tuple[str, Callable[[Subject, Scored], None]]] = {
     "sparse": ("way | drop, points | noise, % | sparse layers | processor s", sparse),
-    "trained": ("way | drop, points | noise, % | sparse layers | processor s of training", trained),
+    "trained": ("way | drop, points | noise, % | sparse layers | processor s", trained),
     "rank": ("lost at most | drop, points | noise, % | MACs | weights | processor s", rank),
     "shared": (
         "values | drop, points | noise, % | times smaller, packed | at rest | MB/s read | processor s",

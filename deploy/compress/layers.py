@@ -31,6 +31,7 @@ from deploy.spec.tensors import Layout
 from deploy.train.augment import augment, image_inputs
 from deploy.train.gram import LONGEST, PLACES, Layer, layer_of
 from deploy.train.loader import number
+from deploy.train.loss import scores_before
 from deploy.train.units import Pieces, Quantized, Stop, batches, error, held_bytes, single_units, walk
 
 BATCH = 16
@@ -41,6 +42,9 @@ _MEMORY = 1 << 30
 _VIEWS = Augment(crop=2, flip=True)
 _PLACES_EACH, _MOST_VIEWS = 2, 3
 """Places for each input of a layer that views are made for, and how many views at most."""
+_DIRECTIONS = 2
+_ALIKE = 0.6
+"""How much of what a place counts is the same for all places."""
 _SLIGHT = 1e-3
 """Of the largest slope of a batch norm: channels below have no say."""
 
@@ -166,8 +170,49 @@ class Layers:
     def put(self, name: str, array: Tensor) -> None:
         self.plan.constants[name] = array
 
-    def moments(self, stop: Stop, product: Product, dense: Tensor) -> Moments | None:
-        """None for products that have no Gram matrix of a bearable size. Of many places some are drawn."""
+    @cached_property
+    def _says(self) -> dict[str, dict[int, Tensor]]:
+        """How much each place of a layer's outputs has to say in the network's, by weight and batch.
+
+        That is the mean square of its gradient, of random sums of the outputs (of scores, before a softmax),
+        in units of its mean. Single places may have nearly all of it, a class token, and would be too little
+        to fit weights to: most of what counts is the same for all.
+        """
+        names = {product.node.outputs[0].name or "": weight for weight, product in self.products.items()}
+        ends = list(dict.fromkeys(scores_before(v)[0] for v in self.pieces.module.model.graph.outputs))
+        found: dict[str, dict[int, Tensor]] = {weight: {} for weight in self.products}
+        for i in (*self.seen, *self.views):
+            generator = torch.Generator().manual_seed(number(self.seed, i, 2))
+            with torch.enable_grad():
+                feeds = {name: value.clone() for name, value in self.feeds[i].items()}
+                for value in feeds.values():
+                    value.requires_grad_(value.is_floating_point())
+                results = self.pieces.module(feeds, list(dict.fromkeys([*names, *ends])))
+                inner = {name: results[name] for name in names if results[name].requires_grad}
+                scored = [results[end] for end in ends if results[end].requires_grad]
+                for _ in range(_DIRECTIONS if inner and scored else 0):
+                    sums = [(v * torch.randn(v.shape, generator=generator)).sum() for v in scored]
+                    slopes = torch.autograd.grad(
+                        torch.stack(sums).sum(), list(inner.values()), retain_graph=True, allow_unused=True
+                    )
+                    for name, slope in zip(inner, slopes, strict=True):
+                        if slope is not None:
+                            axis = 1 if self.products[names[name]].node.op_type == "Conv" else -1
+                            own = found[names[name]]
+                            own[i] = own.get(i, torch.zeros(())) + slope.square().sum(axis).reshape(-1)
+        for own in found.values():
+            mean = torch.cat(list(own.values())).mean().item() if own else 0.0
+            if mean > 0:
+                own.update((i, _ALIKE + (1 - _ALIKE) * value / mean) for i, value in own.items())
+            else:
+                own.clear()
+        return found
+
+    def moments(
+        self, stop: Stop, product: Product, dense: Tensor, *, weighed: bool = False
+    ) -> Moments | None:
+        """None for products that have no Gram matrix of a bearable size. Of many places some are drawn;
+        ``weighed``: those count more that have more to say in the network's outputs."""
         layer = layer_of(product.node, product.weight)
         if layer is None:
             return None
@@ -184,6 +229,8 @@ class Layers:
             if aim.slope is not None:
                 lacking = lacking * aim.inverse(lacking.ndim)
             m = outputs_of(lacking, layer)
+            if weighed and (say := self._says[product.weight].get(i)) is not None:
+                x, m = x * say.sqrt(), m * say.sqrt()
             if x.shape[2] > share:
                 drawn = torch.randperm(x.shape[2], generator=generator)[:share]
                 x, m = x[:, :, drawn], m[:, :, drawn]
@@ -202,16 +249,17 @@ class Layers:
         ]
         return float(np.mean(parts))
 
-    def outputs_error(self, stop: Stop) -> float:
-        """By how much the network's outputs are off on the samples held out, with what was `put` up to here
-        and all that comes behind as it was."""
+    def outputs_error(self, stop: Stop, name: str = "", array: Tensor | None = None) -> float:
+        """The same of the network's outputs, with what was `put` up to here and all that comes behind as it
+        was."""
+        plan = self.plan if array is None else Quantized({}, {**self.plan.constants, name: array})
         names = {name for unit in self.units[self.units.index(stop.unit) :] for name in unit.nodes}
         steps = self.pieces.steps(names)
         made, outputs = set(self.pieces.makes(steps)), self.pieces.program.outputs
         ahead = [name for name in outputs if name in made]
         parts = []
         for i, wanted in self._outputs.items():
-            found = self.pieces.run(steps, stop.given[i], ahead, self.plan)
+            found = self.pieces.run(steps, stop.given[i], ahead, plan)
             behind = {name: stop.given[i][name] for name in outputs if name not in made}
             parts.append(error({**behind, **found}, wanted).item())
         return float(np.mean(parts))

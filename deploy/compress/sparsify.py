@@ -1,7 +1,8 @@
 """Sparsity: channels in a better order, zeros chosen, and weights that make up for those that go.
 
 Layers are taken in graph order (`layers.py`). On samples that were held out the error of what leaves the
-layer's block decides: between the ways below, and whether the layer stays dense.
+layer's block decides, and of what leaves the network: between the ways below, and whether the layer stays
+dense.
 
     magnitude    the largest stay as they are: two of each four, or wherever they lie (`magnitude.py`)
     obs          the others make up for those that go, by the Gram matrix of the layer's inputs: `obs.solve`
@@ -38,8 +39,10 @@ from deploy.train.finetune import reproducible
 from deploy.train.units import Stop, batches
 
 _DAMPS = (0.01, 0.1)
-_DEAR, _MUCH = 10.0, 0.1
+_DEAR, _MUCH = 10.0, 0.05
 """How many times its share of the work a layer may have of the error at the outputs, if that is so much."""
+_RATE = 1e-3
+"""What tuning begins with: little is wrong, and a third of what removed channels take."""
 _SLIGHT = 1e-3
 """What error at the outputs, as a share of their power, is next to none."""
 
@@ -90,13 +93,14 @@ def run(step: Sparsify, model: ir.Model, ground: Ground) -> StepResult:
             prove(graph, sparse)
     if step.tune and ground.samples is not None:
         sparse = list(masks(graph)) if step.pattern == "2:4" else []
-        graph = _tuned(step, whole, graph, ground)
+        graph = tuned(step, whole, graph, ground)
         prove(graph, sparse)
     return StepResult(graph, _told(step, graph), (*ordered, *rows))
 
 
-def _tuned(step: Sparsify, whole: ir.Model, graph: ir.Model, ground: Ground) -> ir.Model:
-    """``graph`` trained to make what ``whole`` makes, judged on samples that it has not seen."""
+def tuned(step: Sparsify, whole: ir.Model, graph: ir.Model, ground: Ground) -> ir.Model:
+    """``graph`` trained in ``step.tune`` steps to make what ``whole`` makes, with its zeros; of what it was
+    now and then the best on samples that it has not seen. Raises what `channel_tune.tune` raises."""
     assert ground.samples is not None
     feeds = batches(graph, ground.samples, step.samples, BATCH)
     judge, learn = parted(feeds)
@@ -104,7 +108,7 @@ def _tuned(step: Sparsify, whole: ir.Model, graph: ir.Model, ground: Ground) -> 
         wanted = min(BATCH * step.tune, len(ground.train))
         rows = np.unique(np.linspace(0, len(ground.train) - 1, wanted).astype(int))
         judge, learn = feeds, batches(graph, ground.train.select(rows), wanted, BATCH)
-    settings = Tuning(steps=step.tune, seed=ground.seed)
+    settings = Tuning(steps=step.tune, rate=_RATE, seed=ground.seed)
     with reproducible(ground.threads):
         return tune(whole, graph, {}, learn, judge, settings, ground.progress).graph
 
@@ -222,12 +226,15 @@ class _Zeros:
     def name(self) -> str:
         return "2:4" if self.share is None else f"{self.share:.0%} zeros"
 
-    def ways(self, layers: Layers, stop: Stop, product: Product) -> dict[str, Tensor]:
-        """What the weight may become, by the way that leads there."""
+    def ways(
+        self, layers: Layers, stop: Stop, product: Product, *, weighed: bool = False
+    ) -> dict[str, Tensor]:
+        """What the weight may become, by the way that leads there. ``weighed`` as in `Layers.moments`."""
         dense = torch.tensor(self.wanted[product.weight])
         kept = torch.from_numpy(self.kept[product.weight])
         found = {"magnitude": dense * kept}
-        moments = layers.moments(stop, product, dense) if self.step.method == "obs" else None
+        by_obs = self.step.method == "obs"
+        moments = layers.moments(stop, product, dense, weighed=weighed) if by_obs else None
         if moments is None:
             return found
         for damp in _DAMPS if self.share is None else _DAMPS[:1]:
@@ -260,9 +267,12 @@ def _chosen(layers: Layers, zeros: _Zeros, progress: Progress) -> tuple[dict[str
         if name not in zeros.products:
             continue
         before = layers.error(stop)
-        ways = zeros.ways(layers, stop, product)
+        ways = zeros.ways(layers, stop, product, weighed=zeros.share is None)
         errors = {way: layers.error(stop, name, array) for way, array in ways.items()}
-        best = min(errors, key=lambda way: (math.isnan(errors[way]), errors[way]))
+        farther = errors
+        if zeros.share is None:  # what is weighed by what the outputs need is judged there
+            farther = {way: layers.outputs_error(stop, name, array) for way, array in ways.items()}
+        best = min(farther, key=lambda way: (math.isnan(farther[way]), farther[way]))
         limit = zeros.step.tolerance
         if limit is not None and not errors[best] <= before + limit:
             told = f"left dense: {zeros.name} by {best} raises the error by more than {limit:g}"
@@ -273,9 +283,9 @@ def _chosen(layers: Layers, zeros: _Zeros, progress: Progress) -> tuple[dict[str
             told += f", an error of {errors['magnitude']:.2g} by magnitude alone"
         layers.put(name, ways[best])
         found[name] = ways[best].numpy()
-        farther = layers.outputs_error(stop) if zeros.share is None else math.nan
-        rows.append(Step(place, told, True, before, errors[best], farther - astray))
-        astray = farther
+        rise = farther[best] - astray if zeros.share is None else math.nan
+        rows.append(Step(place, told, True, before, errors[best], rise))
+        astray = farther[best]
     return found, rows
 
 
