@@ -193,6 +193,7 @@ def _lock(made_of: Ingredients, compiled: Compiled) -> Lock:
         choices=compiled.choices,
         float_blocks=compiled.float_blocks,
         rungs=compiled.rungs,
+        sparse_blocks=compiled.sparse_blocks,
         recipe=_choices(made_of),
         precision=compiled.precision,
         threads=made_of.request.threads,
