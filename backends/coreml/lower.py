@@ -61,7 +61,9 @@ def walk(
             walked.wrong_ends += store_floats(graph, plan, walked.out)
             for node in graph.graph:
                 reason = next((wrong[v] for v in node.inputs if v in wrong), "")
-                if not reason and node not in walked.ends.entered:
+                if reason:
+                    _stand_ins(node, walked.out)
+                elif node not in walked.ends.entered:
                     reason = _refused(node, walked.out)
                 support = "unsupported" if reason else "supported"
                 walked.verdicts.append(

@@ -175,8 +175,9 @@ def test_a_state_stays_in_the_package(tmp_path: Path) -> None:
 
 
 def test_states_that_core_ml_cannot_keep(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="a state needs iOS 18"):
+    with pytest.raises(UnsupportedError, match="a state needs iOS 18") as caught:
         lowered(streaming(), tmp_path, runtime(states={"h": "next"}))
+    assert "cannot express 1 nodes" in caught.value.message, "what reads it, and nothing behind that"
     text = """<ir_version: 10, opset_import: ["" : 21]> g (int32[2] k) => (int32[2] next, int32[2] y) {
         next = Add(k, one)
         y = Identity(next)
