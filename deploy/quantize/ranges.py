@@ -188,32 +188,38 @@ def _least_divergence(histogram: Histogram, levels: int = 128) -> float:
     assert histogram.counts is not None
     half = BINS // 2
     positive, negative = histogram.counts[half:], histogram.counts[:half][::-1]
-    counts = (positive + negative).astype(np.float64)
-    if not counts.any():
+    counts = positive + negative
+    filled = np.flatnonzero(counts)
+    if not filled.size:
         return 2.0**histogram.exponent
-    used = int(np.flatnonzero(counts)[-1]) + 1
-    width = 2.0**histogram.exponent / half
-    best, best_divergence = used, math.inf
-    for limit in (*range(min(levels, used), used, max(1, used // 256)), used):
-        reference = counts[:limit].copy()
-        reference[-1] += counts[limit:].sum()
-        divergence = _divergence(reference, counts[:limit], levels)
-        if divergence < best_divergence:
-            best, best_divergence = limit, divergence
-    return best * width
+    used = int(filled[-1]) + 1
+    limits = np.array([*range(min(levels, used), used, max(1, used // 256)), used])
+    best = int(limits[np.argmin(_divergences(counts, limits, levels))])
+    return best * 2.0**histogram.exponent / half
 
 
-def _divergence(reference: np.ndarray, counts: np.ndarray, levels: int) -> float:
-    """KL divergence between ``reference`` and ``counts`` spread evenly over ``levels`` codes."""
-    level_of = (np.arange(len(counts)) * levels) // len(counts)
-    occupied = counts > 0
-    mass = np.bincount(level_of, counts, minlength=levels)
-    bins = np.bincount(level_of, occupied, minlength=levels)
-    spread = np.where(occupied, mass[level_of] / np.maximum(bins[level_of], 1), 0.0)
-    p, q = reference / reference.sum(), spread / max(spread.sum(), 1e-300)
-    present = p > 0
+def _divergences(counts: np.ndarray, limits: np.ndarray, levels: int) -> np.ndarray:
+    """For each limit the KL divergence between the bins below it, all further values in the last of them, and
+    these bins spread evenly over ``levels`` codes; times the number of values.
+
+    The bins of a code have one density, so it takes sums over codes and no pass over bins for each limit.
+    """
+    below = np.concatenate([[0], np.cumsum(counts)])
+    filled = np.concatenate([[0], np.cumsum(counts > 0)])
+    edges = -(-np.arange(levels + 1) * limits[:, None] // levels)  # where each code begins
+    mass, bins = np.diff(below[edges]), np.diff(filled[edges])
+    total, inside = float(below[-1]), below[limits].astype(np.float64)
+    outside, last = total - inside, counts[limits - 1].astype(np.float64)
+    density = np.maximum(mass / np.maximum(bins, 1) / np.maximum(inside, 1)[:, None], 1e-9)
+    entropy = np.concatenate([[0.0], np.cumsum(_times_log(counts.astype(np.float64)))])[limits]
+    found = entropy - inside * math.log(total) - np.sum(mass * np.log(density), axis=1)
+    found += _times_log((last + outside) / total) * total - _times_log(last / total) * total
     # A bin that only clipping fills has no counterpart: a small mass keeps the logarithm finite.
-    return float(np.sum(p[present] * np.log(p[present] / np.maximum(q[present], 1e-9))))
+    return np.asarray(found - outside * np.log(np.where(last > 0, density[:, -1], 1e-9)))
+
+
+def _times_log(share: np.ndarray) -> np.ndarray:
+    return np.asarray(share * np.log(np.where(share > 0, share, 1.0)))
 
 
 def save_histograms(histograms: Mapping[str, Histogram], path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.quantize import ranges
 from deploy.quantize.ranges import BINS, Histogram, find_range, load_histograms, save_histograms
 
 NUMBERS = st.floats(-1e6, 1e6, width=32).filter(lambda v: v == 0 or abs(v) > 1e-20)
@@ -202,6 +203,28 @@ def test_kl_clips_a_heavy_tail_and_leaves_a_uniform_distribution_whole():
     low, high = find_range(histogram(flat), "kl", symmetric=False)
     assert low == flat.min()
     assert high == flat.max()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kl_is_the_divergence_of_its_definition(seed):
+    generator = np.random.default_rng(seed)
+    values = np.abs(generator.standard_normal(3000) ** 3).astype(np.float32)
+    seen = histogram(values)
+    half = seen.counts[len(seen.counts) // 2 :].astype(float)
+    used = np.flatnonzero(half)[-1] + 1
+    limits = np.array([128, 129, *range(200, used, 97), used])
+
+    def divergence(limit: int) -> float:
+        p, q, code = half[:limit].copy(), np.zeros(limit), np.arange(limit) * 128 // limit
+        p[-1] += half[limit:].sum()
+        for level in range(128):
+            here = (code == level) & (half[:limit] > 0)
+            q[here] = half[:limit][here].mean() if here.any() else 0.0
+        p, q = p / p.sum(), np.maximum(q / q.sum(), 1e-9)
+        return sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+    found = ranges._divergences(seen.counts[len(seen.counts) // 2 :], limits, 128) / len(values)
+    np.testing.assert_allclose(found, [divergence(limit) for limit in limits], rtol=1e-9)
 
 
 def test_kl_does_not_care_for_exact_zeros():
