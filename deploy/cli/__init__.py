@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        from deploy.cli.later import import_later
+        from deploy.adapter.later import import_later
 
         import_later()
         from deploy.cli.app import run

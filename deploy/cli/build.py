@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from deploy.cli.later import import_uncollected
+from deploy.adapter.later import import_uncollected
 from deploy.cli.options import (
     CacheFolder,
     Json,

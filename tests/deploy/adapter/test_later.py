@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-START = "import sys; from deploy.cli.later import import_later; import_later(); "
+START = "import sys; from deploy.adapter.later import import_later; import_later(); "
 LOADED = "'sympy.core' in sys.modules"
 
 
@@ -35,7 +35,7 @@ def test_others_may_import_it(code: str) -> None:
 
 def test_nothing_is_collected_while_modules_are_imported_and_afterwards_it_is() -> None:
     code = (
-        "import gc; from deploy.cli.later import import_uncollected; seen = []; "
+        "import gc; from deploy.adapter.later import import_uncollected; seen = []; "
         "gc.callbacks.append(lambda phase, info: seen.append(phase)); import_uncollected('deploy.pipeline'); "
         "print(seen, gc.isenabled(), gc.get_freeze_count() > 10_000); "
         "kept = [[] for _ in range(20_000)]; print(len(seen) // 2)"
