@@ -198,6 +198,13 @@ class _Site:
     factor: np.ndarray | None = None
 
 
+def parted(batches: int) -> tuple[list[int], list[int]]:
+    """The numbers of the batches that are learned from, and of those held out; a lone one is both."""
+    every = min(_HELD_OUT, batches)
+    held = [i for i in range(batches) if i % every == every - 1]
+    return [i for i in range(batches) if i not in held] or held, held
+
+
 def refit(
     dense: ir.Model,
     thin: ir.Model,
@@ -221,9 +228,7 @@ def refit(
     feeds = feeds[: max(2, _MEMORY // max(held_bytes, 1))]
     both = _Both(_Stream(dense, feeds), _Stream(thin, feeds), kept, seed)
     nodes = list(result.graph)
-    every = min(_HELD_OUT, len(feeds))
-    held = [i for i in range(len(feeds)) if i % every == every - 1] if len(feeds) > 1 else [0]
-    seen = [i for i in range(len(feeds)) if i not in held] or [0]
+    parts = parted(len(feeds))
     steps = []
     for done, node in enumerate(nodes):
         progress.advance(done + 1, len(nodes))
@@ -237,7 +242,7 @@ def refit(
             continue
         with torch.no_grad():
             both.advance(node.name or "", aim.value)
-            step = _fit(result, layer, aim, torch.tensor(array), both, (seen, held), damps)
+            step = _fit(result, layer, aim, torch.tensor(array), both, parts, damps)
         steps.append(step)
     return Compressed(result, tuple(steps))
 

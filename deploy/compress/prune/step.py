@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.compress.channel_budget import Harm, answers
-from deploy.compress.channel_fit import kept_channels, refit
+from deploy.compress.channel_fit import kept_channels, parted, refit
 from deploy.compress.channel_order import Feeds
 from deploy.compress.channel_tune import Tuning, tune
 from deploy.compress.ground import Ground, StepResult
@@ -123,7 +123,7 @@ def _run(step: Prune, start: _Start, ground: Ground) -> StepResult:
             thin = ground.tune(thin, step.finetune)
             aim, kept = thin, {}
     if step.tune and step.finetune is None and feeds:
-        judge, learn = _parted(feeds)
+        learn, judge = ([feeds[i] for i in part] for part in parted(len(feeds)))  # the fit knows the others
         settings = Tuning(steps=step.tune, seed=ground.seed)
         thin = tune(aim, thin, kept, learn, judge, settings, ground.progress).graph
     sizes = {family.name: len(family.atoms) for family in start.here.groups.families}

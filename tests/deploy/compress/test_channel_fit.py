@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deploy.compress import channel_fit
-from deploy.compress.channel_fit import kept_channels, refit
+from deploy.compress.channel_fit import kept_channels, parted, refit
 from deploy.errors import UnsupportedError
 from deploy.graph.groups import find_groups
 from deploy.graph.shrink import shrink
@@ -114,6 +114,24 @@ def test_few_batches_are_enough_where_more_would_not_fit(residual, data, monkeyp
     thin, feeds = shrink(residual, groups, removed), batches(residual, data(residual, 64), 64, 16)
     found = [refit(residual, thin, kept_channels(groups, removed), feeds[:n]).graph for n in (2, 4)]
     np.testing.assert_array_equal(array_of(found[0], "w2"), array_of(found[1], "w2"))
+
+
+def test_batches_held_out_teach_nothing(residual, data):
+    """So that they can judge what comes after the fit as well."""
+    groups = find_groups(residual)
+    removed = [a.label for f in groups.families for a in f.atoms[: len(f.atoms) // 4]]
+    thin, kept = shrink(residual, groups, removed), kept_channels(groups, removed)
+    feeds = batches(residual, data(residual, 96), 96, 16)
+    seen, held = parted(len(feeds))
+    assert sorted(seen + held) == list(range(6)) and parted(1) == ([0], [0])
+    others = list(feeds)
+    for i in held:
+        others[i] = batches(residual, data(residual, 16, seed=9), 16, 16)[0]
+    fitted = [refit(residual, thin, kept, some, damps=(0.03,)) for some in (feeds, others)]
+    placed = [{step.place for step in one.steps if step.kept} for one in fitted]
+    assert placed[0] == placed[1] and len(placed[0]) > 1
+    for name in ("w1", "w2", "w3", "w4"):
+        np.testing.assert_array_equal(array_of(fitted[0].graph, name), array_of(fitted[1].graph, name))
 
 
 def test_residual_sums_are_compared_where_they_are_complete(residual, run, data):

@@ -9,9 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from deploy.compress.channel_fit import kept_channels
-from deploy.compress.channel_tune import Tuning, completed, tune, views_of
+from deploy.compress.channel_fit import kept_channels, parted
+from deploy.compress.channel_tune import Tuned, Tuning, completed, tune, views_of
 from deploy.compress.ground import Ground
+from deploy.compress.prune import step as step_module
 from deploy.compress.prune.step import run as prune
 from deploy.errors import UsageError
 from deploy.graph.groups import find_groups
@@ -73,6 +74,21 @@ def test_the_step_prune_tunes_at_its_end_and_needs_samples_for_it(residual, run,
         prune(asked, residual, replace(ground, samples=None))
     with pytest.raises(ValidationError, match="give one of the two"):
         Prune(macs=0.3, tune=5, finetune=Finetune())
+
+
+def test_what_the_fit_learned_from_does_not_judge(residual, data, tmp_path, monkeypatch):
+    parts = []
+
+    def spy(dense, thin, kept, learn, judge, settings, progress):
+        parts.extend((learn, judge))
+        return Tuned(thin, 0.0, 0.0)
+
+    monkeypatch.setattr(step_module, "tune", spy)
+    dataset = data(residual, 256)
+    prune(Prune(macs=0.3, tune=1), residual, Ground(samples=dataset, given=residual, workdir=tmp_path))
+    whole = batches(residual, dataset, 256, 32)
+    for part, numbers in zip(parts, parted(8), strict=True):
+        assert all(torch.equal(b["x"], whole[i]["x"]) for b, i in zip(part, numbers, strict=True))
 
 
 def test_values_are_compared_where_residual_sums_are_complete(residual):
