@@ -181,6 +181,9 @@ class Interface:
         Raises Unsupported where there is none, or one cannot be given.
         """
         for name, (value, result) in self.states.items():
+            before, after = _sizes(value), _sizes(result)
+            if before != after:
+                raise Unsupported(f"state '{value.name}' of {list(before)} becomes {list(after)}")
             kept = out.op("cast", f"{result.name}_kept", x=out.read(result), dtype="fp16")
             out.op("coreml_update_state", f"{name}_next", state=_placed(out, value), value=kept)
         kept_ones = [result for _, result in self.states.values()]

@@ -74,7 +74,7 @@ def check_states(
         _require_known(name, given, "[io] states", "input")
         _require_known(result, made, "[io] states", "output")
         before, after = given[name], made[result]
-        if (before.dtype, before.shape) != (after.dtype, after.shape):
+        if before.dtype != after.dtype or not _may_be_equal(before.shape, after.shape):
             raise UsageError(
                 f"[io] states: {before} becomes {after}: a state keeps its type and shape",
                 hint="name the output that is fed as this input the next time",
@@ -83,6 +83,13 @@ def check_states(
             raise UsageError(
                 f"[io] states: the output '{result}' is given to two inputs", hint="one state for each output"
             )
+
+
+def _may_be_equal(one: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    """Whether two shapes are one: a free size may be any."""
+    return len(one) == len(other) and all(
+        a == b or isinstance(a, str) or isinstance(b, str) for a, b in zip(one, other, strict=True)
+    )
 
 
 def check_classes(classes: Sequence[str], outputs: Sequence[TensorSpec]) -> None:

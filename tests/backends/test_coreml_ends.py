@@ -178,6 +178,12 @@ def test_states_that_core_ml_cannot_keep(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="a state needs iOS 18") as caught:
         lowered(streaming(), tmp_path, runtime(states={"h": "next"}))
     assert "cannot express 1 nodes" in caught.value.message, "what reads it, and nothing behind that"
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[n,2] s) => (float[m,2] next, float[n,2] y) {
+        next = Concat<axis=0>(s, s)
+        y = Identity(s)
+    }"""
+    with pytest.raises(UnsupportedError, match=r"state 's' of \[1, 2\] becomes \[2, 2\]"):
+        lowered(with_weights(text, {}), tmp_path, runtime(target="iOS18", states={"s": "next"}))
     text = """<ir_version: 10, opset_import: ["" : 21]> g (int32[2] k) => (int32[2] next, int32[2] y) {
         next = Add(k, one)
         y = Identity(next)

@@ -27,12 +27,14 @@ OUTPUTS = (spec("scores", "n", 4), spec("hidden_next", 1, 8), spec("count", 1, d
         ({"hiden": "hidden_next"}, "no input 'hiden'", "did you mean 'hidden'?"),
         ({"hidden": "hidden_nxt"}, "no output 'hidden_nxt'", "did you mean 'hidden_next'?"),
         ({"hidden": "scores"}, r"hidden: float32\[1, 8\] becomes scores: float32\[n, 4\]", ""),
+        ({"hidden": "count"}, r"hidden: float32\[1, 8\] becomes count: int64\[1\]", ""),
         ({"hidden": "hidden_next", "other": "hidden_next"}, "given to two inputs", ""),
     ],
 )
 def test_states_that_are_none(states: dict[str, str], told: str, hint: str) -> None:
     inputs = (*INPUTS, spec("other", 1, 8))
     check_states({"hidden": "hidden_next"}, inputs, OUTPUTS)
+    check_states({"hidden": "free"}, inputs, (spec("free", "batch", 8),))
     with pytest.raises(UsageError, match=told) as caught:
         check_states(states, inputs, OUTPUTS)
     assert hint in caught.value.hint
