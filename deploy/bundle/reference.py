@@ -34,7 +34,7 @@ def reference_of(
     VerificationError where what comes of it is not what the plan says.
     """
     graph = infer(ir.load(bundle.folder / GRAPH))
-    form = form_of(plan)
+    form = form_of(plan, runtime)
     if form is not None:
         return _in_form(graph, plan, form, runtime, bundle)
     codes = {}
@@ -69,9 +69,9 @@ def _codes(
     )
 
 
-def form_of(plan: Plan) -> WeightForm | None:
+def form_of(plan: Plan, runtime: Runtime) -> WeightForm | None:
     """The form of the weights, where that is all that was asked for; ``dynamic`` stores others as ``w8``."""
-    precisions = {block.precision for block in plan.blocks}
+    precisions = {block.precision for block in plan.blocks} - {runtime.float_precision}
     return next((form for form in ("dynamic", "fp16", "w8", "w4") if form in precisions), None)
 
 
