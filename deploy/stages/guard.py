@@ -132,6 +132,8 @@ class Narrowing:
     def __init__(self, step: Sparsify, places: Sequence[PlaceRecord]) -> None:
         """``places`` are those of a try with all layers that fit, which costs too much."""
         rises = {p.place: p.rise for p in places if p.kept and p.rise is not None}
+        dear = (escape(p.place) for p in places if not p.kept and p.rise is not None)
+        self._protect = (*step.protect, *dear)  # dense for what they alone cost: not to be found out again
         self._step = step
         self._order = sorted(rises, key=rises.__getitem__)
         added = [max(0.0, rises[name]) for name in self._order]  # some make up for others
@@ -146,7 +148,7 @@ class Narrowing:
         most = sum(added <= middle for added in self._sums) - 1
         self._tried = min(max(most, self._held + 1), self._failed - 1)
         dense = tuple(escape(name) for name in self._order[self._tried :])
-        return self._step.model_copy(update={"protect": (*self._step.protect, *dense)})
+        return self._step.model_copy(update={"protect": (*self._protect, *dense)})
 
     def judged(self, held: bool) -> None:
         """Whether what `next` gave costs no more than is allowed."""
