@@ -49,6 +49,7 @@ def test_with_training_data(means: Means) -> None:
 def test_fast_never_trains(means: Means) -> None:
     for step in expand("fast", replace(means, pays=True)).steps:
         assert not isinstance(step, Finetune) and getattr(step, "finetune", None) is None
+        assert not getattr(step, "tune", 0)
 
 
 def test_without_training_data_nothing_trains_and_that_is_said(means: Means) -> None:
@@ -57,6 +58,7 @@ def test_without_training_data_nothing_trains_and_that_is_said(means: Means) -> 
         assert "finetune" not in names(found)
         assert all(getattr(step, "finetune", None) is None for step in found.steps)
         assert any("no training data" in note for note in found.notes)
+        assert any(isinstance(step, Prune) and step.tune for step in found.steps)
 
 
 def test_unlabelled_training_data_teach_by_the_model_alone(means: Means) -> None:
