@@ -133,9 +133,15 @@ class CoreML:
         return Ends(ForeignRunner(path, own) if artifact.foreign else CoreMLRunner(path, own), artifact)
 
     def describe(self, artifact: Artifact, description: Description) -> None:
-        """Into the package's own metadata; names of classes as an entry of it."""
+        """Into the package's own metadata, sizes as the package has them; names of classes as an entry."""
         path = artifact.main.parent
-        describe(path, required_notes(path), description)
+        shapes = {one.name: one.shape for one in (*artifact.inputs, *artifact.outputs)}
+        inputs, outputs = (
+            tuple(one.model_copy(update={"shape": shapes.get(one.name, one.shape)}) for one in told)
+            for told in (description.inputs, description.outputs)
+        )
+        own = description.model_copy(update={"inputs": inputs, "outputs": outputs})
+        describe(path, required_notes(path), own)
 
     def contents(self, path: Path) -> FileContents:
         """What a package holds, whoever wrote it; read in a child process."""

@@ -6,13 +6,10 @@ import json
 from pathlib import Path
 
 from backends.coreml.classes import CLASSES
-from backends.coreml.interface import LABEL
 from backends.coreml.notes import Notes
 from backends.coreml.sdk import quiet, sdk
 from deploy.spec.artifact import Description
 from deploy.spec.tensors import TensorSpec
-
-_MADE = {LABEL: "the likeliest class", f"{LABEL}_probs": "the probability of each class"}
 
 
 def describe(package: Path, notes: Notes, description: Description) -> None:
@@ -21,24 +18,27 @@ def describe(package: Path, notes: Notes, description: Description) -> None:
         spec = sdk().utils.load_spec(str(package))
     about = spec.description.metadata
     about.shortDescription = description.text or description.name
-    about.versionString, about.author, about.license = (
-        description.version,
-        description.author,
-        description.license,
-    )
+    about.versionString, about.author = description.version, description.author
+    about.license = description.license
     if description.classes:
         about.userDefined[CLASSES] = json.dumps(list(description.classes), ensure_ascii=False)
     for name, fact in description.facts.items():
         about.userDefined[name] = fact
     names = notes.ends | {state: given for state, (given, _) in notes.states.items()}
-    told = {one.name: one for one in (*description.inputs, *description.outputs)}
+    known = {one.name: one for one in (*description.inputs, *description.outputs)}
+    predicted = (spec.description.predictedFeatureName, spec.description.predictedProbabilitiesName)
+    made = dict(zip(predicted, ("the likeliest class", "the probability of each class"), strict=True))
     for feature in (*spec.description.input, *spec.description.output, *spec.description.state):
-        one = told.get(names.get(feature.name, ""))
-        feature.shortDescription = _told(one) if one is not None else _MADE.get(feature.name, "")
-        if feature.type.HasField("imageType") and one is not None:
+        one = known.get(names.get(feature.name, ""))
+        if one is None:
+            feature.shortDescription = made.get(feature.name, "")
+        elif feature.type.HasField("imageType"):
             picture = feature.type.imageType
-            if picture.colorSpace != picture.ColorSpace.GRAYSCALE:
-                picture.colorSpace = picture.ColorSpace.Value(one.colours)
+            grey = picture.colorSpace == picture.ColorSpace.GRAYSCALE
+            picture.colorSpace = picture.colorSpace if grey else picture.ColorSpace.Value(one.colours)
+            feature.shortDescription = f"{one.name}: a picture, which the model normalises itself"
+        else:
+            feature.shortDescription = _told(one)
     model = next(package.rglob("*.mlmodel"))
     model.write_bytes(spec.SerializeToString(deterministic=True))
 

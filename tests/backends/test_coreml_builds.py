@@ -73,6 +73,12 @@ def test_an_app_gives_a_picture_and_gets_a_name(tmp_path: Path) -> None:
     about = described.metadata
     assert (about.author, about.license, about.versionString) == ("N. N.", "MIT", "3")
     assert about.shortDescription == "tells four apart"
+    assert feature.shortDescription == "x: a picture, which the model normalises itself"
+    assert {one.name: one.shortDescription for one in described.output} == {
+        "y": "y: float32[1, 4]",
+        "classLabel": "the likeliest class",
+        "classLabel_probs": "the probability of each class",
+    }
     assert about.userDefined["plan_sha256"] == manifest.plan_sha256 == digest(load_plan(bundle))
     assert about.userDefined["source_sha256"] == manifest.source.sha256
     session = onnxruntime.InferenceSession(source)
