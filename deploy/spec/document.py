@@ -12,9 +12,10 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic._internal._model_construction import ModelMetaclass
 from pydantic_core import ErrorDetails
 
 from deploy.errors import DeployError, UsageError
@@ -28,6 +29,24 @@ class Frozen(BaseModel):
     """A value that lies on disk or passes between stages: immutable, comparable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Telling(ModelMetaclass):
+    """Documents that tell in our words what they were wrongly made of.
+
+    By its metaclass, for a part of another document is not called: that one names the file and the line.
+    """
+
+    def __call__(self, *args: object, **given: object) -> object:
+        try:
+            return super().__call__(*args, **given)
+        except ValidationError as e:
+            kind = cast("type[BaseModel]", self)
+            raise UsageError(f"{kind.__name__}: {_first_problem(e)}", hint=_schema_hint(e, kind)) from e
+
+
+class Given(Frozen, metaclass=_Telling):
+    """What a user's program makes, too. Raises UsageError naming the key where a value is unfit."""
 
 
 _NUMBERS = re.compile(r"\[[-+.eE\d,\s]+\]")

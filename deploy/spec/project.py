@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from deploy.spec.document import SCHEMA, Frozen
+from deploy.spec.document import SCHEMA, Frozen, Given
 from deploy.spec.ends import Ends, Sizes
 from deploy.spec.recipe import Preset, Steps
 from deploy.spec.tensors import Colours, Layout, Normalisation
@@ -47,7 +47,7 @@ class DataSection(Frozen):
     classes: str | None = None
 
 
-class InputSection(Frozen):
+class InputSection(Given):
     """How raw data become the model's input. ``layout`` is that of the model as given, ``colours`` the order
     of its channels, in which ``normalisation`` has them too."""
 
@@ -60,7 +60,7 @@ IoType = Literal["uint8", "int8"]
 IoLayout = Literal["NHWC", "NCHW"]
 
 
-class IoSection(Frozen):
+class IoSection(Given):
     """What the artifact takes: pixels as they are (``int8``: the pixel less 128), channels first or last.
 
     ``inputs`` are those meant; without them every float input of rank 4 with 1 or 3 channels. Their
@@ -102,7 +102,7 @@ class AboutSection(Frozen):
     description: str = ""
 
 
-class MetricSection(Frozen):
+class MetricSection(Given):
     """``name`` of a built-in metric, or ``python:package.module:function``; ``output`` it looks at."""
 
     name: str = "auto"
@@ -110,7 +110,7 @@ class MetricSection(Frozen):
     ignore_label: int | None = None
 
 
-class Budget(Frozen):
+class Budget(Given):
     """What a build may cost. ``max_drop`` is absolute in the metric's unit: 0.01 is one point of accuracy.
 
     ``max_latency_ms`` is of one inference at batch 1 where that can be timed, ``max_size_bytes`` of
