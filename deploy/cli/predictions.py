@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy.bundle.report.content import cleaned
 from deploy.cli.terminal import Cell, show_note, write_line, write_table
 from deploy.errors import DataError
 
@@ -152,4 +153,4 @@ def show_predictions(predictions: Predictions, names: Sequence[str]) -> None:
 
 def _row(guess: Guess) -> list[Cell]:
     chance = "" if guess.probability is None else f"{100 * guess.probability:.1f} %"
-    return [str(guess.number), guess.label or "", chance]
+    return [str(guess.number), cleaned(guess.label or ""), chance]

@@ -113,12 +113,14 @@ def _computed(subject: Subject, dataset: FittedSource) -> dict[str, np.ndarray]:
     """The outputs for all samples."""
     from deploy.adapter.batching import fixed_batch, run_samples
     from deploy.adapter.protocol import Remembers
+    from deploy.bundle.report.content import cleaned
     from deploy.cli.terminal import show_note
 
     size = fixed_batch(subject.inputs) or _BATCH
     with subject.open() as runner:
         if subject.states and isinstance(runner, Remembers):
-            show_note(f"samples are a sequence: {', '.join(subject.states)} stay from one to the next")
+            kept = cleaned(", ".join(subject.states))
+            show_note(f"samples are a sequence: {kept} stay from one to the next")
             return _joined([runner.step(batch.feeds) for batch in dataset.batches(size)])
         return _joined([run_samples(runner, batch.feeds, size) for batch in dataset.batches(size)])
 
@@ -131,15 +133,14 @@ def _show(
     predictions: Predictions | None,
 ) -> None:
     from deploy.bundle.report import figures
+    from deploy.bundle.report.content import cleaned
     from deploy.cli.terminal import write_facts, write_line
 
     if output is None and predictions is not None:
         return
     where = title if output is None else str(output)
     write_line(("✓ ", "good"), f"{figures.plural(len(dataset), 'sample')} → {where}")
-    write_facts(
-        [(name, f"{array.dtype} {figures.shape(array.shape)}") for name, array in outputs.items()], indent=2
-    )
+    write_facts([(cleaned(n), f"{a.dtype} {figures.shape(a.shape)}") for n, a in outputs.items()], indent=2)
 
 
 def _opened(

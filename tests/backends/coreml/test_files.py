@@ -80,6 +80,17 @@ def test_a_classifier_of_pictures_names_what_it_sees(deploy: Deploy, tmp_path: P
     assert code == 0 and "cat, dog, über" in out and "bgr image" in out and "another program" in out
 
 
+def test_names_of_classes_steer_no_terminal(deploy: Deploy, tmp_path: Path) -> None:
+    path = saved(
+        lambda mb, x: mb.softmax(x=x, name="p"), {"x": (1, 2)}, tmp_path / "p.mlpackage",
+        classifier_config=sdk().ClassifierConfig(["red\x1b[31m", "kc\u202eab\nerror: none"]),
+    )  # fmt: skip
+    for words in (("run", path, "--random", 1), ("inspect", path)):
+        code, out, _ = deploy(*words)
+        assert code == 0 and not {"\x1b", "\u202e"} & set(out) and r"red\x1b[31m" in out
+        assert not any(line.strip().startswith("error") for line in out.splitlines())
+
+
 def test_what_is_kept_from_sample_to_sample(deploy: Deploy, tmp_path: Path) -> None:
     ct, mb, types = sdk(), builder(), mil().types
     specs = [mb.TensorSpec(shape=(1, 2)), mb.StateTensorSpec(shape=(1, 2), dtype=types.fp16)]
