@@ -42,7 +42,7 @@ class IrPart:
         try:
             model.reshape({port: list(feeds[name].shape) for port, name in _ports(model, self.reads)})
             compiled = core().compile_model(model, "CPU", settings(self.options, "CPU"))
-            given = [np.ascontiguousarray(feeds[name]) for _, name in _ports(model, self.reads)]
+            given = [np.asarray(feeds[name], order="C") for _, name in _ports(model, self.reads)]
             return np.array(compiled(given)[0])
         except Exception as e:
             raise BackendError(

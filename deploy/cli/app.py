@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from deploy import __version__
-from deploy.cli import build, cache, doctor, init, inspect, profile, report, targets, verify
+from deploy.cli import build, cache, doctor, init, inspect, profile, report, support, targets, verify
 from deploy.cli import run as run_bundle
 from deploy.cli.options import Loudness, Quiet, Verbose
 from deploy.errors import UsageError
@@ -55,6 +55,7 @@ app.command("report", cls=Command)(report.report)
 app.command("run", cls=Command)(run_bundle.run)
 app.command("verify", cls=Command)(verify.verify)
 app.command("targets", cls=Command)(targets.targets)
+app.command("support", cls=Command)(support.support)
 app.command("profile", cls=Command)(profile.profile)
 app.command("doctor", cls=Command)(doctor.doctor)
 app.add_typer(cache.app, name="cache", cls=Group)

@@ -124,3 +124,13 @@ def test_in_a_child_process(tmp_path: Path) -> None:
         artifact.main.write_bytes(b"nothing of the kind")
         with pytest.raises(BackendError):
             parts.read_plan()
+
+
+@pytest.mark.parametrize("name", ["ort", "openvino"])
+def test_a_part_reads_a_single_number(name: str, tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[2,3,6,6] x) => (float[1,1] y) { s = ReduceSum<keepdims=0>(x)  y = Unsqueeze(s, axes) }"""
+    graph = with_weights(text, {"axes": np.array([0, 1])})
+    artifact, options = written(name, graph, Plan(graph_sha256="", target="", runtime=""), tmp_path)
+    found = looked_at(graph, parts_of(name, artifact, options, graph), artifact)
+    assert [one.value for one in found] == ["s", "y"] and not any(one.wrong for one in found)
