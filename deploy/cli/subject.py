@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from deploy.errors import DataError
+
 if TYPE_CHECKING:
     import numpy as np
 
     from deploy.adapter.protocol import Opens, Runner
     from deploy.spec.tensors import TensorSpec
+
+_MOST_NOISE = 2 * 2**30
+"""Bytes, if every number had eight."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,21 @@ class Subject:
     usual: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def noise(self, count: int) -> dict[str, np.ndarray]:
-        """Samples of noise, the same ones each time; free sizes are the file's usual ones, else 32."""
+        """Samples of noise, the same ones each time; free sizes are the file's usual ones, else 32.
+
+        Raises DataError for sizes that take more than `_MOST_NOISE`: a file may say any.
+        """
         import numpy as np
 
         from deploy.execute.compare import random_feeds
 
         specs = [spec.model_copy(update={"shape": self._sizes(spec)}) for spec in self.inputs]
+        for spec in specs:
+            sizes = [n if isinstance(n, int) else 32 for n in spec.shape]
+            if min(sizes, default=0) < 0 or 8 * count * math.prod(sizes) > _MOST_NOISE:
+                raise DataError(
+                    f"{count} samples of noise for {spec} are too many", hint="feed samples of your own"
+                )
         parts = [random_feeds(specs, seed, batch=1) for seed in range(count)]
         return {
             spec.name: np.concatenate([part[spec.name] for part in parts])

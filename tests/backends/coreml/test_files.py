@@ -54,6 +54,17 @@ def test_noise_is_the_same_each_time(deploy: Deploy, net: Path, tmp_path: Path) 
     assert code == 2 and "--random stands in for data" in err
 
 
+def test_noise_of_any_size_is_not_made(deploy: Deploy, net: Path) -> None:
+    """What a package says of its inputs is read here, where nothing bounds memory."""
+
+    def wide(message) -> None:
+        message.description.input[0].type.multiArrayType.shape[:] = [1, 2**40]
+
+    rewritten(net, wide)
+    code, _, err = deploy("run", net, "--random", 1)
+    assert code not in (0, 1) and ("are too many" in err or "1099511627776" in err)
+
+
 def test_a_classifier_of_pictures_names_what_it_sees(deploy: Deploy, tmp_path: Path) -> None:
     """Twelve numbers of a picture in BGR, weighed; the package turns the colours and names the classes."""
     ct = sdk()
