@@ -16,7 +16,7 @@ import onnx_ir as ir
 from deploy.graph.edit import constant
 from deploy.graph.qdq import data_digest, quantize_array
 from deploy.quantize.place import Placement
-from deploy.quantize.ranges import Histogram, Range, find_range
+from deploy.quantize.ranges import Histogram, Range, range_by
 from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.profile import QuantRules
 from deploy.spec.project import Observer
@@ -136,8 +136,7 @@ def _observed(
         merged = Histogram()
         for name in names:
             merged.merge(histograms[name])
-        bottom, top = RANGES[rules.activation]
-        found[key] = find_range(merged, observer, symmetric=rules.symmetric_activation, levels=top - bottom)
+        found[key] = range_by(rules, merged, observer)
     return found[key]
 
 

@@ -238,19 +238,7 @@ def _decide_fixed(
         return decide_float(subject, judge, accept, max_drop, workdir, sqnr, why_float)
     reasons = dict.fromkeys(float_blocks, why_float)
     chosen = build_candidate(subject, float_blocks, workdir / "fixed", sqnr=sqnr, reasons=reasons)
-    scorer = accept or judge
-    drop = scorer(chosen) if scorer is not None else None
-    within = drop is None or drop.within(max_drop)
-    return Decided(
-        subject,
-        chosen,
-        float_blocks,
-        drop,
-        within,
-        (),
-        sqnr,
-        (trial_of(chosen, subject, float_blocks, drop),),
-    )
+    return _alone(subject, chosen, float_blocks, accept or judge, max_drop, sqnr)
 
 
 def decide_float(
@@ -268,7 +256,19 @@ def decide_float(
     everything = frozenset(b.id for b in subject.blocks)
     reasons = dict.fromkeys(able, why)
     plain = build_candidate(subject, everything, workdir / "float", sqnr=sqnr, reasons=reasons)
-    scorer = accept or judge
-    drop = scorer(plain) if scorer is not None else None
+    return _alone(subject, plain, able, accept or judge, max_drop, sqnr)
+
+
+def _alone(
+    subject: Subject,
+    candidate: Candidate,
+    float_blocks: frozenset[str],
+    judge: Judge | None,
+    max_drop: float,
+    sqnr: Mapping[str, float],
+) -> Decided:
+    """What was decided where there is one candidate, judged once."""
+    drop = None if judge is None else judge(candidate)
     within = drop is None or drop.within(max_drop)
-    return Decided(subject, plain, able, drop, within, (), sqnr, (trial_of(plain, subject, able, drop),))
+    trial = trial_of(candidate, subject, float_blocks, drop)
+    return Decided(subject, candidate, float_blocks, drop, within, (), sqnr, (trial,))

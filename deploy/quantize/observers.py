@@ -23,11 +23,10 @@ from deploy.execute.reference import open_graph
 from deploy.graph.edit import fresh_name, names
 from deploy.quantize.assign import activation_params
 from deploy.quantize.place import Chain, Placement
-from deploy.quantize.ranges import Histogram, Range, find_range
+from deploy.quantize.ranges import Histogram, Range, range_by
 from deploy.quantize.rung import Rung, Step
 from deploy.spec.profile import QuantRules
 from deploy.spec.project import Observer
-from deploy.spec.tensors import RANGES
 
 _GRID = (1.15, 0.85, 0.7, 0.55, 0.4)
 """Ranges tried besides those of the observers, as parts of the largest magnitude."""
@@ -64,12 +63,8 @@ def apply(
     integers. Raises KeyError for a value without a histogram.
     """
     merged = _merged(placement, histograms)
-    bottom, top = RANGES[rules.activation]
     own = {group: placement.rules_of(group, rules) for group in placement.groups.values()}
-    chosen = {
-        group: find_range(h, observer, symmetric=own[group].symmetric_activation, levels=top - bottom)
-        for group, h in merged.items()
-    }
+    chosen = {group: range_by(own[group], h, observer) for group, h in merged.items()}
     candidates = {group: _candidates(h, chosen[group], own[group]) for group, h in merged.items()}
     probing, probes = _probing(model, placement, rules)
     if not probes:
@@ -100,12 +95,9 @@ def _merged(placement: Placement, histograms: Mapping[str, Histogram]) -> dict[s
 
 
 def _candidates(histogram: Histogram, asked: Range, rules: QuantRules) -> dict[str, Range]:
-    bottom, top = RANGES[rules.activation]
     found = {_ASKED: asked}
     for observer in get_args(Observer):
-        found[observer] = find_range(
-            histogram, observer, symmetric=rules.symmetric_activation, levels=top - bottom
-        )
+        found[observer] = range_by(rules, histogram, observer)
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if histogram.total == 0:
         low = high = 0.0

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.spec.profile import QuantRules
 from deploy.spec.project import Observer
+from deploy.spec.tensors import RANGES
 
 Range = tuple[float, float]
 """The least and the greatest real number that codes stand for; 0 lies between them."""
@@ -131,6 +133,12 @@ def find_range(histogram: Histogram, observer: Observer, *, symmetric: bool, lev
         high = max(-low, high)
         low = -high
     return low, high
+
+
+def range_by(rules: QuantRules, histogram: Histogram, observer: Observer) -> Range:
+    """`find_range` for an activation that is quantized by ``rules``."""
+    bottom, top = RANGES[rules.activation]
+    return find_range(histogram, observer, symmetric=rules.symmetric_activation, levels=top - bottom)
 
 
 def _percentile(histogram: Histogram, low: float, high: float) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from deploy.graph.edit import add_initializer, constant, fresh_name, insert_befo
 from deploy.graph.shapes import infer
 from deploy.quantize.channels import FIXED, Channels, follow, scale
 from deploy.quantize.place import Placement
-from deploy.quantize.ranges import Histogram, find_range
+from deploy.quantize.ranges import Histogram, range_by
 from deploy.quantize.rung import Rung, Step
 from deploy.spec.profile import QuantRules
 from deploy.spec.project import Observer
@@ -199,7 +199,7 @@ def _rounded_activation(
     histogram = Histogram()
     histogram.add(known, float(known.min()), float(known.max()))
     bottom, top = RANGES[rules.activation]
-    low, high = find_range(histogram, observer, symmetric=rules.symmetric_activation, levels=top - bottom)
+    low, high = range_by(rules, histogram, observer)
     step = max(high, -low) / top if rules.symmetric_activation else (high - low) / (top - bottom)
     step = step or 1.0
     zero = 0 if rules.symmetric_activation else round(bottom - low / step)

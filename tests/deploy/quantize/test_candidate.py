@@ -178,8 +178,8 @@ def test_what_touches_an_infinite_value_stays_float(graph, quantize, unsigned):
 def test_what_was_found_for_one_candidate_serves_the_next(subject, monkeypatch):
     """Each against the same graph that was asked nothing before."""
     searched: list[object] = []
-    find = assign.find_range
-    monkeypatch.setattr(assign, "find_range", lambda *a, **k: searched.append(a) or find(*a, **k))
+    find = assign.range_by
+    monkeypatch.setattr(assign, "range_by", lambda *a, **k: searched.append(a) or find(*a, **k))
     whole, part = subject.assignment(()), subject.assignment(["c1"])
     assert len(searched) == len(whole.tensors.keys() & subject.histograms.keys())
     for found, floats in ((whole, ()), (part, ["c1"])):
