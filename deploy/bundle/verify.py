@@ -86,8 +86,9 @@ def verify(
             passed, single = bool(found) and divergence is None, len(found)
         if not passed and divergence is None:
             divergence = first_divergence(candidate.qdq, runner, samples, tolerance)
+        beyond: list[str] = []
         if passed:
-            stray = _beyond(candidate, subject, runner, samples, floor)
+            stray = _beyond(candidate, subject, runner, samples, floor, beyond)
             if stray is not None:
                 passed, divergence = False, stray.where
                 error, tolerance = stray.error, stray.allowed
@@ -101,6 +102,7 @@ def verify(
             executed_by=runner.executed_by,
             first_divergence=divergence,
             operations=single if passed else 0,
+            beyond=tuple(beyond) if passed else (),
             sparsity=prove_zeros(candidate.plan.blocks, candidate.qdq, candidate.artifact, subject.backend),
         ),
         {name: got[name] for name in want},
@@ -130,14 +132,23 @@ def _expected(candidate: Candidate, subject: Subject, samples: Arrays) -> tuple[
 
 
 def _beyond(
-    candidate: Candidate, subject: Subject, runner: Runner, samples: Arrays, floor: float
+    candidate: Candidate,
+    subject: Subject,
+    runner: Runner,
+    samples: Arrays,
+    floor: float,
+    done: list[str],
 ) -> Stray | None:
-    """Where the artifact strays beyond one inference of one size; None where it does not."""
+    """Where the artifact strays beyond one inference of one size; None where it does not. What was right goes
+    to ``done``."""
     if candidate.artifact.states and isinstance(runner, Remembers):
+        steps = 0
         with open_graph(candidate.qdq, optimised=False) as literal:
             for one in strays(literal, runner, samples, floor, _FLOOR_FACTOR, _EXACT):
                 if one.error > one.allowed:
                     return one
+                steps += 1
+        done.append(f"{steps} inferences in a row")
     inputs = tensor_specs(candidate.qdq.graph.inputs)
     for words, feeds in at_other_sizes(subject.runtime.asked.sizes, inputs, samples):
         want, noise = _expected(candidate, subject, feeds)
@@ -145,6 +156,7 @@ def _beyond(
         error, allowed = largest_error(want, got), _FLOOR_FACTOR * noise + _EXACT
         if error > allowed:
             return Stray(f"an inference of {words}", error, allowed)
+        done.append(words)
     return None
 
 

@@ -65,7 +65,8 @@ class Verification(Frozen):
     Errors are the largest absolute difference over the outputs, divided by the largest reference magnitude.
     ``noise_floor`` is the same figure between two runs of the reference by one runtime, optimised and not.
     ``operations``: where the whole strays further than noise, how many of them were checked one by one, fed
-    the reference's values, and all found right. ``sparsity``: of a plan with 2:4 sparse blocks.
+    the reference's values, and all found right. ``beyond`` is what was found right besides: inferences in a
+    row where states are kept, other sizes. ``sparsity``: of a plan with 2:4 sparse blocks.
     """
 
     passed: bool
@@ -76,6 +77,7 @@ class Verification(Frozen):
     executed_by: str
     first_divergence: str | None = None
     operations: int = 0
+    beyond: tuple[str, ...] = ()
     sparsity: SparsityProof | None = None
 
 

@@ -175,7 +175,8 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
             allowed = (
                 f"each of {proof.operations} operations right by itself, the whole off by {proof.error:.2g}"
             )
-        facts.append(Fact("verified", f"by {proof.executed_by} on {samples}: {allowed}"))
+        also = f"; also {'; '.join(proof.beyond)}" if proof.beyond else ""
+        facts.append(Fact("verified", f"by {proof.executed_by} on {samples}: {allowed}{also}"))
     else:
         facts.append(Fact("not verified", proof.first_divergence or f"error {proof.error:.2g}", "bad"))
     if (zeros := proof.sparsity) is not None:
