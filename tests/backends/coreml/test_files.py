@@ -46,10 +46,12 @@ def test_arrays_go_through_one_by_one(deploy: Deploy, net: Path, tmp_path: Path)
 
 
 def test_noise_is_the_same_each_time(deploy: Deploy, net: Path, tmp_path: Path) -> None:
-    said = [json.loads(deploy("run", net, "--random", 2, "--json")[1]) for _ in range(2)]
-    assert said[0] == said[1] and said[0]["file"] == str(net) and said[0]["samples"] == 2
-    first, second = (one["top"][0]["probability"] for one in said[0]["predictions"])
-    assert first != second
+    said = json.loads(deploy("run", net, "--random", 2, "--json")[1])
+    assert said["file"] == str(net) and said["executed_by"] == "reference interpreter"
+    x = np.concatenate([np.random.default_rng(seed).standard_normal((1, 12)) for seed in range(2)])
+    powers = np.exp(x @ W.T)
+    for sample, row in zip(said["predictions"], powers / powers.sum(1, keepdims=True), strict=True):
+        assert sample["top"][0]["probability"] == pytest.approx(row.max(), rel=1e-4)
     code, _, err = deploy("run", net, tmp_path / "in.npz", "--random", 2)
     assert code == 2 and "--random stands in for data" in err
 
@@ -180,11 +182,9 @@ def test_what_is_not_evaluated_is_named(
     rewritten(net, change)
     code, _, err = deploy("run", net, "--random", 1)
     assert code not in (0, 1) and message in err and remedy in err
-    code, out, err = deploy("inspect", net)
     if change is unknown:  # the rest of it can be shown
+        code, out, err = deploy("inspect", net)
         assert code == 0 and "does not open it: operations that it does not know: custom_layer" in out
-    else:
-        assert code not in (0, 1) and message in err and remedy in err
 
 
 def test_what_is_no_package(deploy: Deploy, tmp_path: Path) -> None:
