@@ -108,9 +108,9 @@ class Constants:
             raise Damaged(f"{operation} has a codebook of vectors")
         return looked_up(indices, book, None)
 
-    def behind(self, operation: Operation) -> Operation | None:
+    def behind(self, operation: Operation, name: str = "nonzero_data") -> Operation | None:
         """What makes the numbers that a mask puts in their places; None where they are stored themselves."""
-        binding = next(iter(operation.inputs.get("nonzero_data", ())), None)
+        binding = next(iter(operation.inputs.get(name, ())), None)
         inner = self._makers.get(binding) if isinstance(binding, str) else None
         return inner if inner is not None and inner.type.startswith("constexpr_") else None
 
@@ -124,14 +124,17 @@ class Constants:
         if operation.type == "constexpr_affine_dequantize":
             return self._affine(operation)
         if operation.type == "constexpr_blockwise_shift_scale":
-            return self._blocks(operation, self.required(operation, "data"), "data")
+            inner = self.behind(operation, "data")
+            if inner is None:
+                return self._blocks(operation, self.required(operation, "data"), operation, "data")
+            return self._blocks(operation, self.dense(inner.name), inner, "lut")
         inner = self.behind(operation)
         if inner is None or inner.type != "constexpr_sparse_blockwise_shift_scale":
             raise Damaged(f"{operation} holds no integers")
         mask, values = self.required(inner, "data_mask"), self.required(inner, "nonzero_data")
         try:
             codes = placed(values, mask)
-            found = self._blocks(inner, codes, "nonzero_data")
+            found = self._blocks(inner, codes, inner, "nonzero_data")
             if found.zero is None:
                 return found
             return replace(found, codes=np.where(mask != 0, codes, spread(found.zero, codes.shape)))
@@ -148,6 +151,7 @@ class Constants:
             zero = None if zero is None else zero.reshape(scale.shape)
         return Codes(codes, self.kind(operation, "quantized_data"), scale, zero)
 
-    def _blocks(self, operation: Operation, codes: np.ndarray, name: str) -> Codes:
+    def _blocks(self, operation: Operation, codes: np.ndarray, typed: Operation, name: str) -> Codes:
+        """``codes`` are of the type of the argument ``name`` of ``typed``."""
         scale, zero = self.required(operation, "scale"), self.argument(operation, "offset")
-        return Codes(codes, self.kind(operation, name), scale, zero)
+        return Codes(codes, self.kind(typed, name), scale, zero)

@@ -50,13 +50,15 @@ class PaletteForms:
     groups of as many channels each, or for any. ``half``: it computes in float16, and codebooks hold that.
 
     ``masks``: which weights may leave their zeros out behind a bit for each number; where floats may, a
-    palette has to be smaller than these.
+    palette has to be smaller than these. ``integers``: weights that become INT8 are looked up, too, where
+    they share few codes.
     """
 
     bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     groups: Literal["none", "equal", "any"] = "any"
     half: bool = False
     masks: Literal["none", "floats", "palettes"] = "none"
+    integers: bool = False
 
     def bits_for(self, values: int) -> int | None:
         """What an index of so many values takes; None where there is none so wide."""

@@ -25,7 +25,11 @@ def notes(request: Request, target: Target, roles: Roles) -> tuple[str, ...]:
     found = []
     if request.precision in ("dynamic", "w8", "w4"):
         found.append(f"cluster: {request.precision} stores integers in the place of palettes")
-    elif roles.calibration is not None and request.precision not in WITHOUT_RANGES:
+    elif (
+        roles.calibration is not None
+        and request.precision not in WITHOUT_RANGES
+        and not all(form.integers for form in forms.values())
+    ):
         found.append(
             "cluster: weights that become INT8 are no palettes any more; --precision fp16 keeps them all"
         )

@@ -2,7 +2,8 @@
 
     palette   a codebook and indices; one codebook from iOS 16 on, one for each group of channels from iOS 18
     sparse    a bit for each number, and those that are not 0; of floats from iOS 16, of integers from iOS 18
-    affine    integers with a scale for each channel (iOS 16) or for each block (iOS 18)
+    affine    integers with a scale for each channel (iOS 16) or for each block (iOS 18), of a palette of
+              integers where they share few values (iOS 18)
 
 Each is an operation of MIL called ``constexpr_``..., which a device expands when it loads the package or
 while it computes. What is left out is exactly 0: every form stands for the same numbers bit for bit.
@@ -34,13 +35,17 @@ _BLOB = 64
 """A blob has so many bytes in front of it, and fills as many."""
 _WORTH = 0.9
 """Zeros are left out where that leaves this part of the bytes at most: they have to be put back again."""
+_WORTH_SHARING = 0.75
+"""Integers are looked up where that leaves this part of the bytes at most."""
+_MOST_SHARED, _LOOKED_AT = 64, 4
+"""Of more values nothing is won; the first channels tell most weights that have more."""
 _NUMPY = {"int8": np.int8, "uint8": np.uint8}
 
 
 def palette_forms(level: int, half: bool) -> PaletteForms:
     """The palettes that a package for that release stores."""
     if level >= 18:
-        return PaletteForms(_BITS, "equal", half, "palettes")
+        return PaletteForms(_BITS, "equal", half, "palettes", integers=True)
     return PaletteForms(_OLD_BITS, "none", half, "floats")
 
 
@@ -188,7 +193,14 @@ def _in_blocks(
     if zero.any():
         given["offset"] = _narrow(zero, params.type)
     kept = codes != _spread(zero, codes.shape)
-    if not _saves(codes.size, int(kept.sum()), 4 if params.type.endswith("int4") else 8):
+    bits = 4 if params.type.endswith("int4") else 8
+    palette = _shared_codes(codes, scale) if bits == 8 else None
+    if palette is not None and _book_bytes(palette) <= min(
+        _WORTH_SHARING * _bytes(codes.size, bits), _masked_bytes(codes.size, int(kept.sum()), bits)
+    ):
+        data = _table(palette, params.type, f"{name}_codes", out)
+        return out.op("constexpr_blockwise_shift_scale", name, data=data, **given)
+    if not _saves(codes.size, int(kept.sum()), bits):
         return out.op("constexpr_blockwise_shift_scale", name, data=_narrow(codes, params.type), **given)
     mask, values = out.op(
         "constexpr_sparse_blockwise_shift_scale",
@@ -200,6 +212,38 @@ def _in_blocks(
     return out.op("constexpr_sparse_to_dense", name, nonzero_data=values, mask=mask)
 
 
+def _shared_codes(codes: np.ndarray, scale: np.ndarray) -> Palette | None:
+    """The palette of integers that takes fewest bytes, of all or of some channels that have a scale each."""
+    axis = max(range(codes.ndim), key=lambda at: scale.shape[at])
+    sizes = palette_forms(18, half=True).sizes(codes.shape[axis])
+    alone = (np.take(codes, channel, axis) for channel in range(min(_LOOKED_AT, codes.shape[axis])))
+    if any(len(np.unique(one)) > _MOST_SHARED for one in alone):
+        return None  # more channels have no fewer
+    found = [palette_of(codes), *(palette_of(codes, axis, size) for size in sizes)]
+    return min((palette for palette in found if palette is not None), key=_book_bytes, default=None)
+
+
+def _book_bytes(palette: Palette) -> int:
+    """Of a palette of integers as it is stored."""
+    bits = _width(palette)
+    return _bytes(len(palette.codebook) << bits, 8) + _bytes(palette.indices.size, bits)
+
+
+def _width(palette: Palette) -> int:
+    """The least bits of an index."""
+    return next(bits for bits in _BITS if palette.codebook.shape[1] <= 1 << bits)  # of a byte at most
+
+
+def _table(palette: Palette, kind: str, name: str, out: Emitter) -> Var:
+    """Integers that are looked up."""
+    bits, (groups, values) = _width(palette), palette.codebook.shape
+    along = [groups if at == palette.axis else 1 for at in range(palette.indices.ndim)]
+    book = np.pad(palette.codebook, ((0, 0), (0, (1 << bits) - values)), "edge")
+    table = _narrow(book.reshape(*along, 1 << bits, 1), kind)
+    indices = _narrow(palette.indices, f"uint{bits}")
+    return out.op("constexpr_lut_to_dense", name, indices=indices, lut=table)
+
+
 def _spread(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A number of each block for each place in it."""
     for axis, size in enumerate(shape):
@@ -209,7 +253,11 @@ def _spread(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _saves(numbers: int, kept: int, bits: int) -> bool:
     """Whether a mask and what is not 0 take less than all numbers of so many bits."""
-    return kept > 0 and _bytes(numbers, 1) + _bytes(kept, bits) <= _WORTH * _bytes(numbers, bits)
+    return kept > 0 and _masked_bytes(numbers, kept, bits) <= _WORTH * _bytes(numbers, bits)
+
+
+def _masked_bytes(numbers: int, kept: int, bits: int) -> int:
+    return _bytes(numbers, 1) + _bytes(kept, bits)
 
 
 def _bytes(numbers: int, bits: int) -> int:

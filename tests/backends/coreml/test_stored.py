@@ -45,7 +45,8 @@ FEEDS = {
     "x": np.random.default_rng(1).normal(0, 1, (1, 16, 6, 6)).astype(np.float32),
     "k": np.array([3, 0, 39, 7, 3]),
 }
-PLAIN = sum(int(np.prod(shape)) for shape in SHAPES.values())
+SIZE = {name: int(np.prod(shape)) for name, shape in SHAPES.items()}
+PLAIN = sum(SIZE.values())
 
 
 def runtime(precision: str = "exact", target: str = "iOS18") -> Runtime:
@@ -135,7 +136,7 @@ def test_palettes_are_written_as_such_and_read_back(
         (1 << p.bits) * (1 if p.axis is None else SHAPES[n][p.axis] // p.size)
         for n, p in plan.palettes.items()
     ) * (2 if precision == "half" else 4)
-    indices = sum(int(np.prod(shape)) * bits[name] // 8 for name, shape in SHAPES.items())
+    indices = sum(SIZE[name] * bits[name] // 8 for name in SHAPES)
     assert books + indices <= artifact.weight_bytes <= books + indices + 2048
     got, want = run(artifact, on), reference(model, FEEDS)
     assert largest_error(want, got) < (1e-5 if precision == "exact" else 0.02)
@@ -234,10 +235,31 @@ def test_integers_leave_their_zeros_out_too(zero: int, tmp_path: Path) -> None:
     assert differences(plan, CoreML().read_plan(artifact)) == []
     assert largest_error(reference(model, FEEDS), run(artifact, on)) < 0.02
     whole = lowered(quantized(drawn(SHAPES), {"w": ("int8", None)}, zero)[0], tmp_path / "whole", on)
-    size = {name: int(np.prod(shape)) for name, shape in SHAPES.items()}
     left = {"w": 8, "u": 8, "t": 4, "v": 16, "e": 16}
-    expected = sum(size[name] * (0.3 * bits + 1) / 8 for name, bits in left.items())
+    expected = sum(SIZE[name] * (0.3 * bits + 1) / 8 for name, bits in left.items())
     assert expected < artifact.weight_bytes < expected + 4096 < whole.weight_bytes
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_integers_that_share_few_values_are_looked_up(zero: int, tmp_path: Path) -> None:
+    """As clustered weights become by a scale for each channel: still INT8, in four bits each."""
+    on, clustered = runtime("half", "iOS18"), shared(16, 8)
+    arrays = {name: weights_of(clustered, name) for name in SHAPES}
+    model, tensors = quantized(arrays, {"w": ("int8", None), "u": ("int8", None)}, zero)
+    plan = planned(model, on, tensors)
+    artifact = lowered(model, tmp_path, on)
+    with open_package(artifact.main.parent) as package:
+        made = [o.type for o in package.function()[0].block.operations if o.type.startswith("constexpr")]
+    assert made.count("constexpr_blockwise_shift_scale") == 2
+    assert made.count("constexpr_lut_to_dense") == 2 + len(plan.palettes)
+    assert differences(plan, CoreML().read_plan(artifact)) == []
+    assert largest_error(reference(model, FEEDS), run(artifact, on)) < 0.02
+    old = lowered(model, tmp_path / "old", runtime("half", "iOS17"))
+    with open_package(old.main.parent) as package:
+        kinds_ = {o.type for o in package.function()[0].block.operations}
+    assert "constexpr_affine_dequantize" in kinds_
+    halves = (SIZE["w"] + SIZE["u"]) / 2
+    assert artifact.weight_bytes < old.weight_bytes - 0.8 * halves
 
 
 def test_every_form_in_one_package(tmp_path: Path) -> None:

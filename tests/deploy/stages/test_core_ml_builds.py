@@ -141,6 +141,16 @@ def test_clustered_weights_ship_as_palettes(release: str, group: int | None, mad
     assert after <= bundle.manifest.artifact.weight_bytes < after + 2048
 
 
+def test_clustered_weights_that_become_int8_are_looked_up_from_ios_18_on(made) -> None:
+    bundle = made("iOS18", "int8", recipe=(Cluster(centres=4, max_drop=1.0),))
+    found = kinds(bundle)
+    assert found["quantize"] > 0 and not load_plan(bundle).palettes
+    assert found["constexpr_lut_to_dense"] >= 2
+    assert bundle.manifest.verification.passed
+    plain = made("iOS18", "int8")
+    assert bundle.manifest.artifact.weight_bytes < 0.6 * plain.manifest.artifact.weight_bytes
+
+
 def test_zeros_are_not_shipped(made) -> None:
     bundle = made("iOS17", "fp16", recipe=(Sparsify(pattern="unstructured", sparsity=0.6),))
     assert kinds(bundle) == {"constexpr_sparse_to_dense": len(LARGE)}
@@ -163,6 +173,7 @@ def test_what_does_not_ship_as_a_palette_is_said_first(images: dict[str, np.ndar
 
     assert "groups of 8 channels share it where they have 256 values" in told("iphone15", "fp16")
     assert told("iphone15", "fp16", group=None) == told("iphone15-ios18", "fp16") == ""
-    assert "--precision fp16 keeps them all" in told("iphone15-ios18", "auto")
+    assert "--precision fp16 keeps them all" in told("iphone15", "auto", group=None)
+    assert told("iphone15-ios18", "auto") == ""
     assert "w4 stores integers in the place of palettes" in told("iphone15-ios18", "w4")
     assert "ort stores the shared values as plain floats" in told("iphone15", "fp16", "ort")
