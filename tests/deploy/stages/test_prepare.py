@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from deploy.bundle.verify import verify_bundle
-from deploy.errors import DeployError, ModelError, UnsupportedError
+from deploy.errors import DeployError, ModelError, UnsupportedError, UsageError
 from deploy.execute.reference import open_graph
 from deploy.frontend.onnx_file import Source, digest, read
 from deploy.graph.rewrite import Prove, Rewrite, Rewritten
@@ -327,6 +327,18 @@ def test_the_trial_inputs_are_of_a_size_that_works(
         cache=tmp_path / "cache",
     )
     assert noisy.manifest.precision.get("int8")
+
+
+def test_sizes_that_were_given_are_those_that_are_tried(
+    prepared: Callable[..., Prepared], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = "g (float[n, 1, h, w] x) => (float[n, 1, h, w] y) { y = Relu (x) }"
+    path = save(tmp_path / "m.onnx", text, {})
+    sizes = IoSection.model_validate({"sizes": {"x": ["1..4", 1, "16..24..40", 12]}})
+    assert prepared(path, io=sizes).trial["x"].shape == (1, 1, 24, 12)
+    wrong = IoSection.model_validate({"sizes": {"x": [1, 2, 16, 16]}})
+    with pytest.raises(UsageError, match="axis 1 is 1 in the model, not 2"):
+        prepared(path, io=wrong)
 
 
 def test_a_scalar_beside_the_batch_is_built_and_verified(save: Callable[..., Path], tmp_path: Path) -> None:
