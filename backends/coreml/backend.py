@@ -130,7 +130,12 @@ class CoreML:
     def open(self, artifact: Artifact, options: Options) -> Runner:
         own = options if isinstance(options, CoreMLOptions) else CoreMLOptions(threads=options.threads)
         path = artifact.main.parent
-        return Ends(ForeignRunner(path, own) if artifact.foreign else CoreMLRunner(path, own), artifact)
+        inner = ForeignRunner(path, own) if artifact.foreign else CoreMLRunner(path, own)
+        try:
+            return Ends(inner, artifact)
+        except BaseException:
+            inner.close()
+            raise
 
     def describe(self, artifact: Artifact, description: Description) -> None:
         """Into the package's own metadata, sizes as the package has them; names of classes as an entry."""

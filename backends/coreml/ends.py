@@ -61,12 +61,28 @@ class Ends:
         self._turned = frozenset(name for name, layout in notes.images.items() if layout == "NCHW")
         self._kept = {given: (own, result) for own, (given, result) in notes.states.items()}
         self.states: Mapping[str, str] = {given: result for given, (_, result) in self._kept.items()}
-        if self.states != artifact.states:
-            raise BackendError("the package keeps other states than its bundle says", hint="build it again")
         self._scored = notes.scored
+        self._require_same(artifact)
         self._others = [spec for spec in inner.outputs if spec.name not in notes.ends]
         self._feeding = Feeding(self.inputs)
         self._memory = self._fresh()
+
+    def _require_same(self, artifact: Artifact) -> None:
+        """Raises BackendError where what lies beside the program is not what the bundle was made of."""
+        own = {own for own, _ in self._kept.values()}
+        inputs, outputs = ({spec.name for spec in specs} for specs in (self.inputs, self.outputs))
+        for what, said, there in (
+            ("states", set(artifact.states.items()), set(self.states.items())),
+            ("states", own, set(self._inner.fresh_state())),
+            ("inputs", inputs, {*self._own, *self.states}),
+            ("outputs", outputs, {*self._given, *self.states.values()}),
+            ("classes", {self._scored} - {""}, {self._scored} & self._given.keys()),
+        ):
+            if said != there:
+                raise BackendError(
+                    f"{artifact.main.parent.name} has other {what} than its bundle says",
+                    hint="copy the whole bundle again, or build it again",
+                )
 
     def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
         self._feeding.require_fit(feeds)

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from backends.coreml.package import Package, open_package
 from deploy.errors import BackendError
 from deploy.spec.tensors import Layout
@@ -37,14 +39,17 @@ class Notes:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
 
+_NOTES = TypeAdapter(Notes)
+
+
 def notes_of(package: Package) -> Notes | None:
     """What we wrote beside the program; None where somebody else wrote the package."""
     text = package.specification.metadata.get(METADATA)
     if text is None:
         return None
     try:
-        return Notes(**json.loads(text))
-    except (ValueError, TypeError, RecursionError):
+        return _NOTES.validate_json(text)
+    except ValidationError:
         return None
 
 

@@ -5,6 +5,8 @@ Against ONNX Runtime on the graph, fed by hand, and against what coremltools rea
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -148,10 +150,17 @@ def streaming() -> ir.Model:
     return with_weights(STEPS, drawn({"w": (7, 4), "v": (4, 2)}))
 
 
-def test_a_state_stays_in_the_package(tmp_path: Path) -> None:
+KEEPING = runtime(target="iOS18", states={"h": "next"})
+
+
+@pytest.fixture(scope="module")
+def stateful(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return lowered(streaming(), tmp_path_factory.mktemp("stateful"), KEEPING)
+
+
+def test_a_state_stays_in_the_package(stateful: Artifact) -> None:
     """Several calls in a row, against ONNX Runtime whose state is fed back by hand."""
-    model, chosen = streaming(), runtime(target="iOS18", states={"h": "next"})
-    artifact = lowered(model, tmp_path, chosen)
+    model, chosen, artifact = streaming(), KEEPING, stateful
     spec = sdk().utils.load_spec(str(artifact.main.parent)).description
     assert [one.name for one in spec.input] == ["x", "unused"] and [one.name for one in spec.state] == ["h"]
     assert [one.name for one in spec.output] == ["y", "same"]
@@ -193,17 +202,44 @@ def test_states_that_core_ml_cannot_keep(tmp_path: Path) -> None:
         lowered(model, tmp_path, runtime(target="iOS18", states={"k": "next"}))
 
 
-def test_a_state_that_is_too_large_is_one_error(tmp_path: Path) -> None:
+def test_a_state_that_is_too_large_is_one_error(stateful: Artifact, tmp_path: Path) -> None:
     """Of a package from anywhere: what it keeps is made in the child, with limits."""
-    artifact = lowered(streaming(), tmp_path, runtime(target="iOS18", states={"h": "next"}))
-    file = next(artifact.main.parent.rglob("*.mlmodel"))
+    folder = Path(shutil.copytree(stateful.folder, tmp_path / "copy"))
+    file = next(folder.rglob("*.mlmodel"))
     spec = sdk().utils.load_spec(str(file))
     (state,) = (one for one in spec.mlProgram.functions["main"].inputs if one.name == "h")
     for dimension in state.type.stateType.wrappedType.tensorType.dimensions:
         dimension.constant.size = 2**18
     file.write_bytes(spec.SerializeToString())
     with pytest.raises(BackendError, match=r"it takes more than 2\.0 GiB"):
-        ForeignRunner(artifact.main.parent, CoreMLOptions())
+        ForeignRunner(file.parents[2], CoreMLOptions())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("states", {}, "other states"),
+        ("states", {"other": ["h", "next"]}, "other states"),
+        ("states", {"h": "next"}, "was not written by deploy"),
+        ("images", 5, "was not written by deploy"),
+        ("ends", {"x": "x"}, "other inputs"),
+        ("ends", {"x": "x", "unused": "unused"}, "other outputs"),
+        ("scored", "x", "other classes"),
+    ],
+)
+def test_notes_that_are_not_those_of_the_bundle(
+    stateful: Artifact, tmp_path: Path, key: str, value: object, told: str
+) -> None:
+    """Beside the program of a bundle from anywhere: never a traceback."""
+    folder = Path(shutil.copytree(stateful.folder, tmp_path / "copy"))
+    artifact = stateful.model_copy(update={"folder": folder})
+    file = next(folder.rglob("*.mlmodel"))
+    spec = sdk().utils.load_spec(str(file))
+    entries = spec.description.metadata.userDefined
+    entries["deploy"] = json.dumps({**json.loads(entries["deploy"]), key: value})
+    file.write_bytes(spec.SerializeToString())
+    with pytest.raises(BackendError, match=told):
+        CoreML().open(artifact, CoreMLOptions())
 
 
 SIZED = """<ir_version: 10, opset_import: ["" : 21]>
