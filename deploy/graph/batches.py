@@ -37,11 +37,11 @@ def _fold(model: ir.Model, node: ir.Node, taken: set[str]) -> bool:
         assert value is not None and target is not None
         folded.append(_reshape(model, node, value, target, taken))
     name = fresh_name(model, f"{node.name}/folded", taken)
-    product = ir.node("MatMul", folded, name=name, outputs=[ir.Value(name=name)])
+    product = ir.node("MatMul", folded, name=node.name, outputs=[ir.Value(name=name)])
     product.metadata_props.update(node.metadata_props)
     assert node.graph is not None
     node.graph.insert_before(node, product)
-    replace_node(node, "Reshape", [product.outputs[0], _numbers(model, node, back, taken)])
+    replace_node(node, "Reshape", [product.outputs[0], _numbers(model, node, back, taken)], name=name)
     return True
 
 

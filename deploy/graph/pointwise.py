@@ -271,10 +271,14 @@ class _Turning:
         return self._constants[numbers]
 
     def _again(self, at: ir.Node, act: ir.Node, operands: list[ir.Value | None]) -> ir.Value:
-        """An activation of what is turned."""
+        """An activation of what is turned, under its name."""
         name = fresh_name(self._model, f"{act.name}/turned", self._taken)
         made = ir.node(
-            act.op_type, operands, attributes=dict(act.attributes), name=name, outputs=[ir.Value(name=name)]
+            act.op_type,
+            operands,
+            attributes=dict(act.attributes),
+            name=act.name,
+            outputs=[ir.Value(name=name)],
         )
         made.metadata_props.update(act.metadata_props)
         assert at.graph is not None

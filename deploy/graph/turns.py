@@ -194,16 +194,17 @@ class _Turns:
         inputs: list[ir.Value | None],
         attributes: dict[str, Attribute | ir.Attr],
     ) -> None:
-        """The operation of what is not turned, and a transpose in the place of ``node``."""
+        """The operation of what is not turned, under its name, and a transpose in the place of ``node``."""
         shape = _shape(node.outputs[0])
         name = fresh_name(self._model, f"{node.name}/turned", self._taken)
-        made = ir.node(op_type, inputs, attributes=attributes, name=name, outputs=[ir.Value(name=name)])
+        made = ir.node(op_type, inputs, attributes=attributes, name=node.name, outputs=[ir.Value(name=name)])
         made.metadata_props.update(node.metadata_props)
         assert node.graph is not None
         node.graph.insert_before(node, made)
         made.outputs[0].type = node.outputs[0].type
         made.outputs[0].shape = ir.Shape([*shape[:-2], shape[-1], shape[-2]])
-        replace_node(node, "Transpose", [made.outputs[0]], {"perm": _swap_of(len(shape))})
+        perm = {"perm": _swap_of(len(shape))}
+        replace_node(node, "Transpose", [made.outputs[0]], perm, name=name)
 
     # --------------------------------------------------------------------------------------------- nodes
 

@@ -71,9 +71,14 @@ def expected(request: Request, record: Record, cache: Cache) -> Expectation:
     there = tuple(
         (route.runtime.name, found)
         for route in target.routes
-        for found in residencies(prepared.graph_for(route.runtime).model, route.runtime)
+        if route.runtime.unit
+        for found in _there(subject_for(target, route, prepared, {}, request))
     )
     return Expectation(target.name, tuple(rows), tuple(notes), there)
+
+
+def _there(subject: Subject) -> tuple[Residency, ...]:
+    return residencies(subject.graph, subject.runtime, subject.options.model_dump(mode="json"))
 
 
 def _forms(subject: Subject, known: Known) -> list[Expected]:

@@ -95,7 +95,7 @@ def _route(target: Target, route: Route, prepared: Prepared, roles: Roles, reque
         runtime=route.runtime.name,
         precisions=precisions,
         verdicts=tuple(v for v in verdicts if v.support != "supported"),
-        residency=residencies(prepared.graph_for(route.runtime).model, route.runtime),
+        residency=residencies(subject.graph, subject.runtime, subject.options.model_dump(mode="json")),
     )
 
 

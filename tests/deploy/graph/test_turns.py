@@ -76,6 +76,9 @@ def test_an_attention_of_several_heads(parse, prove, sizes: str) -> None:
     result = fewer(model, prove, "linear-as-convolution")
     assert turns(result) == 3
     (softmax,) = (node for node in result.graph if node.op_type == "Softmax")
+    products = [node.name for node in model.graph if node.op_type == "MatMul"]
+    kept = [node.name for node in result.graph if node.op_type in ("MatMul", "Conv")]
+    assert sorted(kept) == sorted(products), "who names one means it still"
     assert softmax.attributes.get_int("axis", -1) == 2
 
 

@@ -38,6 +38,7 @@ def test_a_recurrent_layer_leaves_until_it_is_written_out(recurrent: ir.Model) -
     (before,) = residencies(recurrent, coreml())
     assert before.unit == "Neural Engine" and before.otherwise == "GPU or CPU"
     assert [(b.id, b.state) for b in before.apart if b.state != "stays"] == [("gru", "leaves")]
+    assert all(rule.remedies == () for rule in before.rules), "the runtime's own graph has been through them"
     assert before.macs["leaves"] == 4 * 15 * (3 + 5) and before.share == 0
     RULES["unroll-recurrent"](recurrent)
     (after,) = residencies(infer(recurrent), coreml())
