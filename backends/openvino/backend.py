@@ -39,6 +39,7 @@ class OpenVino:
     """The ``openvino`` backend."""
 
     name = "openvino"
+    runner = 1
     cut = "parts of the file, each compiled alone by OpenVINO's CPU plugin"
     options_type: type[Options] = OpenVinoOptions
 

@@ -54,6 +54,7 @@ class OnnxRuntime:
     """The ``ort`` backend."""
 
     name = "ort"
+    runner = 1
     cut = "the kernels that ONNX Runtime makes of the file, each alone, all in the file's own layout"
     options_type: type[Options] = OrtOptions
 

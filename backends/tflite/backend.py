@@ -48,6 +48,7 @@ class TFLite:
     """The ``tflite`` backend."""
 
     name = "tflite"
+    runner = 1
     options_type: type[Options] = TFLiteOptions
     suffixes: tuple[str, ...] = (".tflite",)
     cut = "operators of the file, each in a file of its own, by LiteRT's kernels"

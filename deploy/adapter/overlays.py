@@ -18,6 +18,7 @@ from pathlib import Path
 import platformdirs
 
 from deploy.adapter.discover import backend_names, find_backend
+from deploy.adapter.protocol import Revised
 from deploy.errors import UsageError
 from deploy.spec.document import digest, parse, render
 from deploy.spec.overlay import Machine, Overlay, RuntimeCosts
@@ -55,6 +56,7 @@ class Runs:
     version: str
     threads: int
     settings: Settings
+    runner: int = 1
 
 
 def runs_here(runtimes: Iterable[Runtime], threads: int) -> list[Runs]:
@@ -62,9 +64,11 @@ def runs_here(runtimes: Iterable[Runtime], threads: int) -> list[Runs]:
     installed = backend_names()
     found = []
     for runtime in runtimes:
-        version = find_backend(runtime.name).available().version if runtime.name in installed else None
+        backend = find_backend(runtime.name) if runtime.name in installed else None
+        version = None if backend is None else backend.available().version
         if version is not None:
-            found.append(Runs(runtime.name, version, threads, runtime.options))
+            runner = backend.runner if isinstance(backend, Revised) else 1
+            found.append(Runs(runtime.name, version, threads, runtime.options, runner))
     return found
 
 
@@ -252,6 +256,10 @@ def why_not(measured: Machine, here: Machine) -> str:
 def _why_not_runtime(measured: RuntimeCosts, here: Runs) -> str:
     if measured.version != here.version:
         return f"measured with version {measured.version}, installed is {here.version}"
+    if measured.runner != here.runner:
+        return (
+            f"measured through runner {measured.runner} of this package, which has number {here.runner} now"
+        )
     if measured.threads != here.threads:
         return f"measured with threads = {measured.threads}, wanted are {here.threads}"
     if dict(measured.settings) != dict(here.settings):

@@ -215,6 +215,14 @@ class Tunes(Protocol):
 
 
 @runtime_checkable
+class Revised(Protocol):
+    """A backend whose runner has a number. Who makes it take another time than before raises that, and what
+    was measured through the old one is not used any more; without it the number is 1."""
+
+    runner: int
+
+
+@runtime_checkable
 class Yields(Protocol):
     """A backend whose threads can wait without holding their core."""
 

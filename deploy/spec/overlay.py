@@ -65,12 +65,14 @@ class Failure(Frozen):
 
 
 class RuntimeCosts(Frozen):
-    """The points of one runtime. ``settings`` are the profile's options by which artifacts were opened."""
+    """The points of one runtime. ``settings`` are the profile's options by which artifacts were opened;
+    ``runner`` is the number of our own code between feeds and the runtime, whose time is in every point."""
 
     name: str
     version: str
     threads: int = Field(ge=1, le=1024)
     settings: dict[str, bool | int | str] = {}
+    runner: int = Field(default=1, ge=1)
     cost: tuple[Cost, ...]
     failures: tuple[Failure, ...] = ()
 

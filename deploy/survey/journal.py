@@ -102,7 +102,7 @@ def journal(
     key = store.key(
         "survey",
         machine=who.model_dump(mode="json"),
-        runtimes=[[r.name, r.version, r.threads, dict(r.settings)] for r in runtimes],
+        runtimes=[[r.name, r.version, r.threads, dict(r.settings), r.runner] for r in runtimes],
         points=list(points),
         quick=quick,
     )

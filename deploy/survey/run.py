@@ -82,6 +82,7 @@ def survey(
                         version=runs.version,
                         threads=threads,
                         settings=dict(runs.settings),
+                        runner=runs.runner,
                         cost=tuple(costs),
                         failures=tuple(failures),
                     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deploy.adapter import overlays
+from deploy.adapter.discover import find_backend
 from deploy.adapter.overlays import (
     Kept,
     Runs,
@@ -44,6 +46,7 @@ def points(runtime: Runs, spread: float = 0.02) -> RuntimeCosts:
         version=runtime.version,
         threads=runtime.threads,
         settings=dict(runtime.settings),
+        runner=runtime.runner,
         cost=(cost,),
     )
 
@@ -117,6 +120,7 @@ def test_an_overlay_of_another_machine_is_not_used_and_that_is_said(
     ("here", "said"),
     [
         (Runs("ort", "1.32.0", 1, {}), "measured with version 1.31.1, installed is 1.32.0"),
+        (Runs("ort", "1.31.1", 1, {}, runner=2), "through runner 1 of this package, which has number 2 now"),
         (Runs("ort", "1.31.1", 4, {}), "measured with threads = 1, wanted are 4"),
         (Runs("ort", "1.31.1", 1, {"hint": "x"}), "measured with no settings, the profile now says hint = x"),
     ],
@@ -312,6 +316,19 @@ def test_runtimes_here_have_their_versions_and_settings() -> None:
     assert found["ort"].version.count(".") == 2
     assert found["ort"].settings == profile.runtime_named("ort").options
     assert runs_here(load_profile("jetson-orin-nano").runtime, 1) == [], "TensorRT is on the board"
+
+
+def test_a_runner_that_takes_another_time_has_another_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtimes = [r for r in load_profile("x86-vnni").runtime if r.name == "ort"]
+    (before,) = runs_here(runtimes, 1)
+    monkeypatch.setattr(type(find_backend("ort")), "runner", before.runner + 1)
+    (after,) = runs_here(runtimes, 1)
+    assert after == dataclasses.replace(before, runner=before.runner + 1)
+    save(overlay(points(before)), tmp_path)
+    assert find_overlay(HERE, [before], tmp_path).overlay is not None
+    assert find_overlay(HERE, [after], tmp_path).overlay is None
 
 
 def test_what_comes_with_the_package_can_be_read() -> None:
