@@ -21,7 +21,7 @@ from deploy.adapter.discover import find_backend
 from deploy.adapter.parts import ForeignParts
 from deploy.adapter.profiles import load_profile
 from deploy.adapter.protocol import Backend, Divides, Splits
-from deploy.bundle.operations import LARGEST_ERROR, SAMPLES, Deviation, checked, values_of
+from deploy.bundle.operations import LARGEST_ERROR, SAMPLES, Deviation, checked, uncovered, values_of
 from deploy.bundle.read import ARTIFACT, MANIFEST, SELFTEST, Bundle, load_bundle, load_plan
 from deploy.bundle.reference import reference_of
 from deploy.bundle.verify import read_selftest, require_unchanged, self_test
@@ -49,9 +49,12 @@ class TensorCheck:
 
 @dataclass(frozen=True)
 class DeepCheck:
-    """What was found in one bundle. ``how`` says what the operations that were run are; ``unchecked`` for how
-    many no time was left; ``why_not`` why none was run, where that is so; ``failed`` what is wrong with the
-    self-test, empty where it is right."""
+    """What was found in one bundle.
+
+    ``how`` says what the operations that were run are, ``why_not`` why none was, where that is so;
+    ``unchecked`` for how many no time was left, ``uncovered`` which of the ``nodes`` of the reference lie in
+    none of those that were run; ``failed`` what is wrong with the self-test, empty where it is right.
+    """
 
     bundle: Bundle
     runtime: str
@@ -59,6 +62,8 @@ class DeepCheck:
     operations: tuple[Deviation, ...]
     how: str = ""
     unchecked: int = 0
+    nodes: int = 0
+    uncovered: tuple[str, ...] = ()
     why_not: str = ""
     failed: str = ""
 
@@ -127,6 +132,8 @@ def look_deep(path: Path | str, *, limit_s: float = LIMIT_S, progress: Progress 
         tuple(found),
         parts.how,
         unchecked=len(pieces) - len(found),
+        nodes=sum(node.op_type not in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph),
+        uncovered=tuple(uncovered(graph, ((p.reads, p.result) for p in pieces[: len(found)]))),
         failed=failed,
     )
 

@@ -8,7 +8,7 @@ what lies half-way between two codes either way; a float one to rounding.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,6 +118,23 @@ def checked(
             maker = nodes.get(piece.node, maker)
             name, op = (piece.node, "") if maker is None else (maker.name or "", maker.op_type)
             yield _deviation(piece, name, op, values, most, steps=piece.result in codes)
+
+
+def uncovered(graph: ir.Model, pieces: Iterable[tuple[Collection[str], str]]) -> list[str]:
+    """The nodes, but for changes of type, that lie in no piece: from what it reads to its result."""
+    makers = {out.name or "": node for node in graph.graph for out in node.outputs}
+    seen: set[ir.Node] = set()
+    for reads, result in pieces:
+        waiting, inside = [result], set[ir.Node]()
+        while waiting:
+            node = makers.get(waiting.pop())
+            if node is None or node in inside:
+                continue
+            inside.add(node)
+            waiting += [v.name for v in node.inputs if v is not None and v.name and v.name not in reads]
+        seen |= inside
+    changes = ("QuantizeLinear", "DequantizeLinear")
+    return [n.name or "" for n in graph.graph if n not in seen and n.op_type not in changes]
 
 
 def _maker(makers: dict[str, ir.Node], piece: Piece) -> ir.Node | None:

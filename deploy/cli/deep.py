@@ -71,6 +71,8 @@ def deep_json(checks: Sequence[DeepCheck]) -> dict[str, object]:
                 "how": check.how,
                 "why_not": check.why_not,
                 "unchecked": check.unchecked,
+                "nodes": check.nodes,
+                "uncovered": list(check.uncovered),
                 "first_divergence": _operation_json(check.first),
                 "operations": [_operation_json(operation) for operation in check.operations],
             }
@@ -183,7 +185,10 @@ def _show_operations(check: DeepCheck) -> None:
 
 def _operation_facts(check: DeepCheck) -> list[tuple[str, Cell]]:
     right, one, more = (sum(o.counts[i] for o in check.operations) for i in range(3))
-    number = f"{len(check.operations)}, each fed the reference's values"
+    covered = check.nodes - len(check.uncovered)
+    number = (
+        f"{len(check.operations)}, each fed the reference's values, with {covered} of {check.nodes} nodes"
+    )
     if check.unchecked:
         number += f"; for {check.unchecked} more there was no time (--limit)"
     facts: list[tuple[str, Cell]] = [("operations", number), ("run as", check.how)]

@@ -14,7 +14,7 @@ from deploy.adapter.parts import ForeignParts
 from deploy.adapter.profiles import load_profile
 from deploy.adapter.protocol import Divides, Piece, Splits, Stores
 from deploy.bundle.deep import compare_plans
-from deploy.bundle.operations import Deviation, checked, values_of
+from deploy.bundle.operations import Deviation, checked, uncovered, values_of
 from deploy.errors import BackendError
 from deploy.graph.qdq import data_digest, insert, quantize_array
 from deploy.progress import SILENT
@@ -82,6 +82,10 @@ def test_a_right_artifact_is_right_everywhere(name: str, tmp_path: Path) -> None
     found = looked_at(graph, parts_of(name, artifact, options, graph), artifact)
     assert [str(one) for one in found if one.wrong] == []
     assert {"x/q", "r/q", "y/q"} <= {one.value for one in found}
+    pieces = [(piece.reads, piece.result) for piece in parts_of(name, artifact, options, graph)]
+    assert uncovered(graph, pieces) == []
+    first = [piece for piece in pieces if piece[1] in ("x/q", "a", "r", "r/q")]
+    assert uncovered(graph, first) == ["Conv2", "Relu3"]
     numbers = {one.value: sum(one.counts) for one in found if sum(one.counts)}
     assert numbers["x/q"] == 2 * 3 * 6 * 6 and numbers["r/q"] == 2 * 4 * 6 * 6
     assert not any(tensor.wrong for tensor in compare_plans(plan, find_backend(name).read_plan(artifact)))

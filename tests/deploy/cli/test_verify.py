@@ -50,6 +50,7 @@ def test_deep_says_what_stands_in_the_file(deploy: Deploy, real_bundle: Path) ->
         n: t["scale"] for n, t in plan.items()
     }
     assert len(bundle["operations"]) > 10 and bundle["unchecked"] == 0
+    assert bundle["nodes"] > 20 and bundle["uncovered"] == []
     assert sum(operation["counts"][2] for operation in bundle["operations"]) == 0
 
 
