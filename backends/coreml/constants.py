@@ -109,7 +109,7 @@ class Constants:
         return looked_up(indices, book, None)
 
     def behind(self, operation: Operation, name: str = "nonzero_data") -> Operation | None:
-        """What makes the numbers that a mask puts in their places; None where they are stored themselves."""
+        """What makes the numbers of an argument; None where they are stored themselves."""
         binding = next(iter(operation.inputs.get(name, ())), None)
         inner = self._makers.get(binding) if isinstance(binding, str) else None
         return inner if inner is not None and inner.type.startswith("constexpr_") else None
@@ -124,17 +124,16 @@ class Constants:
         if operation.type == "constexpr_affine_dequantize":
             return self._affine(operation)
         if operation.type == "constexpr_blockwise_shift_scale":
-            inner = self.behind(operation, "data")
-            if inner is None:
-                return self._blocks(operation, self.required(operation, "data"), operation, "data")
-            return self._blocks(operation, self.dense(inner.name), inner, "lut")
+            return self._blocks(operation, self.required(operation, "data"), "data")
+        if operation.type == "constexpr_lut_to_dense":
+            return self._looked_up_codes(operation)
         inner = self.behind(operation)
         if inner is None or inner.type != "constexpr_sparse_blockwise_shift_scale":
             raise Damaged(f"{operation} holds no integers")
         mask, values = self.required(inner, "data_mask"), self.required(inner, "nonzero_data")
         try:
             codes = placed(values, mask)
-            found = self._blocks(inner, codes, inner, "nonzero_data")
+            found = self._blocks(inner, codes, "nonzero_data")
             if found.zero is None:
                 return found
             return replace(found, codes=np.where(mask != 0, codes, spread(found.zero, codes.shape)))
@@ -151,7 +150,22 @@ class Constants:
             zero = None if zero is None else zero.reshape(scale.shape)
         return Codes(codes, self.kind(operation, "quantized_data"), scale, zero)
 
-    def _blocks(self, operation: Operation, codes: np.ndarray, typed: Operation, name: str) -> Codes:
-        """``codes`` are of the type of the argument ``name`` of ``typed``."""
+    def _looked_up_codes(self, operation: Operation) -> Codes:
+        """Of a codebook of integers, which is scaled before it is looked up in."""
+        inner = self.behind(operation, "lut")
+        if inner is None or inner.type != "constexpr_blockwise_shift_scale":
+            raise Damaged(f"{operation} holds no integers")
+        book, scale = self.required(inner, "data"), self.required(inner, "scale")
+        zero = self.argument(inner, "offset")
+        if scale.shape[-2:] != (1, 1) or (zero is not None and zero.shape != scale.shape):
+            raise Damaged(f"{inner} scales what is in a codebook one by one, which no plan has")
+        try:
+            codes = self._entries(self.required(operation, "indices"), book, operation)
+        except Refused as e:
+            raise Damaged(f"{operation}: {e}") from e
+        beside = None if zero is None else zero[..., 0, 0]
+        return Codes(codes, self.kind(inner, "data"), scale[..., 0, 0], beside)
+
+    def _blocks(self, operation: Operation, codes: np.ndarray, name: str) -> Codes:
         scale, zero = self.required(operation, "scale"), self.argument(operation, "offset")
-        return Codes(codes, self.kind(typed, name), scale, zero)
+        return Codes(codes, self.kind(operation, name), scale, zero)

@@ -2,8 +2,8 @@
 
     palette   a codebook and indices; one codebook from iOS 16 on, one for each group of channels from iOS 18
     sparse    a bit for each number, and those that are not 0; of floats from iOS 16, of integers from iOS 18
-    affine    integers with a scale for each channel (iOS 16) or for each block (iOS 18), of a palette of
-              integers where they share few values (iOS 18)
+    affine    integers with a scale for each channel (iOS 16) or for each block (iOS 18); from iOS 18 on
+              without zeros, or as indices of a palette of integers, where that is smaller
 
 Each is an operation of MIL called ``constexpr_``..., which a device expands when it loads the package or
 while it computes. What is left out is exactly 0: every form stands for the same numbers bit for bit.
@@ -37,8 +37,8 @@ _WORTH = 0.9
 """Zeros are left out where that leaves this part of the bytes at most: they have to be put back again."""
 _WORTH_SHARING = 0.75
 """Integers are looked up where that leaves this part of the bytes at most."""
-_MOST_SHARED, _LOOKED_AT = 64, 4
-"""Of more values nothing is won; the first channels tell most weights that have more."""
+_MOST_SHARED, _LOOKED_AT = 64, 1 << 14
+"""Of more values nothing is won; the first numbers tell most weights that have more."""
 _NUMPY = {"int8": np.int8, "uint8": np.uint8}
 
 
@@ -189,7 +189,7 @@ def _in_blocks(
     if any(size % count for size, count in zip(array.shape, scale.shape, strict=True)):
         raise Unsupported(f"blocks of {params.group} that do not go into its sizes {list(array.shape)}")
     codes = np.ascontiguousarray(array)
-    given: dict[str, object] = {"scale": scale}
+    given = {"scale": scale}
     if zero.any():
         given["offset"] = _narrow(zero, params.type)
     kept = codes != _spread(zero, codes.shape)
@@ -198,8 +198,7 @@ def _in_blocks(
     if palette is not None and _book_bytes(palette) <= min(
         _WORTH_SHARING * _bytes(codes.size, bits), _masked_bytes(codes.size, int(kept.sum()), bits)
     ):
-        data = _table(palette, params.type, f"{name}_codes", out)
-        return out.op("constexpr_blockwise_shift_scale", name, data=data, **given)
+        return _looked_up(palette, given, params.type, name, out)
     if not _saves(codes.size, int(kept.sum()), bits):
         return out.op("constexpr_blockwise_shift_scale", name, data=_narrow(codes, params.type), **given)
     mask, values = out.op(
@@ -213,14 +212,12 @@ def _in_blocks(
 
 
 def _shared_codes(codes: np.ndarray, scale: np.ndarray) -> Palette | None:
-    """The palette of integers that takes fewest bytes, of all or of some channels that have a scale each."""
+    """A palette of integers for each scale."""
     axis = max(range(codes.ndim), key=lambda at: scale.shape[at])
-    sizes = palette_forms(18, half=True).sizes(codes.shape[axis])
-    alone = (np.take(codes, channel, axis) for channel in range(min(_LOOKED_AT, codes.shape[axis])))
-    if any(len(np.unique(one)) > _MOST_SHARED for one in alone):
-        return None  # more channels have no fewer
-    found = [palette_of(codes), *(palette_of(codes, axis, size) for size in sizes)]
-    return min((palette for palette in found if palette is not None), key=_book_bytes, default=None)
+    if scale.size == 1:
+        return palette_of(codes) if len(np.unique(codes.reshape(-1)[:_LOOKED_AT])) <= _MOST_SHARED else None
+    few = (len(np.unique(np.take(codes, at, axis))) <= _MOST_SHARED for at in range(codes.shape[axis]))
+    return palette_of(codes, axis, 1) if all(few) else None
 
 
 def _book_bytes(palette: Palette) -> int:
@@ -234,14 +231,17 @@ def _width(palette: Palette) -> int:
     return next(bits for bits in _BITS if palette.codebook.shape[1] <= 1 << bits)  # of a byte at most
 
 
-def _table(palette: Palette, kind: str, name: str, out: Emitter) -> Var:
-    """Integers that are looked up."""
+def _looked_up(palette: Palette, given: dict[str, np.ndarray], kind: str, name: str, out: Emitter) -> Var:
+    """Integers that are looked up. Their codebook is scaled, not what comes of it: until iOS 26 the other
+    order is one that coremltools turns round."""
     bits, (groups, values) = _width(palette), palette.codebook.shape
     along = [groups if at == palette.axis else 1 for at in range(palette.indices.ndim)]
     book = np.pad(palette.codebook, ((0, 0), (0, (1 << bits) - values)), "edge")
     table = _narrow(book.reshape(*along, 1 << bits, 1), kind)
+    beside = {which: array[..., None, None] for which, array in given.items()}
+    scaled = out.op("constexpr_blockwise_shift_scale", f"{name}_book", data=table, **beside)
     indices = _narrow(palette.indices, f"uint{bits}")
-    return out.op("constexpr_lut_to_dense", name, indices=indices, lut=table)
+    return out.op("constexpr_lut_to_dense", name, indices=indices, lut=scaled)
 
 
 def _spread(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

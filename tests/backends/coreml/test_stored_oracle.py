@@ -120,7 +120,7 @@ FLOATS = {
 
 FAST = {
     ("iOS16", "4 bits"), ("iOS18", "2 bits for 8 channels"), ("iOS16", "zeros"),
-    ("iOS18", "zeros and 4 bits"), ("iOS18", "zeros and 8 bits"),
+    ("iOS18", "zeros and 4 bits"), ("iOS18", "zeros and 8 bits"), ("iOS18", "codebooks of 8 bits"),
 }  # fmt: skip
 
 
@@ -153,6 +153,9 @@ INTEGERS = {
     ("iOS18", "8 bits"): lambda c, m: rounded(c, m),
     ("iOS18", "4 bits in blocks"): lambda c, m: rounded(
         c, m, dtype="int4", granularity="per_block", block_size=16
+    ),
+    ("iOS18", "codebooks of 8 bits"): lambda c, m: rounded(
+        c, palettized(c, m, nbits=4), joint=True, granularity="per_tensor"
     ),
     ("iOS18", "zeros and 8 bits"): lambda c, m: rounded(c, pruned(c, m, target_sparsity=0.7), joint=True),
 }  # fmt: skip
@@ -190,6 +193,12 @@ def parameters(package: Package, operation) -> tuple[np.ndarray, QuantParams]:
         scale = scale.reshape(shape)
     elif operation.type == "constexpr_blockwise_shift_scale":
         codes, scale = argument(operation, "data"), argument(operation, "scale")
+    elif operation.type == "constexpr_lut_to_dense":
+        block = package.function()[0].block
+        inner = next(o for o in block.operations if operation.inputs["lut"][0] in
+                     [named.name for named in o.outputs])  # fmt: skip
+        book, scale = argument(inner, "data"), argument(inner, "scale")[..., 0, 0]
+        codes = book.reshape(-1)[argument(operation, "indices")]
     else:
         block = package.function()[0].block
         inner = next(o for o in block.operations if operation.inputs["nonzero_data"][0] in
@@ -199,7 +208,7 @@ def parameters(package: Package, operation) -> tuple[np.ndarray, QuantParams]:
         codes[mask] = argument(inner, "nonzero_data")
     grouped = next((at for at in range(codes.ndim) if 1 < scale.shape[at] < codes.shape[at]), None)
     group = None if grouped is None else codes.shape[grouped] // scale.shape[grouped]
-    axis = 0 if grouped is None else grouped
+    axis = (0 if scale.size > 1 else None) if grouped is None else grouped
     if grouped is not None:  # ONNX's blocks have a scale for each place of the other axes
         shape = [scale.shape[at] if at == grouped else n for at, n in enumerate(codes.shape)]
         scale = np.broadcast_to(scale, shape)
