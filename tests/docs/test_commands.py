@@ -121,6 +121,10 @@ def test_what_is_not_run_says_why() -> None:
         "Installs a package",
         "Installs into a new environment",
         "Installs the package",
+        "Rules of an accelerator",
+        "A package of your own",
+        "Frames in a row",
+        "Once",
         "Needs the networks, and NNCF in an environment of its own",
     }
 
