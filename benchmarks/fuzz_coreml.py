@@ -144,7 +144,8 @@ def mutants(package: Path, place: Path, seed: int) -> Iterator[Mutant]:
     """The same folder over and over, with other damage."""
     with CoreMLRunner(package, CoreMLOptions()) as runner:
         normal = np.random.default_rng(0)
-        feeds = {s.name: normal.normal(0, 1, s.shape).astype(s.dtype) for s in runner.inputs}
+        sizes = {s.name: runner.usual.get(s.name, s.shape) for s in runner.inputs}
+        feeds = {s.name: normal.normal(0, 1, sizes[s.name]).astype(s.dtype) for s in runner.inputs}
         runner.run(feeds)
     rng = np.random.default_rng(seed)
     files = [p.relative_to(package) for p in sorted(package.rglob("*")) if p.is_file()]
