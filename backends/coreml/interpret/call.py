@@ -161,6 +161,9 @@ class Call:
 
 
 Kernel = Callable[[Call], Result]
+Ready = Callable[[Call], tuple[tuple[str, ...], Callable[..., np.ndarray]] | None]
+"""What a kernel may be asked once, with the operands that are fixed: the parameters that are left, and what
+is to do with them in every run. None, or Refused, where more must be known."""
 
 
 def sized(shape: Sequence[int], itemsize: int = 4) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from backends.coreml.interpret.call import Call, Fixed, Kernel, Operand, Refused, Result
 from backends.coreml.interpret.half import half
-from backends.coreml.interpret.ops import EXACT
+from backends.coreml.interpret.ops import EXACT, READY
 from backends.coreml.program import Named, Operation, TensorType, Value
 
 Environment = dict[str, Operand]
@@ -92,7 +92,10 @@ class Evaluation:
     operation itself; ``given`` are operands besides.
     """
 
-    __slots__ = ("_declared", "_endings", "_fed", "_fixed", "_kernel", "_listed", "_operation", "_single")
+    __slots__ = (
+        "_declared", "_endings", "_fed", "_fixed", "_kernel", "_listed", "_operation", "_ready", "_single",
+        "_sources",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -120,29 +123,59 @@ class Evaluation:
         self._listed = len(types) == 1 and not isinstance(types[0], TensorType)
         self._endings = tuple(Ending(operation, named, rounds) for named in operation.outputs)
         self._single = self._endings[0] if len(self._endings) == 1 else None
+        self._ready, self._sources = self._readied()
+
+    def _readied(self) -> tuple[Callable[..., np.ndarray] | None, tuple[str | Operand, ...]]:
+        """What is left to compute, and of what; None where the kernel itself is called."""
+        ready = READY.get(self._operation.type)
+        if ready is None or self._single is None:
+            return None, ()
+        try:
+            found = ready(Call(self._operation.type, self._fixed.operands, self._fixed, self._declared))
+        except (Refused, *_ERRORS):  # the kernel says so when it is called
+            return None, ()
+        left = dict(self._fed)
+        if found is None or not left.keys() <= set(found[0]):
+            return None, ()
+        bound = [left.get(name) or self._fixed.operands.get(name, ()) for name in found[0]]
+        if any(len(one) != 1 for one in bound):
+            return None, ()
+        return found[1], tuple(one[0] for one in bound)
+
+    def _computed(self, environment: Environment) -> Result:
+        """Raises Refused, and whatever NumPy does where operands do not fit or are not there."""
+        if self._ready is not None:
+            given = [environment[s] if isinstance(s, str) else s for s in self._sources]
+            if all(isinstance(value, np.ndarray) for value in given):
+                return self._ready(*given)
+        operands = dict(self._fixed.operands)
+        for parameter, bound in self._fed:
+            operands[parameter] = [environment[b] if isinstance(b, str) else b for b in bound]
+        return self._kernel(Call(self._operation.type, operands, self._fixed, self._declared))
 
     def __call__(self, environment: Environment) -> None:
         """Put the results into the ``environment``. Raises Failed."""
         operation = self._operation
-        operands = dict(self._fixed.operands)
         try:
-            for parameter, bound in self._fed:
-                operands[parameter] = [environment[b] if isinstance(b, str) else b for b in bound]
-        except KeyError as e:
-            raise Failed(f"{operation} reads '{e.args[0]}', which nothing before it makes") from None
-        try:
-            result = self._kernel(Call(operation.type, operands, self._fixed, self._declared))
+            result = self._computed(environment)
         except Refused as e:
             raise Failed(f"{operation}: {e}") from e
         except MemoryError as e:
             raise Failed(f"{operation} takes more memory than there is") from e
         except _ERRORS as e:
+            self._require_there(environment)
             raise Failed(f"{operation}: {str(e)[:300] or type(e).__name__}") from e
         if self._single is not None and isinstance(result, np.ndarray):
             environment[self._single.name] = self._single(result)
             return
         for ending, value in zip(self._endings, self._results(result), strict=False):
             environment[ending.name] = ending(value)
+
+    def _require_there(self, environment: Environment) -> None:
+        for _, bound in self._fed:
+            for one in bound:
+                if isinstance(one, str) and one not in environment:
+                    raise Failed(f"{self._operation} reads '{one}', which nothing before it makes")
 
     def _results(self, result: Result) -> Sequence[Operand]:
         results: Sequence[Operand] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backends.coreml.interpret.call import Kernel
+from backends.coreml.interpret.call import Kernel, Ready
 from backends.coreml.interpret.ops import (
     activation,
     conv,
@@ -36,6 +36,11 @@ def _joined() -> dict[str, Kernel]:
 
 
 KERNELS: Mapping[str, Kernel] = _joined()
+
+READY: Mapping[str, Ready] = {
+    **elementwise.READY, **activation.READY, **matmul.READY, **quant.READY,
+}  # fmt: skip
+"""Kernels of which most is known before the first run, by operation."""
 
 EXACT = frozenset((
     *shape.KERNELS, "gather", "gather_along_axis", "gather_nd", "identity", "select", "relu", "max_pool",

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from backends.coreml.interpret.call import Call, Kernel, Refused, axis_of
-from backends.coreml.interpret.ops.elementwise import erf, unary
+from backends.coreml.interpret.call import Call, Kernel, Ready, Refused, axis_of
+from backends.coreml.interpret.ops.elementwise import erf, ready_unary, unary
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -107,10 +107,14 @@ def softmax(call: Call) -> np.ndarray:
     return softmax_of(x, axis_of(call.integer("axis", -1), x.ndim))
 
 
-KERNELS: Mapping[str, Kernel] = {
-    "relu": unary(relu), "relu6": unary(relu6), "sigmoid": unary(sigmoid), "silu": unary(silu),
-    "softplus": unary(softplus), "softsign": unary(softsign), "gelu": gelu, "leaky_relu": leaky_relu,
-    "elu": elu, "prelu": prelu, "clamped_relu": clamped_relu, "linear_activation": linear_activation,
-    "scaled_tanh": scaled_tanh, "sigmoid_hard": sigmoid_hard, "softplus_parametric": softplus_parametric,
-    "thresholded_relu": thresholded_relu, "softmax": softmax,
+_UNARY = {
+    "relu": relu, "relu6": relu6, "sigmoid": sigmoid, "silu": silu, "softplus": softplus,
+    "softsign": softsign,
 }  # fmt: skip
+KERNELS: Mapping[str, Kernel] = {
+    **{name: unary(compute) for name, compute in _UNARY.items()},
+    "gelu": gelu, "leaky_relu": leaky_relu, "elu": elu, "prelu": prelu, "clamped_relu": clamped_relu,
+    "linear_activation": linear_activation, "scaled_tanh": scaled_tanh, "sigmoid_hard": sigmoid_hard,
+    "softplus_parametric": softplus_parametric, "thresholded_relu": thresholded_relu, "softmax": softmax,
+}  # fmt: skip
+READY: Mapping[str, Ready] = {name: ready_unary(compute) for name, compute in _UNARY.items()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from backends.coreml.interpret.call import Call, Kernel, Refused
+from backends.coreml.interpret.call import Call, Kernel, Ready, Refused
 
 DTYPES = {
     "fp16": np.float32, "fp32": np.float32, "fp64": np.float64, "int8": np.int8, "uint8": np.uint8,
@@ -16,14 +16,26 @@ DTYPES = {
 """Types by the names that operations use; float16 travels as float32."""
 
 
-def unary(compute: Callable[[np.ndarray], np.ndarray]) -> Kernel:
+Unary = Callable[[np.ndarray], np.ndarray]
+Binary = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def unary(compute: Unary) -> Kernel:
     """A kernel of one operand."""
     return lambda call: compute(call.array("x"))
 
 
-def binary(compute: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Kernel:
+def binary(compute: Binary) -> Kernel:
     """A kernel of two operands that are broadcast."""
     return lambda call: compute(call.array("x"), call.array("y"))
+
+
+def ready_unary(compute: Unary) -> Ready:
+    return lambda _: (("x",), compute)
+
+
+def ready_binary(compute: Binary) -> Ready:
+    return lambda _: (("x", "y"), compute)
 
 
 def divide(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -103,20 +115,26 @@ def identity(call: Call) -> np.ndarray:
     return call.array("x")
 
 
+_UNARY: Mapping[str, Unary] = {
+    "abs": np.abs, "acos": np.arccos, "asin": np.arcsin, "atan": np.arctan, "atanh": np.arctanh,
+    "ceil": np.ceil, "cos": np.cos, "cosh": np.cosh, "erf": erf, "exp": np.exp, "exp2": np.exp2,
+    "floor": np.floor, "logical_not": np.logical_not, "round": np.round, "sign": np.sign, "sin": np.sin,
+    "sinh": np.sinh, "sqrt": np.sqrt, "square": np.square, "tan": np.tan, "tanh": np.tanh,
+}  # fmt: skip
+_BINARY: Mapping[str, Binary] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "real_div": divide, "floor_div": floor_div,
+    "mod": np.mod, "pow": power, "maximum": np.maximum, "minimum": np.minimum, "equal": np.equal,
+    "not_equal": np.not_equal, "less": np.less, "less_equal": np.less_equal, "greater": np.greater,
+    "greater_equal": np.greater_equal, "logical_and": np.logical_and, "logical_or": np.logical_or,
+    "logical_xor": np.logical_xor,
+}  # fmt: skip
 KERNELS: Mapping[str, Kernel] = {
-    "abs": unary(np.abs), "acos": unary(np.arccos), "asin": unary(np.arcsin), "atan": unary(np.arctan),
-    "atanh": unary(np.arctanh), "ceil": unary(np.ceil), "cos": unary(np.cos), "cosh": unary(np.cosh),
-    "erf": unary(erf), "exp": unary(np.exp), "exp2": unary(np.exp2), "floor": unary(np.floor),
-    "logical_not": unary(np.logical_not), "round": unary(np.round), "sign": unary(np.sign),
-    "sin": unary(np.sin), "sinh": unary(np.sinh), "sqrt": unary(np.sqrt), "square": unary(np.square),
-    "tan": unary(np.tan), "tanh": unary(np.tanh),
-    "add": binary(np.add), "sub": binary(np.subtract), "mul": binary(np.multiply), "real_div": binary(divide),
-    "floor_div": binary(floor_div), "mod": binary(np.mod), "pow": binary(power),
-    "maximum": binary(np.maximum), "minimum": binary(np.minimum),
-    "equal": binary(np.equal), "not_equal": binary(np.not_equal), "less": binary(np.less),
-    "less_equal": binary(np.less_equal), "greater": binary(np.greater),
-    "greater_equal": binary(np.greater_equal), "logical_and": binary(np.logical_and),
-    "logical_or": binary(np.logical_or), "logical_xor": binary(np.logical_xor),
+    **{name: unary(compute) for name, compute in _UNARY.items()},
+    **{name: binary(compute) for name, compute in _BINARY.items()},
     "cast": cast, "clip": clip, "inverse": inverse, "log": log, "rsqrt": rsqrt, "select": select,
     "threshold": threshold, "identity": identity,
 }  # fmt: skip
+READY: Mapping[str, Ready] = {
+    **{name: ready_unary(compute) for name, compute in _UNARY.items()},
+    **{name: ready_binary(compute) for name, compute in _BINARY.items()},
+}

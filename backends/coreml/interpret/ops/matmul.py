@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from backends.coreml.interpret.call import Call, Kernel, Refused, sized
+from backends.coreml.interpret.call import Call, Kernel, Ready, Refused, sized
 from backends.coreml.interpret.ops.activation import softmax_of
 
 
@@ -20,13 +20,23 @@ def matmul(call: Call) -> np.ndarray:
 
 
 def linear(call: Call) -> np.ndarray:
-    x, weight, bias = call.array("x"), call.array("weight"), call.maybe("bias")
+    names, compute = ready_linear(call)
+    return compute(*(call.array(name) for name in names))
+
+
+def ready_linear(call: Call) -> tuple[tuple[str, ...], Callable[..., np.ndarray]]:
+    weight, bias = call.array("weight"), call.maybe("bias")
     if weight.ndim != 2:
         raise Refused(f"weights of rank {weight.ndim}")
-    y = np.matmul(x, weight.T)
-    if bias is not None:
-        y += bias
-    return y
+    turned = weight.T
+
+    def compute(x: np.ndarray) -> np.ndarray:
+        y = np.matmul(x, turned)
+        if bias is not None:
+            y += bias
+        return y
+
+    return ("x",), compute
 
 
 def einsum(call: Call) -> np.ndarray:
@@ -65,3 +75,4 @@ def attention(call: Call) -> np.ndarray:
 KERNELS: Mapping[str, Kernel] = {
     "matmul": matmul, "linear": linear, "einsum": einsum, "scaled_dot_product_attention": attention,
 }  # fmt: skip
+READY: Mapping[str, Ready] = {"linear": ready_linear}

@@ -6,12 +6,11 @@ The forms (``constexpr_*``) have one name and other parameters since iOS 18; bot
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from backends.coreml.interpret.call import Call, Kernel, Refused, axis_of, sized
-from backends.coreml.interpret.ops.elementwise import DTYPES
+from backends.coreml.interpret.call import Call, Kernel, Ready, Refused, axis_of, sized
 
 _BOUNDS = {
     name: (np.float32(np.iinfo(name).min), np.float32(np.iinfo(name).max)) for name in ("int8", "uint8")
@@ -31,28 +30,55 @@ def _along(call: Call, name: str, x: np.ndarray) -> float | np.ndarray:
     return vector.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
 
 
-def quantize(call: Call) -> np.ndarray:
-    """clip(round(x / scale) + zero point), ties to even, divided in float32 also where x is float16."""
-    x, name = call.array("input"), call.text("output_dtype")
-    if name not in _BOUNDS:
-        raise Refused(f"output_dtype {name}")
-    codes = np.asarray(x / _along(call, "scale", x))
+def _codes(
+    x: np.ndarray, scale: float | np.ndarray, zero: float | np.ndarray | None, name: str
+) -> np.ndarray:
+    """clip(round(x / scale) + zero), ties to even, divided in float32 also where x is float16."""
+    codes = np.asarray(x / scale)
     np.rint(codes, out=codes)
-    if call.has("zero_point"):
-        codes += _along(call, "zero_point", x)
+    if zero is not None:
+        codes += zero
     low, high = _BOUNDS[name]
     np.maximum(codes, low, out=codes)
     np.minimum(codes, high, out=codes)
-    return codes.astype(DTYPES[name])
+    return codes.astype(name)
+
+
+def _meant(x: np.ndarray, scale: float | np.ndarray, zero: float | np.ndarray | None) -> np.ndarray:
+    """(codes - zero) * scale."""
+    found = x.astype(np.float32)
+    if zero is not None:
+        found -= zero
+    found *= scale
+    return found
+
+
+def _output_dtype(call: Call) -> str:
+    name = call.text("output_dtype")
+    if name not in _BOUNDS:
+        raise Refused(f"output_dtype {name}")
+    return name
+
+
+def quantize(call: Call) -> np.ndarray:
+    x = call.array("input")
+    zero = _along(call, "zero_point", x) if call.has("zero_point") else None
+    return _codes(x, _along(call, "scale", x), zero, _output_dtype(call))
 
 
 def dequantize(call: Call) -> np.ndarray:
     x = call.array("input")
-    codes = x.astype(np.float32)
-    if call.has("zero_point"):
-        codes -= _along(call, "zero_point", x)
-    codes *= _along(call, "scale", x)
-    return codes
+    zero = _along(call, "zero_point", x) if call.has("zero_point") else None
+    return _meant(x, _along(call, "scale", x), zero)
+
+
+def _ready(call: Call) -> tuple[tuple[str, ...], Callable[..., np.ndarray]]:
+    """With one scale for all, which is a number then."""
+    scale, name = call.number("scale"), _output_dtype(call) if call.type == "quantize" else ""
+    zero = call.number("zero_point") if call.has("zero_point") else None
+    if name:
+        return ("input",), lambda x: _codes(x, scale, zero, name)
+    return ("input",), lambda x: _meant(x, scale, zero)
 
 
 def affine_dequantize(call: Call) -> np.ndarray:
@@ -188,3 +214,4 @@ KERNELS: Mapping[str, Kernel] = {
     "constexpr_sparse_to_dense": sparse_to_dense, "constexpr_lut_to_sparse": lut_to_sparse,
     "constexpr_sparse_blockwise_shift_scale": sparse_blockwise_shift_scale, "constexpr_cast": constexpr_cast,
 }  # fmt: skip
+READY: Mapping[str, Ready] = {"quantize": _ready, "dequantize": _ready}
