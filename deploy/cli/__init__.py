@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that ``deploy --help`` a
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has left (`deploy targets | head -1`): say nothing, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
+    if arguments is None:
+        gc.freeze()  # the process ends here, and Python would go through all that is left once more
     return code
 
 

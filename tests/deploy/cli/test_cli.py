@@ -126,3 +126,12 @@ def test_signs_that_a_terminal_cannot_show_do_not_end_the_run() -> None:
         check=True,
     )
     assert done.stdout.endswith(b"\\u2713 done\n")
+
+
+def test_only_a_process_that_ends_leaves_its_garbage_where_it_is() -> None:
+    code = (
+        "import gc, sys; from deploy.cli import main; main(['--version']); before = gc.get_freeze_count(); "
+        "sys.argv = ['deploy', '--version']; main(); print(before, gc.get_freeze_count() > 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 True"
