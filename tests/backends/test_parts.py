@@ -119,11 +119,13 @@ def test_in_a_child_process(tmp_path: Path) -> None:
     plan, graph = planned("ort", SCALES)
     artifact, options = written("ort", graph, plan, tmp_path)
     here = looked_at(graph, parts_of("ort", artifact, options, graph), artifact)
+    pieces = parts_of("ort", artifact, options, graph)
+    assert list(checked(graph, pieces, artifact.inputs, {"x": np.zeros((2, 3, 6, 6), "f")}, until=0.0)) == []
     with ForeignParts(artifact, options) as parts:
         assert not any(tensor.wrong for tensor in compare_plans(plan, parts.read_plan()))
         assert data_digest(parts.codes()["w"]) == plan.tensors["w"].digest
         known = values_of(graph) - {n.outputs[0].name for n in graph.graph if n.op_type == "DequantizeLinear"}
-        pieces: list[Piece] = list(parts.pieces(known))
+        pieces = list(parts.pieces(known))
         assert looked_at(graph, pieces, artifact) == here
         artifact.main.write_bytes(b"nothing of the kind")
         with pytest.raises(BackendError):
