@@ -4,10 +4,10 @@
 
 v' are the whole graph's values where a layer's result is complete (a residual sum), on the channels that are
 left: many numbers for each sample, so a few hundred samples do not soon run out (FitNets, Romero et al. 2015;
-block by block: Li et al., "BRECQ" 2021). Images are moved, mirrored and blended at random, since the whole
-graph says what is right for any (Beyer et al., arXiv:2106.05237). Every tensor learns at a rate relative to
-its own size, as the ranges of inputs demand (You et al., "LARS" 2017). Statistics of batch norms stay as they
-are, and so do zeros of sparse weights.
+block by block: Li et al., "BRECQ" 2021). Images are moved and mirrored at random, and blended in every other
+step, since the whole graph says what is right for any (Beyer et al., arXiv:2106.05237). Every tensor learns
+at a rate relative to its own size, as the ranges of inputs demand (You et al., "LARS" 2017). Statistics of
+batch norms stay as they are, and so do zeros of sparse weights.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ _LOOKS = 4
 class Tuning:
     """``steps`` of Adam, each on one of the batches given. ``rate`` is the share of its own size (root mean
     square) by which a tensor changes in a step, at first; ``weight`` that of inner values against answers.
-    ``views`` are the random changes of images; other inputs stay as they are, and then nothing is blended."""
+    ``views`` are the random changes of images, blended in every other step only; where there are inputs that
+    are none nothing is blended, and they stay as they are."""
 
     steps: int = 200
-    rate: float = 3e-3
+    rate: float = 2e-3
     weight: float = 1.0
     views: Augment = field(default_factory=lambda: Augment(crop=2, flip=True, mixup=1.0))
     seed: int = 0
@@ -92,7 +93,8 @@ def tune(
     ]
     optimizer = torch.optim.Adam(groups, lr=settings.rate)
     images = image_inputs(tensor_specs(thin.graph.inputs), Augment())
-    views = views_of(settings.views, images, learn[0])
+    blended = views_of(settings.views, images, learn[0])
+    single = blended.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     right = [lesson.exact(batch) for batch in judge]
     before = best = lesson.harm(judge, right)
     found = {name: w.detach().clone() for name, w in weights.items()}
@@ -100,6 +102,7 @@ def tune(
     for step in range(settings.steps):
         generator = torch.Generator().manual_seed(number(settings.seed, step))
         order = order or torch.randperm(len(learn), generator=generator).tolist()
+        views = blended if step % 2 else single
         batch = augment(dict(learn[order.pop()]), {}, views, images, generator).feeds
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * group["size"] * _course(step, settings.steps)
