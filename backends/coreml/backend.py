@@ -104,6 +104,7 @@ class CoreML:
             outputs=tensor_specs(graph.graph.outputs),
             values=values,
             weight_bytes=weights,
+            stored=dict(sorted(walked.out.forms.items())),
             states=runtime.asked.states,
             toolchain={"coremltools": version()},
             folder=workdir,

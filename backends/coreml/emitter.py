@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -47,6 +48,8 @@ class Emitter:
     carried: dict[ir.Value, Var] = field(default_factory=dict)
     planned: list[tuple[str, Var, bool]] = field(default_factory=list)
     weights: dict[str, Var] = field(default_factory=dict)
+    forms: Counter[str] = field(default_factory=Counter)
+    """How many weights lie in a form that makes them smaller, in words."""
     makers: dict[str, str] = field(default_factory=dict)
     stored_by_outputs: set[ir.Value] = field(default_factory=set)
     """Constant matrices whose axes are exchanged in the file."""

@@ -49,7 +49,8 @@ class Artifact(Frozen):
     """Files in the backend's own format. ``files`` are relative to ``folder``, the main one first.
 
     ``values`` maps inner values of the graph to their names in the artifact, for comparing layer by layer.
-    ``weight_bytes`` counts the constants in the file, quantization parameters included. A ``deferred``
+    ``weight_bytes`` counts the constants in the file, quantization parameters included; ``stored`` says how
+    many of them lie in a smaller form that says the same, by that form in words. A ``deferred``
     artifact is finished on the device; here it was checked by other means. ``foreign`` files were not written
     by this process: whoever opens one may not let it crash us. ``memory_bytes`` is what it takes to run where
     that is known beforehand: ``flash`` for the network, ``arena`` for what changes while it runs, and parts.
@@ -64,6 +65,7 @@ class Artifact(Frozen):
     outputs: tuple[TensorSpec, ...]
     values: dict[str, str] = {}
     weight_bytes: int = Field(default=0, ge=0)
+    stored: dict[str, int] = {}
     memory_bytes: dict[str, int] = {}
     codes: dict[str, QuantParams] = {}
     states: dict[str, str] = {}

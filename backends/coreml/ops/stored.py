@@ -107,6 +107,7 @@ def _palette(palette: Palette, plan: PalettePlan, name: str, out: Emitter) -> Va
     groups, values = told.codebook.shape
     filled = np.repeat(told.codebook[:, -1:], (1 << plan.bits) - values, axis=1)
     book = np.concatenate([told.codebook, filled], axis=1).astype(np.float32)
+    out.forms["as palettes without zeros" if plan.masked else "as palettes"] += 1
     if out.level < 18:
         return out.op(
             "constexpr_lut_to_dense",
@@ -136,6 +137,7 @@ def _sparse(array: np.ndarray, name: str, out: Emitter) -> Var | None:
     if not _saves(array.size, int(kept.sum()), 8 * array.itemsize):
         return None
     values = array[kept].astype(np.float32)
+    out.forms["without zeros"] += 1
     if out.level < 18:
         shape = np.array(array.shape, np.uint32)
         mask = _packed(kept, 1)
@@ -201,6 +203,7 @@ def _in_blocks(
         return _looked_up(palette, given, params.type, name, out)
     if not _saves(codes.size, int(kept.sum()), bits):
         return out.op("constexpr_blockwise_shift_scale", name, data=_narrow(codes, params.type), **given)
+    out.forms["without zeros"] += 1
     mask, values = out.op(
         "constexpr_sparse_blockwise_shift_scale",
         f"{name}_sparse",
@@ -234,6 +237,7 @@ def _width(palette: Palette) -> int:
 def _looked_up(palette: Palette, given: dict[str, np.ndarray], kind: str, name: str, out: Emitter) -> Var:
     """Integers that are looked up. Their codebook is scaled, not what comes of it: until iOS 26 the other
     order is one that coremltools turns round."""
+    out.forms["as palettes of INT8"] += 1
     bits, (groups, values) = _width(palette), palette.codebook.shape
     along = [groups if at == palette.axis else 1 for at in range(palette.indices.ndim)]
     book = np.pad(palette.codebook, ((0, 0), (0, (1 << bits) - values)), "edge")

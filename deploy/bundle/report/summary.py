@@ -190,6 +190,9 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
                 "bad" if zeros.broken and zeros.by == "weights" else "",
             )
         )
+    if stored := manifest.artifact.stored:
+        forms = (f"{figures.plural(count, 'weight')} {form}" for form, count in stored.items())
+        facts.append(Fact("stored smaller", ", ".join(forms)))
     if manifest.deferred:
         facts.append(Fact("deferred", f"finished on the device: {', '.join(manifest.artifact.files)}"))
     return tuple(facts)

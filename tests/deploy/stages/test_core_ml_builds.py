@@ -14,6 +14,7 @@ pytest.importorskip("coremltools")
 
 from backends.coreml.package import open_package
 from deploy.bundle.read import Bundle, load_plan
+from deploy.bundle.report.summary import context
 from deploy.bundle.verify import verify_bundle
 from deploy.errors import DeployError, UsageError
 from deploy.pipeline import build
@@ -129,6 +130,9 @@ def test_clustered_weights_ship_as_palettes(release: str, group: int | None, mad
     assert set(load_plan(bundle).palettes) == set(LARGE)
     assert {p.values for p in load_plan(bundle).palettes.values()} == {16}
     assert kinds(bundle) == {"constexpr_lut_to_dense": len(LARGE)}
+    assert bundle.manifest.artifact.stored == {"as palettes": 3}
+    told = {fact.name: fact.value for fact in context(bundle)}
+    assert told["stored smaller"] == "3 weights as palettes"
     assert bundle.manifest.verification.passed
     assert verify_bundle(bundle.folder).passed
     ablation = bundle.measurements.compression
@@ -154,6 +158,7 @@ def test_clustered_weights_that_become_int8_are_looked_up_from_ios_18_on(made) -
 def test_zeros_are_not_shipped(made) -> None:
     bundle = made("iOS17", "fp16", recipe=(Sparsify(pattern="unstructured", sparsity=0.6),))
     assert kinds(bundle) == {"constexpr_sparse_to_dense": len(LARGE)}
+    assert bundle.manifest.artifact.stored == {"without zeros": 3}
     assert bundle.manifest.verification.passed
     ablation = bundle.measurements.compression
     assert ablation is not None
