@@ -88,17 +88,13 @@ def test_the_package_holds_the_plan_and_computes_what_the_graph_says(
     got = run(artifact, runtime)
     assert largest_error(want, got) < 0.01
     assert largest_error(want, got) < largest_error(reference(with_weights(NET, drawn(SHAPES)), FEEDS), got)
-    exact = runtime.model_copy(update={"around": "float32"})
-    again = CoreML().lower(stored.graph, plan, exact, tmp_path / "exact", SILENT)
-    assert largest_error(want, run(again, exact)) < 1e-5
-
-
-@pytest.mark.parametrize(("form", "target"), RUNTIMES)
-def test_the_file_is_as_small_as_that(form: WeightForm, target: str, tmp_path: Path) -> None:
-    _, plan, artifact = written(form, RUNTIMES[form, target], tmp_path)
     codes = sum(SIZE.values()) * (8 if form == "w8" else 4) // 8
     scales = 2 * sum(len(t.scale) for t in plan.tensors.values())
     assert codes + scales < artifact.weight_bytes < codes + 2 * scales + 2048
+    if target == "iOS18":
+        exact = runtime.model_copy(update={"around": "float32"})
+        again = CoreML().lower(stored.graph, plan, exact, tmp_path / "exact", SILENT)
+        assert largest_error(want, run(again, exact)) < 1e-5
 
 
 def test_four_bits_lie_in_blocks_where_they_go_into_the_matrix(tmp_path: Path) -> None:

@@ -98,7 +98,13 @@ EXPECTED: dict[tuple[str, PrecisionRequest], tuple[str | None, bool]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("release", "precision"), EXPECTED)
+@pytest.mark.parametrize(
+    ("release", "precision"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[1] in ("float", "int8") else ())
+        for case in EXPECTED
+    ],
+)
 def test_a_precision_on_a_release(release: str, precision: PrecisionRequest, made) -> None:
     stored, rounds = EXPECTED[release, precision]
     bundle = made(release, precision)
