@@ -145,23 +145,23 @@ def test_a_runtime_that_would_store_next_to_nothing_takes_no_part(model, tmp_pat
 
 
 def test_what_looks_at_a_whole_batch_is_scored_sample_by_sample(dense, tmp_path, monkeypatch):
-    import deploy.stages.baseline as baseline
+    import deploy.measure.accuracy as accuracy
 
     sizes = []
-    evaluate = baseline.evaluate
+    run_samples = accuracy.run_samples
 
-    def recorded(runner, dataset, metric, *, batch=32):
-        sizes.append((type(runner).__name__, batch))
-        return evaluate(runner, dataset, metric, batch=batch)
+    def recorded(runner, feeds, size):
+        sizes.append(size)
+        return run_samples(runner, feeds, size)
 
-    monkeypatch.setattr(baseline, "evaluate", recorded)
+    monkeypatch.setattr(accuracy, "run_samples", recorded)
     data = {"x": np.random.default_rng(1).normal(size=(12, 8, 128)).astype(np.float32)}
     for precision in ("dynamic", "w8"):
         build(
             dense, target="x86-vnni", runtime="ort", precision=precision, eval=data, measure=False,
             out=tmp_path / precision, cache=tmp_path / "cache",
         )  # fmt: skip
-    assert [batch for _, batch in sizes] == [32, 1, 32, 32], "the float model, the artifact; the same again"
+    assert sizes == [32, *[1] * 12, 32, 32], "the float model, the artifact; the same again"
 
 
 @pytest.mark.parametrize("precision", ["dynamic", "w4"])
