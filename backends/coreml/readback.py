@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from pydantic import ValidationError
 
 from backends.coreml.constants import Constants
 from backends.coreml.notes import Notes, notes_of
@@ -142,7 +143,7 @@ class _Program:
         )
         if scale is None or dtype is None:
             raise Damaged(f"{operation} has no scale or type")
-        return QuantParams(
+        return _params(
             type=_kind(str(dtype.reshape(-1)[0])),
             scale=tuple(float(s) for s in scale.astype(np.float32).ravel()),
             zero_point=_zeros(zero, scale.size),
@@ -157,7 +158,7 @@ class _Program:
             zero = None if zero is None else zero.T
         varying = [at for at in range(scale.ndim) if scale.shape[at] > 1]
         grouped = [at for at in varying if scale.shape[at] < codes.shape[at]]
-        return QuantParams(
+        return _params(
             type=kind,
             scale=tuple(float(s) for s in scale.astype(np.float32).ravel()),
             zero_point=_zeros(zero, scale.size),
@@ -172,7 +173,7 @@ class _Program:
 
     def _read_as_float(self, operation: Operation) -> bool:
         """Whether somebody reads what is quantized as it is."""
-        source = operation.inputs["input"][0]
+        source = next(iter(operation.inputs.get("input", ())), None)
         if not isinstance(source, str):
             return False
         others = [user for user in self._users.get(source, ()) if user.type not in ("quantize", "cast")]
@@ -183,6 +184,14 @@ def _kind(name: str) -> QuantType:
     if name not in get_args(QuantType):
         raise Damaged(f"integers of type {name}")
     return name  # type: ignore[return-value]  # mypy does not narrow by get_args
+
+
+def _params(**given: object) -> QuantParams:
+    """Parameters as they stand in a file. Raises Damaged for scales that are none."""
+    try:
+        return QuantParams.model_validate(given)
+    except ValidationError as e:
+        raise Damaged(f"parameters that mean nothing: {e.errors()[0]['msg']}") from e
 
 
 def _zeros(zero: np.ndarray | None, count: int) -> tuple[int, ...]:

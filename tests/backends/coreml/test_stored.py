@@ -15,7 +15,7 @@ from small_graphs import drawn, reference, weights_of, with_weights
 from backends.coreml import CoreML
 from backends.coreml.package import open_package
 from deploy.adapter.profiles import load_profile
-from deploy.errors import UnsupportedError
+from deploy.errors import BackendError, UnsupportedError
 from deploy.execute.compare import largest_error
 from deploy.graph.edit import constant
 from deploy.graph.palette import PaletteForms
@@ -280,3 +280,28 @@ def test_every_form_in_one_package(tmp_path: Path) -> None:
     }  # fmt: skip
     assert largest_error(reference(model, FEEDS), run(artifact, on)) < 0.02
     assert all(constant(v) is not None for v in model.graph.initializers.values())
+
+
+def test_a_changed_package_carries_other_palettes_and_integers(tmp_path: Path) -> None:
+    on = runtime("half", "iOS18")
+    arrays = drawn(SHAPES) | {"v": weights_of(shared(16), "v")}
+    model, tensors = quantized(arrays, {"w": ("int8", None)})
+    plan = planned(model, on, tensors)
+    artifact = lowered(model, tmp_path, on)
+    file = next(tmp_path.rglob("weight.bin"))
+    sound = file.read_bytes()
+
+    def said(place: int, change: int) -> list[str]:
+        content = bytearray(sound)
+        content[place] ^= change
+        file.write_bytes(content)
+        return differences(plan, CoreML().read_plan(artifact))
+
+    book = np.unique(arrays["v"].astype(np.float16).view(np.uint16)).view(np.float16)
+    assert said(sound.index(book.tobytes()), 1) == ["v: other values than the plan's"]
+    codes = quantize_array(arrays["w"], tensors["w"]).astype(np.int8).tobytes()
+    assert said(sound.index(codes) + 7, 4) == ["w: integer data differ"]
+    scale = np.array(tensors["w"].scale, np.float16).tobytes()
+    assert said(sound.index(scale), 1)[0].startswith("w: scale")
+    with pytest.raises(BackendError, match="parameters that mean nothing"):
+        said(sound.index(scale) + 1, 0x80)
