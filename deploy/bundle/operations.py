@@ -28,6 +28,8 @@ LARGEST_ERROR = 1e-4
 LARGEST_ROUNDED = 2e-2
 """The same of one that rounds what it reads by ranges found while running: of what lies half-way between two
 codes it takes either, and a code more or less is worth a 255th of the range times a weight."""
+_HALF_RANGE = 128
+"""Steps of the largest magnitude that a value of 8 bits has."""
 _AT_ONCE = 32
 """Operations whose values are held in memory together."""
 SAMPLES = 4
@@ -38,8 +40,8 @@ SAMPLES = 4
 class Deviation:
     """How far an operation is off: in integer steps or, of floats, relative to the largest magnitude.
 
-    Of integers ``counts`` says how many are right, off by one step, and by more. ``expected`` and ``got`` are
-    the numbers that are furthest apart.
+    Of integers ``counts`` says how many are right, off by one step, and by more, of which ``most`` are
+    allowed. ``expected`` and ``got`` are the numbers that are furthest apart.
     """
 
     node: str
@@ -51,10 +53,11 @@ class Deviation:
     counts: tuple[int, int, int] = (0, 0, 0)
     expected: float = 0.0
     got: float = 0.0
+    most: int = LARGEST_STEP
 
     @property
     def wrong(self) -> bool:
-        return self.steps > LARGEST_STEP or self.error > self.allowed
+        return self.steps > self.most or self.error > self.allowed
 
     def joined(self, other: Deviation) -> Deviation:
         """The same operation on other samples, too."""
@@ -82,7 +85,8 @@ def deviations(candidate: Candidate, subject: Subject, samples: Arrays) -> list[
 
 def values_of(graph: ir.Model) -> set[str]:
     """Names of all values that a graph can be asked for."""
-    return {v.name or "" for v in graph.graph.inputs} | {o.name or "" for n in graph.graph for o in n.outputs}
+    values = (*graph.graph.inputs, *(out for node in graph.graph for out in node.outputs))
+    return {value.name for value in values if value.name}
 
 
 def checked(
@@ -93,12 +97,13 @@ def checked(
     rounding: Collection[str] = (),
     allowed: float = LARGEST_ERROR,
     until: float = float("inf"),
+    floats: Collection[str] = (),
 ) -> Iterator[Deviation]:
     """What each piece is off by from the ``graph``'s values on the first ``samples``.
 
     ``rounding`` are nodes that round what they read while running, ``allowed`` is what other float operations
-    may be off by. Nothing is begun after ``until`` (time.monotonic). Raises BackendError where a runtime
-    fails.
+    may be off by, ``floats`` those among whose results integers are made that may be off as far. Nothing is
+    begun after ``until`` (time.monotonic). Raises BackendError where a runtime fails.
     """
     size = fixed_batch(inputs) or SAMPLES
     feeds = {name: array[:size] if array.ndim else array for name, array in samples.items()}
@@ -117,7 +122,8 @@ def checked(
             maker = _maker(makers, piece)
             maker = nodes.get(piece.node, maker)
             name, op = (piece.node, "") if maker is None else (maker.name or "", maker.op_type)
-            yield _deviation(piece, name, op, values, most, steps=piece.result in codes)
+            found = _deviation(piece, name, op, values, most, steps=piece.result in codes)
+            yield replace(found, most=LARGEST_STEP + int(most * _HALF_RANGE)) if name in floats else found
 
 
 def uncovered(graph: ir.Model, pieces: Iterable[tuple[Collection[str], str]]) -> list[str]:
