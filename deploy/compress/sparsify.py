@@ -107,7 +107,7 @@ def tuned(step: Sparsify, whole: ir.Model, graph: ir.Model, ground: Ground) -> i
     if ground.train is not None:  # files are often sorted by class
         wanted = min(BATCH * step.tune, len(ground.train))
         rows = np.unique(np.linspace(0, len(ground.train) - 1, wanted).astype(int))
-        judge, learn = feeds, batches(graph, ground.train.select(rows), wanted, BATCH)
+        learn = batches(graph, ground.train.select(rows), wanted, BATCH)
     settings = Tuning(steps=step.tune, rate=_RATE, seed=ground.seed)
     with reproducible(ground.threads):
         return tune(whole, graph, {}, learn, judge, settings, ground.progress).graph
