@@ -153,7 +153,9 @@ def test_equal_graphs_give_equal_packages(tmp_path: Path) -> None:
 
 
 def test_an_old_target_is_told_what_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="rounding activations needs iOS 17 or macOS 14, and this is for iOS 16"):
+    with pytest.raises(
+        UnsupportedError, match="rounding activations needs iOS 17 or macOS 14, and this is for iOS 16"
+    ):
         lowered(quantized(), tmp_path, minimum_deployment_target="iOS16")
     with pytest.raises(UnsupportedError, match="weights of 4 bits needs iOS 18"):
         lowered(quantized("int4", activations=False), tmp_path)
