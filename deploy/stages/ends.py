@@ -9,7 +9,7 @@ import numpy as np
 from deploy.data.source import nearest
 from deploy.errors import UsageError
 from deploy.execute.compare import random_feeds
-from deploy.spec.ends import Sizes, shapes_of
+from deploy.spec.ends import Sizes, shapes_of, span
 from deploy.spec.tensors import TensorSpec
 
 
@@ -26,7 +26,7 @@ def check_sizes(sizes: Mapping[str, Sizes], inputs: Sequence[TensorSpec]) -> Non
                 hint="one for each axis",
             )
         for axis, size in enumerate(spec.shape):
-            found = [shape[axis] for shape in shapes]
+            found = _along(said, axis)
             if isinstance(size, int):
                 if set(found) != {size}:
                     raise UsageError(
@@ -42,6 +42,12 @@ def check_sizes(sizes: Mapping[str, Sizes], inputs: Sequence[TensorSpec]) -> Non
                     "and are given different ones",
                     hint="give both the same",
                 )
+
+
+def _along(sizes: Sizes, axis: int) -> list[int]:
+    """What is said of one axis: its size in each shape, or least, usual and greatest one."""
+    spans = [span(size) for size in sizes if not isinstance(size, tuple)]
+    return list(spans[axis]) if spans else [shape[axis] for shape in shapes_of(sizes)]
 
 
 def usual_feeds(

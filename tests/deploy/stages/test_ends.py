@@ -55,6 +55,13 @@ def test_sizes_that_the_model_cannot_have(sizes: dict[str, Sizes], told: str) ->
         check_sizes(sizes, INPUTS)
 
 
+def test_a_size_of_two_inputs_with_others_beside_it() -> None:
+    inputs = (spec("x", 1, "w"), spec("y", 1, "w", "d"))
+    check_sizes({"x": (1, "8..32"), "y": (1, "8..32", "4..5..6")}, inputs)
+    with pytest.raises(UsageError, match="are one size of the model, 'w'"):
+        check_sizes({"x": (1, "8..32"), "y": (1, "8..16..32", "4..5..6")}, inputs)
+
+
 def test_the_usual_sizes_are_tried() -> None:
     feeds = {"x": np.zeros((2, 3, 32, 32), np.float32), "mask": np.zeros((2, 32), np.float32)}
     feeds["hidden"] = np.ones((1, 8), np.float32)
