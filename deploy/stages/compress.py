@@ -37,16 +37,7 @@ from deploy.spec.recipe import Step
 from deploy.stages.capture import open_source
 from deploy.stages.costs import costs_of
 from deploy.stages.ground import alignment, ground_for, runner, sparsity_pays
-from deploy.stages.guard import (
-    TRIES,
-    Narrowing,
-    Stretch,
-    allowed,
-    narrows,
-    softened,
-    stretches,
-    within,
-)
+from deploy.stages.guard import TRIES, Narrowing, Stretch, allowed, narrows, softened, stretches, within
 from deploy.stages.prepare import Prepared, advance, load
 from deploy.stages.record import Record
 from deploy.stages.request import Request, Roles
@@ -324,7 +315,8 @@ def _key(work: _Work, step: Step, before: Prepared, teachers: tuple[ir.Model, ..
     if trains is not None:
         parts["loss"] = code_digest(trains.loss, request.root)
         parts["teachers"] = [graph_digest(teacher) for teacher in teachers]
-    if trains is not None or (isinstance(step, Prune) and step.criterion == "taylor"):
+    looks = isinstance(step, Prune) and step.criterion == "taylor"
+    if trains is not None or looks or (isinstance(step, Sparsify) and step.tune):
         parts["train"] = None if roles.train is None else roles.train.digest
     if not isinstance(step, Finetune):
         parts["samples"] = None if roles.calibration is None else roles.calibration.digest

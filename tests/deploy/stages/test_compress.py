@@ -16,6 +16,7 @@ from deploy.bundle.verify import verify_bundle
 from deploy.errors import UsageError
 from deploy.pipeline import build
 from deploy.spec.ablation import StepRecord
+from deploy.spec.compression import Sparsify
 from deploy.spec.finetune import Distill, Finetune
 from deploy.spec.project import MetricSection
 from deploy.spec.recipe import Recipe
@@ -163,3 +164,10 @@ def test_other_data_and_other_settings_train_anew(make: Build, labelled: dict[st
     first = make(ONCE)
     assert make(ONCE, train={**labelled, "x": labelled["x"] + 1}).digest != first.digest
     assert make(ONCE, seed=1).digest != first.digest
+
+
+def test_zeros_are_tuned_anew_on_other_training_data(make: Build, labelled: dict[str, np.ndarray]) -> None:
+    other = {**labelled, "x": labelled["x"][::-1] * 3}
+    for step, same in ((Sparsify(anyway=True, tune=3), False), (Sparsify(anyway=True), True)):
+        before, after = weights(make(step)), weights(make(step, train=other))
+        assert all(np.array_equal(before[name], after[name]) for name in before) == same
