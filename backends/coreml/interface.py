@@ -209,8 +209,8 @@ class Interface:
         """What is classified: the first output with a score for each class, made probabilities."""
         count = len(self.asked.classes)
         for value in given:
-            shape = _sizes(value)
-            if named(value).startswith("float") and shape[-1] == count and set(shape[:-1]) <= {1}:
+            shape = value.shape or ()
+            if named(value).startswith("float") and shape[-1:] == (count,) and set(shape[:-1]) <= {1}:
                 break
         else:
             raise Unsupported(f"none has one sample's scores of {count} classes, which a classifier needs")

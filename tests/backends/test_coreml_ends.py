@@ -347,6 +347,17 @@ def test_a_classifier_needs_an_output_of_so_many_classes(tmp_path: Path) -> None
         lowered(model, tmp_path, runtime(classes=("a", "b", "c")))
 
 
+def test_a_classifier_may_give_a_number_besides(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[1,3] x) => (float sum, float[1,4] y) {
+        y = MatMul(x, w)
+        sum = ReduceSum<keepdims=0>(y)
+    }"""
+    chosen = runtime(classes=CLASSES)
+    model = infer(with_weights(text, drawn({"w": (3, 4)})))
+    feeds = {"x": RNG.normal(size=(1, 3)).astype(np.float32)}
+    assert largest_error(reference(model, feeds), run(lowered(model, tmp_path, chosen), feeds, chosen)) < 1e-5
+
+
 def test_an_image_is_rounded_before_it_is_turned(tmp_path: Path) -> None:
     """A pair stands where the graph has channels last; the package has them first, and carries the plan."""
     text = """<ir_version: 10, opset_import: ["" : 21]> g (uint8[1,8,6,3] x) => (float[1,8,8,6] y) {
