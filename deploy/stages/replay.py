@@ -15,6 +15,7 @@ from deploy.spec.document import digest, parse
 from deploy.spec.manifest import Choice, Lock
 from deploy.spec.measurement import Point
 from deploy.spec.project import WITHOUT_RANGES
+from deploy.spec.tensors import INTEGER
 from deploy.stages.job import Ingredients
 from deploy.stages.pick import PICKED
 from deploy.stages.prepare import Prepared
@@ -64,8 +65,7 @@ def _picked(request: Request, number: int) -> Lock:
     lock = load_lock(_earlier(request))
     choices = [Choice(what="point", chosen=f"{number} of {len(points)}", reason=PICKED)]
     if point.mixed:  # by this reason a replay knows why blocks are float
-        count = point.form.partition(",")[0].removeprefix("int8 in ").removesuffix(" blocks")
-        choices.insert(0, Choice(what="INT8 blocks", chosen=count, reason=BY_COSTS))
+        choices.insert(0, Choice(what="INT8 blocks", chosen=_integer_blocks(point.form), reason=BY_COSTS))
     seen = point.chosen or not lock.looks
     return lock.model_copy(
         update={
@@ -79,6 +79,18 @@ def _picked(request: Request, number: int) -> Lock:
             "looks": lock.looks if seen else lock.looks + 1,
         }
     )
+
+
+def _integer_blocks(form: str) -> str:
+    """How many blocks of a point are in integers, by its name.
+
+    >>> _integer_blocks("int8 in 17 of 22 blocks, 2:4 in 9"), _integer_blocks("int8, 2:4 in 9")
+    ('17 of 22', 'all')
+    >>> _integer_blocks("float, 2:4 in 3")
+    'none'
+    """
+    precision, _, count = form.partition(",")[0].partition(" in ")
+    return count.removesuffix(" blocks") or ("all" if precision in INTEGER else "none")
 
 
 def _earlier(request: Request) -> Bundle:
