@@ -55,7 +55,12 @@ def check(step: Sparsify, model: ir.Model, ground: Ground) -> None:
             hint="leave the step out, or set anyway = true for smaller files at rest",
         )
     but = matching(model, step.protect, "sparsify: protect")
-    every = [product for product in products(model) if product.node.name not in but]
+    found = list(products(model))
+    every = [product for product in found if product.node.name not in but]
+    if found and not every:
+        raise UsageError(
+            "sparsify: all products of weights are protected", hint="protect fewer, or leave the step out"
+        )
     if not any(step.pattern == "unstructured" or fits(product) for product in every):
         what = "no product has inputs in whole fours" if every else "the model has no product of weights"
         raise UsageError(f"sparsify: {what}", hint="leave the step out")

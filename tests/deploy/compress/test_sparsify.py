@@ -303,6 +303,8 @@ def test_a_step_that_cannot_work_is_refused_before_it_runs(residual, build, data
     thin = build("g (float[n,3,5,5] x) => (float[n,8,N,M] y) { y = Conv(x, w) }", {"w": (8, 3, 3, 3)})
     with pytest.raises(UsageError, match="whole fours"):
         check(Sparsify(method="magnitude"), thin, bare)
+    with pytest.raises(UsageError, match="all products of weights are protected"):
+        check(Sparsify(protect=("*",)), residual, bare)
 
 
 def test_training_that_breaks_the_pattern_is_found(residual, data, tmp_path) -> None:
