@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from backends.coreml.emitter import Emitter
-from backends.coreml.ops.quant import dequantize, quantize
+from backends.coreml.emitter import Emitter, quantization
+from backends.coreml.ops.quant import ACTIVATIONS, dequantize, quantize
 from backends.coreml.sdk import builder, mil, sdk
 from deploy.adapter.optable import Unsupported
-from deploy.graph.edit import constant, sole_consumer
+from deploy.graph.edit import sole_consumer
 from deploy.graph.ends import scores
 from deploy.graph.shapes import model_inputs
 from deploy.spec.ends import Ends, Sizes, shapes_of, span
@@ -294,15 +294,19 @@ def _placed(out: Emitter, value: ir.Value) -> Var:
 
 
 def _pair_behind(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:
-    """The QuantizeLinear with one scale and the DequantizeLinear that alone read a value."""
+    """The QuantizeLinear and DequantizeLinear with one scale that alone read a value, if they can be said."""
     first = sole_consumer(value)
     second = None if first is None else sole_consumer(first.outputs[0])
     if first is None or second is None:
         return None
     if (first.op_type, second.op_type) != ("QuantizeLinear", "DequantizeLinear"):
         return None
-    scale = constant(first.inputs[1])
-    return (first, second) if scale is not None and scale.size == 1 else None
+    try:
+        params = [quantization(node) for node in (first, second)]
+    except Unsupported:  # the nodes say so when it is their turn
+        return None
+    said = all(len(one.scale) == 1 and one.type in ACTIVATIONS for one in params)
+    return (first, second) if said else None
 
 
 def _turns(node: ir.Node) -> bool:

@@ -379,6 +379,18 @@ def test_an_image_is_rounded_before_it_is_turned(tmp_path: Path) -> None:
     assert differences(PLAN.model_copy(update={"tensors": params}), CoreML().read_plan(artifact)) == []
 
 
+def test_an_image_that_cannot_be_rounded_so_is_refused_by_node() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (uint8[1,8,6,3] x) => (float[1,8,6,3] y) <float s = {0.1}, int16 z = {0}> {
+        [cast] f = Cast<to=1>(x)
+        [down] q = QuantizeLinear(f, s, z)
+        [up] y = DequantizeLinear(q, s, z)
+    }"""
+    verdicts = CoreML().check(infer(ir.from_onnx_text(text)), runtime())
+    assert [verdict.support for verdict in verdicts] == ["supported", "unsupported", "unsupported"]
+    assert "quantized to int16" in verdicts[1].reason
+
+
 def test_a_package_does_not_say_when_it_was_written(tmp_path: Path) -> None:
     artifact = lowered(pictures(1, "NCHW"), tmp_path, runtime())
     said = sdk().utils.load_spec(str(artifact.main.parent)).description.metadata.userDefined
