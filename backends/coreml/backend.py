@@ -80,14 +80,15 @@ class CoreML:
 
     def check(self, graph: ir.Model, runtime: Runtime) -> list[Verdict]:
         """A dry run of `lower`."""
-        return walk(_shaped(graph, runtime), _target(runtime), asked=runtime.asked).verdicts
+        return walk(_batched(_sized(graph, runtime), runtime), _target(runtime), asked=runtime.asked).verdicts
 
     def lower(
         self, graph: ir.Model, plan: Plan, runtime: Runtime, workdir: Path, progress: Progress
     ) -> Artifact:
         """The plan's palettes are stored as such; what else it says stands in the graph."""
-        given, graph = graph, _shaped(graph, runtime)
-        if graph is not given:
+        sized = _sized(graph, runtime)
+        graph = _batched(sized, runtime)
+        if graph is not sized:
             progress.note("the Neural Engine takes fixed sizes: the batch is fixed at 1")
         target = _target(runtime)
         walked = walk(graph, target, plan, half=_precision(runtime) == "FLOAT16", asked=runtime.asked)
@@ -176,15 +177,19 @@ def _precision(runtime: Runtime) -> Literal["FLOAT16", "FLOAT32"]:
     return "FLOAT32" if runtime.around == "float32" else "FLOAT16"
 
 
-def _shaped(graph: ir.Model, runtime: Runtime) -> ir.Model:
-    """The graph with the sizes that were asked for, and its batch fixed unless these or the profile want it
-    free."""
-    asked = {name: pinned(sizes) for name, sizes in runtime.asked.sizes.items()}
-    if asked:
-        graph = pin(graph, asked)
-        fold_shapes(graph)
+def _sized(graph: ir.Model, runtime: Runtime) -> ir.Model:
+    """The graph with the sizes that were asked for."""
+    if not runtime.asked.sizes:
+        return graph
+    graph = pin(graph, {name: pinned(sizes) for name, sizes in runtime.asked.sizes.items()})
+    fold_shapes(graph)
+    return graph
+
+
+def _batched(graph: ir.Model, runtime: Runtime) -> ir.Model:
+    """The graph with its batch fixed, unless the sizes that were asked for or the profile want it free."""
     batch = batch_axis(graph)
     places = () if batch is None else free_dimensions(graph)[batch]
-    if runtime.options.get("flexible_batch") or any(name in asked for name, _ in places):
+    if runtime.options.get("flexible_batch") or any(name in runtime.asked.sizes for name, _ in places):
         return graph
     return pin_batch(graph)

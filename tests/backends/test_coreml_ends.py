@@ -273,6 +273,18 @@ def test_sizes_that_were_asked_for(
     assert tuple(feature.type.multiArrayType.shape) == taken[0], "the usual one"
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"), [({}, 1), ({"x": ("1..4", 3, 5, 7)}, 0), ({"x": (1, 3, 5, 7)}, 0)]
+)
+def test_a_batch_that_is_fixed_is_told_where_nobody_asked_for_it(
+    tmp_path: Path, sizes: object, said: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(type(SILENT), "note", lambda _, text: notes.append(text))
+    lowered(with_weights(SIZED, drawn({"k": (8, 3, 3, 3)})), tmp_path, runtime(sizes=sizes))
+    assert len([text for text in notes if "the batch is fixed at 1" in text]) == said
+
+
 def test_images_of_several_sizes(tmp_path: Path) -> None:
     text = PICTURES.replace("C,8,6", "3,h,w")
     model = with_weights(text, drawn({"w": (8, 3, 3, 3), "t": (8, 4)}))
