@@ -16,13 +16,12 @@ from deploy.errors import VerificationError
 from deploy.graph.edit import constant
 from deploy.graph.qdq import data_digest, insert, quantize_array
 from deploy.graph.shapes import infer
-from deploy.quantize.forms import WeightForm, store_weights
+from deploy.quantize.forms import BY_THE_USER, WeightForm, store_weights
 from deploy.spec.plan import Plan, TensorPlan
 from deploy.spec.profile import Runtime
 
 _LIMITS = ((None, None), (-127, 127), (-64, 64), (-7, 7))
 """Ranges of the integers of weights, by a runtime's rules."""
-_BY_THE_USER = "excluded by the user"
 
 
 def reference_of(
@@ -76,7 +75,7 @@ def form_of(plan: Plan, runtime: Runtime) -> WeightForm | None:
 
 
 def _in_form(graph: ir.Model, plan: Plan, form: WeightForm, runtime: Runtime, bundle: Bundle) -> ir.Model:
-    excluded = {name for block in plan.blocks if block.reason == _BY_THE_USER for name in block.nodes}
+    excluded = {name for block in plan.blocks if block.reason == BY_THE_USER for name in block.nodes}
     made = store_weights(graph, form, runtime, excluded)
     if {n: (t.scale, t.digest) for n, t in made.tensors.items()} != {
         n: (t.scale, t.digest) for n, t in plan.tensors.items()

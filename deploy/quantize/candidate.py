@@ -19,7 +19,7 @@ from deploy.progress import SILENT
 from deploy.quantize.adopt import adopt
 from deploy.quantize.assign import Assignment, Found, assign
 from deploy.quantize.correct import Corrected
-from deploy.quantize.forms import WeightForm, form_plans, store_weights
+from deploy.quantize.forms import BY_THE_USER, WeightForm, form_plans, store_weights
 from deploy.quantize.palettes import palette_forms, palettes_of
 from deploy.quantize.place import Chain, Placement, outline, place
 from deploy.quantize.ranges import Histogram
@@ -259,7 +259,7 @@ def _reason(subject: Subject, block: Block, able: Collection[str], integer: bool
     if integer:
         return "as the source was quantized" if subject.imported else ""
     if subject.excluded & set(block.nodes):
-        return "excluded by the user"
+        return BY_THE_USER
     if subject.unbounded & set(block.nodes):
         return "one of its values becomes infinite"
     if block.id not in able:

@@ -36,6 +36,9 @@ from deploy.spec.tensors import Precision
 
 WeightForm = Literal["fp16", "dynamic", "w8", "w4"]
 
+BY_THE_USER = "excluded by the user"
+"""The reason that plans give for blocks with a node that was excluded, by which they are known again."""
+
 _FEW_ROWS, _FEW_COST = 4, 3
 """A product of so few rows takes three times as long for each multiplication: each weight is read for it."""
 _WORTH_TRYING = 1.1
@@ -272,7 +275,7 @@ def form_plans(
         )
         reason = ""
         if not set(excluded).isdisjoint(block.nodes):
-            reason = "excluded by the user"
+            reason = BY_THE_USER
         elif not converted:
             reason = f"no weights of {SMALLEST} numbers or more"
         elif form == "dynamic" and not rounds:
