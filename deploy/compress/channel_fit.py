@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from deploy.compress.channel_order import Feeds
-from deploy.compress.layers import Goal, goal, outputs_of
+from deploy.compress.layers import Goal, goal, outputs_of, parted
 from deploy.compress.step import Compressed, Step
 from deploy.execute.program import Step as ProgramStep
 from deploy.graph.edit import constant, replace_weight, sole_consumer
@@ -35,8 +35,6 @@ from deploy.train.units import Pieces, Quantized
 
 _DAMPS = (3e-3, 3e-2, 0.3)
 """Of the mean of H's diagonal."""
-_HELD_OUT = 4
-"""One batch of so many is held out."""
 _MEMORY = 1 << 30
 """Bytes of inner values that are held for all samples."""
 
@@ -196,13 +194,6 @@ class _Site:
     node: ir.Node
     index: int
     factor: np.ndarray | None = None
-
-
-def parted(batches: int) -> tuple[list[int], list[int]]:
-    """The numbers of the batches that are learned from, and of those held out; a lone one is both."""
-    every = min(_HELD_OUT, batches)
-    held = [i for i in range(batches) if i % every == every - 1]
-    return [i for i in range(batches) if i not in held] or held, held
 
 
 def refit(

@@ -10,7 +10,7 @@ therefore looked at moved and mirrored, too, as often as that takes: the graph s
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,11 +75,11 @@ class Goal:
         return torch.from_numpy(found.astype(np.float32).reshape(1, -1, *[1] * (rank - 2)))
 
 
-def parted(feeds: Sequence[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
-    """The batches that are held out, and those that are learned from: of two or more."""
-    every = min(_HELD_OUT, len(feeds))
-    seen = [batch for i, batch in enumerate(feeds) if i % every != every - 1]
-    return list(feeds[every - 1 :: every]), seen
+def parted(batches: int) -> tuple[list[int], list[int]]:
+    """The numbers of the batches that are learned from, and of those held out; a lone one is both."""
+    every = min(_HELD_OUT, batches)
+    held = [i for i in range(batches) if i % every == every - 1]
+    return [i for i in range(batches) if i not in held] or held, held
 
 
 def goal(node: ir.Node, inside: Collection[str]) -> Goal:
@@ -119,9 +119,7 @@ class Layers:
                 f"{dataset.origin}: two batches are needed, of {BATCH} samples or as the model has it",
                 hint="give more calibration samples",
             )
-        every = min(_HELD_OUT, len(self.feeds))
-        self.held = [i for i in range(len(self.feeds)) if i % every == every - 1]
-        self.seen = [i for i in range(len(self.feeds)) if i % every != every - 1]
+        self.seen, self.held = parted(len(self.feeds))
         copies = self._copies(held * len(self.feeds))
         self.views = range(len(self.feeds), len(self.feeds) + copies * len(self.seen))
         self.feeds += [self._viewed(i, copy) for copy in range(copies) for i in self.seen]

@@ -108,7 +108,7 @@ def tuned(step: Sparsify, whole: ir.Model, graph: ir.Model, ground: Ground) -> i
     now and then the best on samples that it has not seen. Raises what `channel_tune.tune` raises."""
     assert ground.samples is not None
     feeds = batches(graph, ground.samples, step.samples, BATCH)
-    judge, learn = parted(feeds)
+    learn, judge = ([feeds[i] for i in part] for part in parted(len(feeds)))
     if ground.train is not None:  # files are often sorted by class
         wanted = min(BATCH * step.tune, len(ground.train))
         rows = np.unique(np.linspace(0, len(ground.train) - 1, wanted).astype(int))

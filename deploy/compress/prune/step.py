@@ -16,10 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.compress.channel_budget import Harm, answers
-from deploy.compress.channel_fit import kept_channels, parted, refit
+from deploy.compress.channel_fit import kept_channels, refit
 from deploy.compress.channel_order import Feeds
 from deploy.compress.channel_tune import Tuning, tune
 from deploy.compress.ground import Ground, StepResult
+from deploy.compress.layers import parted
 from deploy.compress.prune.amount import NAMES, Amount, Predicted, counted
 from deploy.compress.prune.choose import by_rank, matching, ordered, rankings, step_of, widths
 from deploy.compress.prune.criteria import Scores, drawn, scaled, taylor, weighed

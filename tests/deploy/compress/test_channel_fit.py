@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deploy.compress import channel_fit
-from deploy.compress.channel_fit import kept_channels, parted, refit
+from deploy.compress.channel_fit import kept_channels, refit
+from deploy.compress.layers import parted
 from deploy.errors import UnsupportedError
 from deploy.graph.groups import find_groups
 from deploy.graph.shrink import shrink

@@ -9,9 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from deploy.compress.channel_fit import kept_channels, parted
+from deploy.compress.channel_fit import kept_channels
 from deploy.compress.channel_tune import Tuned, Tuning, completed, tune, views_of
 from deploy.compress.ground import Ground
+from deploy.compress.layers import parted
 from deploy.compress.prune import step as step_module
 from deploy.compress.prune.step import run as prune
 from deploy.errors import UsageError
