@@ -6,7 +6,8 @@
               without zeros, or as indices of a palette of integers, where that is smaller
 
 Each is an operation of MIL called ``constexpr_``..., which a device expands when it loads the package or
-while it computes. What is left out is exactly 0: every form stands for the same numbers bit for bit.
+while it computes. What is left out is 0: every form stands for the same numbers, of which only the sign of
+a zero may be lost.
 """
 
 from __future__ import annotations
@@ -215,7 +216,9 @@ def _in_blocks(
 
 
 def _shared_codes(codes: np.ndarray, scale: np.ndarray) -> Palette | None:
-    """A palette of integers for each scale."""
+    """A palette of integers for each scale; None where scales vary along several axes: a codebook cannot."""
+    if sum(size > 1 for size in scale.shape) > 1:
+        return None
     axis = max(range(codes.ndim), key=lambda at: scale.shape[at])
     if scale.size == 1:
         return palette_of(codes) if len(np.unique(codes.reshape(-1)[:_LOOKED_AT])) <= _MOST_SHARED else None

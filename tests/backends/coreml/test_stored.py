@@ -265,6 +265,16 @@ def test_integers_that_share_few_values_are_looked_up(zero: int, tmp_path: Path)
     assert expected <= artifact.weight_bytes < expected + 2048
 
 
+def test_few_values_in_blocks_have_no_codebook(tmp_path: Path) -> None:
+    on = runtime("half", "iOS18")
+    coarse = {name: np.rint(array * 20) for name, array in drawn(SHAPES).items()}
+    model, tensors = quantized({**drawn(SHAPES), "t": coarse["t"].clip(-1, 1)}, {"t": ("int8", 16)}, 0)
+    plan = planned(model, on, tensors)
+    artifact = lowered(model, tmp_path, on)
+    assert differences(plan, CoreML().read_plan(artifact)) == []
+    assert largest_error(reference(model, FEEDS), run(artifact, on)) < 0.02
+
+
 def test_every_form_in_one_package(tmp_path: Path) -> None:
     on, arrays = runtime("half", "iOS18"), drawn(SHAPES)
     arrays |= {"v": weights_of(shared(16), "v"), "e": without(arrays["e"], 0.5)}
