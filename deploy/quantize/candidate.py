@@ -74,6 +74,12 @@ class Subject:
         return self.excluded | self.unbounded
 
     @property
+    def left_out(self) -> frozenset[str]:
+        """The nodes that the user excluded, each with all that it is fused with."""
+        apart = (block.nodes for block in self.blocks if not self.excluded.isdisjoint(block.nodes))
+        return frozenset(name for nodes in apart for name in nodes)
+
+    @property
     def float_precision(self) -> Precision:
         return self.runtime.float_precision
 
@@ -191,9 +197,9 @@ def lowered(
     tensors: Mapping[str, TensorPlan]
     graph, graph_sha256 = subject.graph, subject.graph_sha256
     if subject.form is not None:
-        stored = store_weights(subject.graph, subject.form, subject.runtime, subject.excluded)
+        stored = store_weights(subject.graph, subject.form, subject.runtime, subject.left_out)
         tensors, qdq, literal = stored.tensors, stored.graph, stored.literal()
-        blocks = form_plans(stored, subject.form, subject.blocks, subject.runtime, subject.excluded)
+        blocks = form_plans(stored, subject.form, subject.blocks, subject.runtime, subject.left_out)
     else:
         found = subject.quantization(float_blocks)
         assignment, tensors = found.assignment, found.assignment.tensors

@@ -88,8 +88,8 @@ def _route(target: Target, route: Route, prepared: Prepared, roles: Roles, reque
         integer, other = subject.integer_precision, subject.float_precision
         precisions = tuple((b.id, integer if b.id in able else other) for b in subject.blocks)
     else:
-        stored = store_weights(subject.graph, subject.form, subject.runtime, subject.excluded)
-        plans = form_plans(stored, subject.form, subject.blocks, subject.runtime, subject.excluded)
+        stored = store_weights(subject.graph, subject.form, subject.runtime, subject.left_out)
+        plans = form_plans(stored, subject.form, subject.blocks, subject.runtime, subject.left_out)
         precisions = tuple((plan.id, plan.precision) for plan in plans)
     return RoutePreview(
         runtime=route.runtime.name,

@@ -77,6 +77,22 @@ def test_an_excluded_node_is_float_and_the_plan_says_by_whom(subject, tmp_path):
     assert (block.precision, block.reason) == ("float", "excluded by the user")
 
 
+@pytest.mark.parametrize(("excluded", "stored"), [((), {"w1", "w2"}), (("r",), {"w2"})])
+def test_weights_alone_stay_float_with_what_is_excluded(
+    graph, quantize, unsigned, as_subject, tmp_path, excluded, stored
+):
+    text = (
+        "g (float[N,32] x) => (float[N,32] y) { [m] a = MatMul(x, w1) [r] b = Relu(a) [n] y = MatMul(b, w2) }"
+    )
+    model = graph(text, {"w1": (32, 32), "w2": (32, 32)})
+    subject = as_subject(model, unsigned, quantize(model))
+    plan = build_candidate(replace(subject, form="w8", excluded=frozenset(excluded)), (), tmp_path).plan
+    assert set(plan.tensors) == stored
+    first = next(b for b in plan.blocks if "r" in b.nodes)
+    wanted = ("float", "excluded by the user") if excluded else ("w8", "")
+    assert (first.precision, first.reason) == wanted
+
+
 def test_without_rules_nothing_is_quantized(subject, tmp_path):
     plain = replace(subject, runtime=subject.runtime.model_copy(update={"quant": None}), chains=[])
     assert not build_candidate(plain, (), tmp_path).plan.quantized
