@@ -120,7 +120,17 @@ class Constants:
         return None if found is None else [int(size) for size in found.reshape(-1)]
 
     def codes(self, operation: Operation) -> Codes:
-        """Integers with their parameters, put back where zeros were left out."""
+        """Integers with their parameters, put back where zeros were left out.
+
+        Raises Damaged where the parameters do not go into them.
+        """
+        found = self._codes(operation)
+        for beside in (found.scale, found.zero):
+            if beside is not None and beside.ndim and not _goes_into(beside.shape, found.codes.shape):
+                raise Damaged(f"{operation}: blocks {list(beside.shape)} of {list(found.codes.shape)}")
+        return found
+
+    def _codes(self, operation: Operation) -> Codes:
         if operation.type == "constexpr_affine_dequantize":
             return self._affine(operation)
         if operation.type == "constexpr_blockwise_shift_scale":
@@ -145,9 +155,12 @@ class Constants:
         zero = self.argument(operation, "zero_point")
         if scale.ndim:
             axis = self.argument(operation, "axis")
-            along = 0 if axis is None else int(axis)
-            scale = scale.reshape([-1 if at == along else 1 for at in range(codes.ndim)])
-            zero = None if zero is None else zero.reshape(scale.shape)
+            along = 0 if axis is None else int(axis) if axis.ndim == 0 else codes.ndim
+            there = scale.ndim == 1 and -codes.ndim <= along < codes.ndim
+            if not there or scale.size not in (1, codes.shape[along]):
+                raise Damaged(f"{operation}: {scale.size} scales along axis {along} of {list(codes.shape)}")
+            shape = [-1 if at == along % codes.ndim else 1 for at in range(codes.ndim)]
+            scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
         return Codes(codes, self.kind(operation, "quantized_data"), scale, zero)
 
     def _looked_up_codes(self, operation: Operation) -> Codes:
@@ -169,3 +182,7 @@ class Constants:
     def _blocks(self, operation: Operation, codes: np.ndarray, name: str) -> Codes:
         scale, zero = self.required(operation, "scale"), self.argument(operation, "offset")
         return Codes(codes, self.kind(operation, name), scale, zero)
+
+
+def _goes_into(blocks: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return len(blocks) == len(shape) and all(b > 0 and n % b == 0 for b, n in zip(blocks, shape, strict=True))

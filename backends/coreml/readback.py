@@ -195,4 +195,8 @@ def _params(**given: object) -> QuantParams:
 
 
 def _zeros(zero: np.ndarray | None, count: int) -> tuple[int, ...]:
-    return (0,) * count if zero is None else tuple(int(z) for z in np.broadcast_to(zero.ravel(), (count,)))
+    if zero is None:
+        return (0,) * count
+    if zero.size not in (1, count):
+        raise Damaged(f"{zero.size} zero points for {count} scales")
+    return tuple(int(z) for z in np.broadcast_to(zero.ravel(), (count,)))

@@ -38,7 +38,10 @@ def old(mb, x):
     shape = np.array([32, 64], np.uint32)
     table = mb.constexpr_lut_to_dense(indices=packed(CODES, 4), lut=BOOK, shape=shape, name="book")
     thin = mb.constexpr_sparse_to_dense(nonzero_data=VALUES, mask=packed(MASK, 1), shape=shape, name="thin")
-    return mb.add(x=mb.linear(x=x, weight=table), y=mb.linear(x=x, weight=thin))
+    steps = {"scale": np.full(32, 0.01, np.float32), "zero_point": np.int8(3), "axis": np.int32(0)}
+    grid = mb.constexpr_affine_dequantize(quantized_data=CODES.astype(np.int8), **steps, name="grid")
+    both = mb.add(x=mb.linear(x=x, weight=table), y=mb.linear(x=x, weight=thin))
+    return mb.add(x=both, y=mb.linear(x=x, weight=grid))
 
 
 def new(mb, x):
@@ -72,7 +75,8 @@ def notes(which: str) -> str:
     """What a package of ours would say of these weights."""
     empty = {field.name: {"l": [], "d": {}, "s": ""}[str(field.type)[0]] for field in fields(Notes)}
     names = ("book", "thin") if which == "old" else ("book",)
-    planned = [("thin", "thin", False)] if which == "new" else []
+    name = "grid" if which == "old" else "thin"
+    planned = [(name, name, False)]
     return Notes(**{**empty, "planned": planned, "weights": {name: name for name in names}}).text()
 
 
@@ -132,7 +136,13 @@ def flipped(package: Path) -> None:
     file.write_bytes(content)
 
 
-LUT, SPARSE = "constexpr_lut_to_dense", "constexpr_sparse_to_dense"
+def along(message, axis: int) -> None:
+    """Say another axis of scales."""
+    value(message, AFFINE, "axis").immediateValue.tensor.ints.values[:] = [axis]
+
+
+AFFINE, LUT = "constexpr_affine_dequantize", "constexpr_lut_to_dense"
+SPARSE = "constexpr_sparse_to_dense"
 JOINT = "constexpr_sparse_blockwise_shift_scale"
 HARM: dict[str, tuple[str, Callable[..., None], str]] = {
     "a table of 3, old": ("old", lambda m: numbers(m, LUT, "lut", BOOK[:3]), "a table of 3"),
@@ -142,6 +152,8 @@ HARM: dict[str, tuple[str, Callable[..., None], str]] = {
     "a mask for 2^62, old": ("old", lambda m: shaped(m, SPARSE, 2**31, 2**31), "more than 8 GiB"),
     "a mask for fewer, old": ("old", lambda m: shaped(m, SPARSE, 32, 63), "256 bytes for 2016 numbers"),
     "a bit too many, old": ("old", flipped, r"values for \d+ places"),
+    "scales along no axis, old": ("old", lambda m: along(m, 7), "axis 7"),
+    "scales along another axis, old": ("old", lambda m: along(m, 1), "32 scales"),
     "a table of 3": ("new", lambda m: numbers(m, LUT, "lut", BOOK[:3].reshape(1, 1, 3, 1)), "a table of 3"),
     "a table too short": (
         "new", lambda m: numbers(m, LUT, "lut", BOOK[:8].reshape(1, 1, 8, 1)), "index 15 of a table of 8",
@@ -156,6 +168,13 @@ HARM: dict[str, tuple[str, Callable[..., None], str]] = {
     "indices of 2^40": ("new", lambda m: sizes(m, LUT, "indices", 2**34, 64), "has 2048 numbers"),
     "a mask of 2^40": ("new", lambda m: sizes(m, JOINT, "data_mask", 2**34, 64), "has 2048 numbers"),
     "a bit too many": ("new", flipped, r"values for \d+ places"),
+    "scales with an axis too many": (
+        "new", lambda m: numbers(m, JOINT, "scale", np.full((32, 1, 2), 0.01)), r"blocks \[32, 1, 2\]",
+    ),
+    "scales that do not go into it": (
+        "new", lambda m: numbers(m, JOINT, "scale", np.full((5, 1), 0.01)), r"blocks \[5, 1\]",
+    ),
+    "no scales": ("new", lambda m: numbers(m, JOINT, "scale", np.zeros((32, 0))), r"blocks \[32, 0\]|has 0"),
     "a circle": ("new", itself, "which nothing before it makes|holds no integers"),
 }  # fmt: skip
 
