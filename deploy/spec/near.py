@@ -13,11 +13,10 @@ from pydantic import BaseModel
 def near_names(kind: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Keys that are spelt like the last part of ``location``, of the table of ``kind`` that it lies in.
 
-    >>> class Inner(BaseModel):
-    ...     words: str
-    >>> class Outer(BaseModel):
-    ...     rules: dict[str, Inner]
-    >>> near_names(Outer, ("rules", "one", "word"))
+    >>> from pydantic import create_model
+    >>> inner = create_model("Inner", words=str)
+    >>> outer = create_model("Outer", rules=dict[str, inner])
+    >>> near_names(outer, ("rules", "one", "word"))
     ['words']
     """
     if not location:

@@ -59,7 +59,7 @@ def test_the_version(deploy: Deploy) -> None:
         (("cache", "clera"), "no such command 'clera'", "did you mean 'clear'?"),
         (("build", "--max-drip", "1"), "no such option: --max-drip", "did you mean --max-drop"),
         (("targets", "jetsn"), "unknown target 'jetsn'", "jetson"),
-        (("run",), "missing argument 'BUNDLE'", "`deploy run --help`"),
+        (("run",), "missing argument 'BUNDLE|FILE'", "`deploy run --help`"),
         (("build", "m.onnx", "--precision", "int9"), "'--precision'", "`deploy build --help`"),
         (("build", "m.onnx", "--samples", "0"), "'--samples'", "`deploy build --help`"),
         (("build", "m.onnx", "--max-drop", "-1"), "'--max-drop'", "`deploy build --help`"),
