@@ -116,12 +116,13 @@ def _computed(subject: Subject, dataset: FittedSource) -> dict[str, np.ndarray]:
     from deploy.bundle.report.content import cleaned
     from deploy.cli.terminal import show_note
 
-    size = fixed_batch(subject.inputs) or _BATCH
+    size = fixed_batch(subject.inputs)
     with subject.open() as runner:
         if subject.states and isinstance(runner, Remembers):
             kept = cleaned(", ".join(subject.states))
             show_note(f"samples are a sequence: {kept} stay from one to the next")
-            return _joined([runner.step(batch.feeds) for batch in dataset.batches(size)])
+            return _joined([runner.step(batch.feeds) for batch in dataset.batches(size or 1)])
+        size = size or _BATCH
         return _joined([run_samples(runner, batch.feeds, size) for batch in dataset.batches(size)])
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deploy.spec.tensors import TensorSpec
 
 _MOST_NOISE = 2 * 2**30
-"""Bytes, if every number had eight."""
+"""Bytes of all inputs, if every number had eight."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,11 @@ class Subject:
         from deploy.execute.compare import random_feeds
 
         specs = [spec.model_copy(update={"shape": self._sizes(spec)}) for spec in self.inputs]
+        made = 0
         for spec in specs:
             sizes = [n if isinstance(n, int) else 32 for n in spec.shape]
-            if min(sizes, default=0) < 0 or 8 * count * math.prod(sizes) > _MOST_NOISE:
+            made += 8 * count * math.prod(sizes)
+            if min(sizes, default=0) < 0 or made > _MOST_NOISE:
                 raise DataError(
                     f"{count} samples of noise for {spec} are too many", hint="feed samples of your own"
                 )

@@ -67,6 +67,17 @@ def test_noise_of_any_size_is_not_made(deploy: Deploy, net: Path) -> None:
     assert code not in (0, 1) and ("are too many" in err or "1099511627776" in err)
 
 
+def test_noise_is_counted_for_all_inputs(deploy: Deploy, tmp_path: Path) -> None:
+    both = saved(
+        lambda mb, x, y: mb.concat(values=(x, y), axis=1),
+        {"x": (1, 12), "y": (1, 12)},
+        tmp_path / "b.mlpackage",
+    )
+    most = 2 * 2**30 // (8 * 24) + 1
+    code, _, err = deploy("run", both, "--random", most)
+    assert code == 4 and "samples of noise for y: float32[1, 12] are too many" in err
+
+
 def test_a_classifier_of_pictures_names_what_it_sees(deploy: Deploy, tmp_path: Path) -> None:
     """Twelve numbers of a picture in BGR, weighed; the package turns the colours and names the classes."""
     ct = sdk()
@@ -122,6 +133,30 @@ def test_what_is_kept_from_sample_to_sample(deploy: Deploy, tmp_path: Path) -> N
     np.savez(tmp_path / "in.npz", x=steps)
     code, _, err = deploy("run", tmp_path / "sum.mlpackage", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
     assert code == 0 and "samples are a sequence: total" in err
+    with np.load(tmp_path / "out.npz") as found:
+        assert found["sum"].tolist() == steps.cumsum(0).tolist()
+
+
+def test_a_sequence_goes_sample_by_sample_where_the_batch_is_free(deploy: Deploy, tmp_path: Path) -> None:
+    ct, mb, types = sdk(), builder(), mil().types
+    free = ct.RangeDim(1, 8)
+    specs = [mb.TensorSpec(shape=(free.symbol, 2)), mb.StateTensorSpec(shape=(1, 2), dtype=types.fp16)]
+
+    @mb.program(input_specs=specs, opset_version=ct.target.iOS18)
+    def program(x, total):
+        row = mb.reduce_sum(x=mb.cast(x=x, dtype="fp16"), axes=[0], keep_dims=True)
+        new = mb.add(x=mb.read_state(input=total), y=row)
+        return mb.cast(x=mb.coreml_update_state(state=total, value=new), dtype="fp32", name="sum")
+
+    with quiet():
+        ct.convert(
+            program, source="milinternal", convert_to="mlprogram", minimum_deployment_target=ct.target.iOS18,
+            inputs=[ct.TensorType(name="x", shape=(free, 2))], skip_model_load=True,
+        ).save(str(tmp_path / "sum.mlpackage"))  # fmt: skip
+    steps = np.array([[1, 2], [10, 20], [100, 200]], np.float32)
+    np.savez(tmp_path / "in.npz", x=steps)
+    code, _, err = deploy("run", tmp_path / "sum.mlpackage", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+    assert code == 0, err
     with np.load(tmp_path / "out.npz") as found:
         assert found["sum"].tolist() == steps.cumsum(0).tolist()
 
