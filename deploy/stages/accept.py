@@ -80,7 +80,8 @@ def _judged(job: Job, winner: Entrant) -> Entrant:
 
 def _may_change(job: Job, winner: Entrant) -> bool:
     guarded = job.request.precision in ("auto", "mixed") and job.lock is None
-    return guarded and winner.integer and not winner.subject.imported
+    lossy = winner.integer or bool(winner.subject.refinement.sparse)
+    return guarded and lossy and not winner.subject.imported
 
 
 def _more(winner: Entrant) -> int:

@@ -6,6 +6,8 @@ import datetime
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -23,7 +25,10 @@ from deploy.spec.overlay import Cost, KernelClass, Machine, Overlay, RuntimeCost
 from deploy.spec.plan import Plan
 from deploy.spec.project import Budget
 from deploy.spec.tensors import Precision
+from deploy.stages import accept
 from deploy.stages.baseline import Contender, Examiner
+from deploy.stages.entrants import Entrant, Race
+from deploy.stages.job import Job
 
 Build = Callable[..., Bundle]
 HERE = Machine(cpu="This CPU", arch="x86_64", features=("avx2",), cores=2)
@@ -246,3 +251,25 @@ def test_nothing_is_said_of_costs_where_nothing_is_timed(
     told = Told()
     make(progress=told, measure=False)
     assert told.notes == []
+
+
+def test_floats_with_zeros_that_eval_data_refuse_leave_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    def entrant(name: str, sparse: set[str], **said: bool) -> SimpleNamespace:
+        subject = SimpleNamespace(imported={}, refinement=SimpleNamespace(sparse=frozenset(sparse)))
+        decided = SimpleNamespace(within_budget=False, drop=SimpleNamespace(drop=0.1))
+        return SimpleNamespace(
+            name=name, subject=subject, decided=decided, integer=False, first=False, **said
+        )
+
+    thin, dense = entrant("thin", {"block"}, accepted=False), entrant("dense", set(), accepted=True)
+    monkeypatch.setattr(accept, "weigh", lambda job, held: held)
+    monkeypatch.setattr(accept, "pick", lambda job, held: held.entrants[0])
+    monkeypatch.setattr(accept, "_judged", lambda job, winner: winner)
+    job = SimpleNamespace(
+        accept=True,
+        lock=None,
+        request=SimpleNamespace(precision="auto", budget=Budget()),
+        progress=SimpleNamespace(note=str),
+    )
+    winner, held = accept.settle(cast(Job, job), Race(cast(tuple[Entrant, ...], (thin, dense))))
+    assert winner.name == "dense" and [one.name for one in held.refused] == ["thin"]
