@@ -250,6 +250,11 @@ def _image_shape(origin: str, spec: TensorSpec) -> tuple[tuple[int, int], int, b
             f"{origin}: the model's input {spec} leaves height or width free",
             hint=f"fix the size of the images when building, for example --shape {spec.name}={free}",
         )
+    if height * width > _PIXEL_LIMIT:
+        raise DataError(
+            f"{origin}: the model's input {spec} takes more than {_PIXEL_LIMIT} pixels",
+            hint="no image that is read is so large: build it for a smaller one (--shape)",
+        )
     return (height, width), int(channels), channels_last
 
 

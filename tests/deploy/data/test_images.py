@@ -213,6 +213,7 @@ def test_deep_images_would_lose_their_scale(tmp_path: Path) -> None:
         ((1, 4, 8, 8), "NCHW", "images have 1 or 3 channels"),
         ((1, 8, 8, 3), "NCHW", "images have 1 or 3 channels"),
         ((1, 3, "h", "w"), "NCHW", "leaves height or width free"),
+        ((1, 2**20, 2**20, 3), "NHWC", "takes more than 64000000 pixels"),
     ],
 )
 def test_inputs_that_take_no_images(zoo: Path, shape: tuple[int | str, ...], layout: str, text: str) -> None:
