@@ -30,8 +30,8 @@ class RuntimeTakes:
 
 @dataclass(frozen=True)
 class Takes:
-    """``nodes`` are (name, operation) in the order in which they run, as every runtime gets them; ``notes``
-    say which runtimes could not be asked, and why."""
+    """``nodes`` are (name, operation) in the order in which they run, and behind them what is rewritten for
+    single runtimes; ``notes`` say which runtimes could not be asked, and why."""
 
     nodes: tuple[tuple[str, str], ...]
     runtimes: tuple[RuntimeTakes, ...]
