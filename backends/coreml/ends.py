@@ -87,8 +87,9 @@ class Ends:
     def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
         self._feeding.require_fit(feeds)
         memory = self._fresh()
-        for name, (own, _) in self._kept.items():
-            memory[own] = feeds[name].astype(np.float16).astype(memory[own].dtype)
+        with np.errstate(over="ignore"):  # beyond float16 is infinite, as it is kept
+            for name, (own, _) in self._kept.items():
+                memory[own] = feeds[name].astype(np.float16).astype(memory[own].dtype)
         return self._through(feeds, want, memory)
 
     def step(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:

@@ -39,7 +39,8 @@ def kept(results: Arrays, states: Mapping[str, str]) -> dict[str, np.ndarray]:
 
 
 def _stored(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float16).astype(array.dtype)
+    with np.errstate(over="ignore"):  # beyond float16 is infinite, as it is kept
+        return array.astype(np.float16).astype(array.dtype)
 
 
 def strays(

@@ -183,6 +183,16 @@ def test_a_state_stays_in_the_package(stateful: Artifact) -> None:
                 runner.reset()
 
 
+def test_a_state_that_float16_does_not_hold_is_infinite(stateful: Artifact) -> None:
+    """Without a word of NumPy's on the way there."""
+    feeds = {name: np.ones((1, size), np.float32) for name, size in (("x", 3), ("unused", 4))}
+    with CoreML().open(stateful, CoreML().options(KEEPING, 1)) as runner:
+        large = runner.run({**feeds, "h": np.full((1, 4), 1e6, np.float32)})
+        endless = runner.run({**feeds, "h": np.full((1, 4), np.inf, np.float32)})
+    for name, want in endless.items():
+        np.testing.assert_array_equal(large[name], want)
+
+
 def test_states_that_core_ml_cannot_keep(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="a state needs iOS 18") as caught:
         lowered(streaming(), tmp_path, runtime(states={"h": "next"}))

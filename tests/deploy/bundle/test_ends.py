@@ -53,6 +53,12 @@ class Average:
 SAMPLES = {"x": np.random.default_rng(3).normal(1, 1, (5, 2)).astype(np.float32), "s": np.ones((5, 2), "f4")}
 
 
+def test_what_float16_does_not_hold_is_infinite() -> None:
+    large = np.array([[1e6, -1e6]], np.float32)
+    assert np.isposinf(stored({"s": large}, {"s": "next"})["s"]).tolist() == [[True, False]]
+    assert np.isneginf(kept({"next": large}, {"s": "next"})["next"]).tolist() == [[False, True]]
+
+
 @pytest.mark.parametrize(
     ("runner", "right"),
     [(Average(), True), (Average(exact=False), True), (Average(forgets=True), False)],
