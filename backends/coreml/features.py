@@ -25,8 +25,6 @@ _OTHERS = {
     500: "a neural network", 302: "a tree ensemble", 402: "a tree ensemble", 555: "a custom model",
     556: "a linked model", 3000: "a serialized model",
 }  # fmt: skip
-
-
 _AGAIN = "convert the model again: ct.convert(model, convert_to='mlprogram') writes a program"
 _PARTS = "its parts are models of their own: save each one (coremltools: get_spec().pipeline.models)"
 _MAC = "it needs Core ML itself, on a Mac"
@@ -71,15 +69,11 @@ class Interface:
 
 @dataclass(frozen=True)
 class Specification:
-    """``version`` of the format: 7 is iOS 16, 8 iOS 17, 9 iOS 18. ``interfaces`` by function.
-
-    ``predicted``: the outputs that hold a classifier's class and its probabilities, empty where it is none.
-    """
+    """``version`` of the format: 7 is iOS 16, 8 iOS 17, 9 iOS 18. ``interfaces`` by function."""
 
     version: int
     interfaces: Mapping[str, Interface]
     default: str
-    predicted: tuple[str, str]
     about: Mapping[str, str]
     metadata: Mapping[str, str]
     program: Message
@@ -103,7 +97,6 @@ def specification_of(message: Message) -> Specification:
         version=message.integer(1),
         interfaces=interfaces,
         default=description.text(21) or ("main" if "main" in interfaces else next(iter(interfaces))),
-        predicted=(description.text(11), description.text(12)),
         about={
             name: about.text(number)
             for name, number in (("description", 1), ("version", 2), ("author", 3), ("license", 4))

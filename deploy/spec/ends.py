@@ -10,8 +10,6 @@ from pydantic import BeforeValidator
 from deploy.spec.document import Frozen
 
 _SPAN = re.compile(r"([1-9]\d{0,8})\.\.(?:([1-9]\d{0,8})\.\.)?([1-9]\d{0,8})")
-
-
 _FORMS = '[1, 3, 224, "128..512"] or [[1, 3, 224, 224], [1, 3, 320, 320]]'
 
 
