@@ -71,7 +71,7 @@ def pruned(case: Path, goal: float, tune: int, test: Path | None, save: Path | N
     begun, worked = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
         ground = Ground(samples=samples, given=graph, workdir=Path(scratch))
-        thin = run(Prune(macs=goal, tune=tune), graph, ground).model
+        thin = run(Prune(macs=goal, per_round=0.5, tune=tune), graph, ground).model
     seconds, processor = time.perf_counter() - begun, time.process_time() - worked
     if save is not None:
         ir.save(thin, save / f"{case.name}.onnx")
