@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from deploy.adapter.batching import fixed_batch, sample_count
 from deploy.adapter.discover import find_backend
 from deploy.adapter.parts import ForeignParts
-from deploy.adapter.profiles import load_profile
+from deploy.adapter.profiles import load_profile, profile_names
 from deploy.adapter.protocol import Backend, Divides, Splits
 from deploy.bundle.operations import LARGEST_ERROR, SAMPLES, Deviation, checked, uncovered, values_of
 from deploy.bundle.read import ARTIFACT, MANIFEST, SELFTEST, Bundle, load_bundle, load_plan
@@ -30,6 +30,7 @@ from deploy.execute.compare import HALF_TOLERANCE
 from deploy.progress import SILENT, Progress
 from deploy.spec.artifact import Options
 from deploy.spec.plan import Plan, TensorPlan, differences
+from deploy.spec.profile import Profile
 from deploy.spec.tensors import RANGES
 
 _ALLOWED = {"float32": LARGEST_ERROR, "float16": HALF_TOLERANCE, "bfloat16": 2.0**-5}
@@ -112,7 +113,7 @@ def look_deep(path: Path | str, *, limit_s: float = LIMIT_S, progress: Progress 
         why_not = _why_not(backend, plan)
         if why_not:
             return DeepCheck(bundle, plan.runtime, tensors, (), why_not=why_not, failed=failed)
-        runtime = load_profile(bundle.manifest.profile).runtime_named(plan.runtime)
+        runtime = _profile(bundle).runtime_named(plan.runtime)
         graph = reference_of(bundle, plan, runtime, cache(parts.codes))
         pieces = parts.pieces(_fed(graph))
         rounding = {name for b in plan.blocks if b.precision == "dynamic" for name in b.nodes}
@@ -182,6 +183,16 @@ def compare_plans(decided: Plan, read: Plan) -> tuple[TensorCheck, ...]:
         wrong = tuple(line.removeprefix(f"{name}: ") for line in differences(one, other))
         tensors += [TensorCheck(name, None, None, wrong)] if wrong else []
     return tuple(tensors)
+
+
+def _profile(bundle: Bundle) -> Profile:
+    name = bundle.manifest.profile
+    if name not in profile_names():
+        raise UsageError(
+            f"{bundle.folder}: the profile '{name}', by which it was built, is not installed here",
+            hint=f"name its file: deploy verify --deep {bundle.folder} --profile {name}.toml",
+        )
+    return load_profile(name)
 
 
 def _why_not(backend: Backend, plan: Plan) -> str:

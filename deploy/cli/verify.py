@@ -27,12 +27,22 @@ def verify(
     limit: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="With --deep: time for each bundle.")
     ] = 300.0,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With --deep: the profile's file, where the target was named by one."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Check a bundle's hashes, then run its self-test; no network, no data needed."""
     if deep:
         from deploy.cli.deep import verify_deep
 
+        if profile is not None:
+            from deploy.adapter.profiles import load_profile
+
+            load_profile(str(profile))  # known by its name from then on
         verify_deep(bundle, limit, json=json)
         return
     from deploy.bundle.read import load_bundle

@@ -103,3 +103,24 @@ def test_deep_reads_what_runs_on_its_device_only(deploy: Deploy, here: Path, dig
     build(digits / "digits.onnx", target="jetson", data=digits / "calib.npz", measure=False, out=here)
     code, out, _ = deploy("verify", here, "--deep")
     assert code == 0 and "nothing was run" in out and "values as planned" in out
+
+
+def test_deep_of_a_target_that_was_a_file(
+    deploy: Deploy, here: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: dict[str, object] = {}
+    monkeypatch.setattr("deploy.adapter.profiles._FROM_FILES", named)
+    camera = here / "camera.toml"
+    camera.write_text('schema = 1\nname = "camera"\ninherits = "rpi5"\ntitle = "A camera"\n')
+    build(
+        digits / "digits.onnx", target=str(camera), runtime="ort", precision="float", measure=False, out=here
+    )
+    named.clear()  # another process knows nothing of it
+    code, _, err = deploy("verify", here, "--deep")
+    assert (
+        code == 2
+        and "profile 'camera', by which it was built, is not installed" in err
+        and "--profile" in err
+    )
+    code, out, _ = deploy("verify", here, "--deep", "--profile", camera)
+    assert code == 0 and "right" in out
