@@ -14,7 +14,15 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.graph import symbolic
-from deploy.graph.edit import add_initializer, constant, remove_dead, replace_node, scalar, sole_consumer
+from deploy.graph.edit import (
+    add_initializer,
+    constant,
+    made_by,
+    remove_dead,
+    replace_node,
+    scalar,
+    sole_consumer,
+)
 
 _Numbers = np.ndarray
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}
@@ -245,16 +253,16 @@ def _parameter(
 def _normalised(node: ir.Node) -> tuple[ir.Value, list[int], float] | None:
     """Input, axes and epsilon if ``node`` is ``(x - mean) / sqrt(variance + epsilon)``."""
     for centred, spread in _operands(node):
-        centre = _made_by(centred, "Sub")
+        centre = made_by(centred, "Sub")
         if centre is None:
             continue
         source = centre.inputs[0]
-        mean = _made_by(centre.inputs[1], "ReduceMean")
+        mean = made_by(centre.inputs[1], "ReduceMean")
         variance = _variance(node, spread)
         if source is None or mean is None or variance is None or mean.inputs[0] is not source:
             continue
         squared, epsilon = variance
-        averaged = _made_by(squared, "ReduceMean")
+        averaged = made_by(squared, "ReduceMean")
         square = (
             averaged.inputs[0].producer() if averaged is not None and averaged.inputs[0] is not None else None
         )
@@ -276,24 +284,19 @@ def _operands(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
             yield right, left
 
 
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type and node.domain == "" else None
-
-
 def _variance(node: ir.Node, spread: ir.Value) -> tuple[ir.Value, float] | None:
     """Variance and epsilon behind the divisor sqrt(v + e), or behind the factor 1 / sqrt(v + e)."""
-    root = _made_by(spread, "Sqrt")
+    root = made_by(spread, "Sqrt")
     if node.op_type == "Mul":
-        inverse = _made_by(spread, "Reciprocal") or _made_by(spread, "Div")
-        power = _made_by(spread, "Pow")
+        inverse = made_by(spread, "Reciprocal") or made_by(spread, "Div")
+        power = made_by(spread, "Pow")
         if power is not None and scalar(power.inputs[1]) == -0.5:
             root = power
         elif inverse is not None and (inverse.op_type == "Reciprocal" or scalar(inverse.inputs[0]) == 1):
-            root = _made_by(inverse.inputs[-1], "Sqrt")
+            root = made_by(inverse.inputs[-1], "Sqrt")
         else:
             return None
-    added = _made_by(root.inputs[0], "Add") if root is not None else None
+    added = made_by(root.inputs[0], "Add") if root is not None else None
     if added is None:
         return None
     for squared, number in (tuple(added.inputs), tuple(reversed(added.inputs))):

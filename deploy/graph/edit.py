@@ -65,6 +65,12 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
     return consumers[0] if len(consumers) == 1 and consumers[0].graph is value.graph else None
 
 
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that made a value, if it is one of that operation of the standard."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type and node.domain == "" else None
+
+
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Every node, those of the bodies of If, Loop and Scan included."""
     return iter(ir.traversal.RecursiveGraphIterator(model.graph))

@@ -22,6 +22,7 @@ from deploy.graph.edit import (
     constant_tensor,
     fresh_name,
     insert_before,
+    made_by,
     names,
     remove_dead,
     replace_node,
@@ -71,7 +72,7 @@ class _Turns:
     # ------------------------------------------------------------------------------------ two transposes
 
     def _composed(self, node: ir.Node) -> bool:
-        first = _made_by(node.inputs[0], "Transpose")
+        first = _known(made_by(node.inputs[0], "Transpose"))
         if first is None:
             return False
         p, q = _perm(first), _perm(node)
@@ -79,8 +80,8 @@ class _Turns:
 
     def _split(self, node: ir.Node) -> bool:
         """(B, C, S) turned, split into heads and turned again: split where it lies."""
-        reshape = _made_by(node.inputs[0], "Reshape")
-        first = None if reshape is None else _made_by(reshape.inputs[0], "Transpose")
+        reshape = _known(made_by(node.inputs[0], "Reshape"))
+        first = None if reshape is None else _known(made_by(reshape.inputs[0], "Transpose"))
         if reshape is None or first is None or not _alone(reshape) or not _alone(first):
             return False
         before, heads = _shape(first.outputs[0]), _shape(reshape.outputs[0])
@@ -95,8 +96,8 @@ class _Turns:
 
     def _joined(self, node: ir.Node) -> bool:
         """Heads turned, joined and turned again: joined where channels are to come second."""
-        reshape = _made_by(node.inputs[0], "Reshape")
-        first = None if reshape is None else _made_by(reshape.inputs[0], "Transpose")
+        reshape = _known(made_by(node.inputs[0], "Reshape"))
+        first = None if reshape is None else _known(made_by(reshape.inputs[0], "Transpose"))
         if reshape is None or first is None or not _alone(reshape) or not _alone(first):
             return False
         heads, joined = _shape(first.outputs[0]), _shape(reshape.outputs[0])
@@ -233,17 +234,15 @@ class _Turns:
         return made.outputs[0]
 
 
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    made = None if value is None else value.producer()
-    ok = made is not None and made.op_type == op_type and made.domain == ""
-    return (
-        made if ok and made is not None and made.inputs[0] is not None and _shape(made.outputs[0]) else None
-    )
+def _known(node: ir.Node | None) -> ir.Node | None:
+    """A node that reads something, and of whose result the shape is known."""
+    known = node is not None and node.inputs[0] is not None and bool(_shape(node.outputs[0]))
+    return node if known else None
 
 
 def _swap(value: ir.Value | None) -> ir.Node | None:
     """The transpose of just the last two axes that made a value."""
-    made = _made_by(value, "Transpose")
+    made = _known(made_by(value, "Transpose"))
     return made if made is not None and _is_swap(_perm(made)) else None
 
 
