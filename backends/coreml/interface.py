@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.coreml.emitter import Emitter, quantization
-from backends.coreml.ops.quant import ACTIVATIONS, dequantize, quantize
+from backends.coreml.ops.quant import dequantize, quantize
+from backends.coreml.ops.stored import BYTES
 from backends.coreml.sdk import builder, mil, sdk
 from deploy.adapter.optable import Unsupported
 from deploy.graph.edit import sole_consumer
@@ -305,7 +306,7 @@ def _pair_behind(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:
         params = [quantization(node) for node in (first, second)]
     except Unsupported:  # the nodes say so when it is their turn
         return None
-    said = all(len(one.scale) == 1 and one.type in ACTIVATIONS for one in params)
+    said = all(len(one.scale) == 1 and one.type in BYTES for one in params)
     return (first, second) if said else None
 
 

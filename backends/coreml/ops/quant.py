@@ -12,21 +12,18 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.coreml.emitter import Emitter, quantization
-from backends.coreml.ops.stored import integers
+from backends.coreml.ops.stored import BYTES, integers
 from deploy.adapter.optable import Unsupported
 from deploy.graph.edit import constant
 from deploy.graph.qdq import planned_name
 from deploy.spec.plan import QuantParams
-
-ACTIVATIONS = {"int8": np.int8, "uint8": np.uint8}
-"""Types that activations are rounded to, as NumPy has them."""
 
 
 def quantize(node: ir.Node, out: Emitter) -> None:
     """An operation that rounds an activation."""
     source, codes = node.inputs[0], node.outputs[0]
     params = quantization(node)
-    if source is None or params.type not in ACTIVATIONS or params.group:
+    if source is None or params.type not in BYTES or params.group:
         raise Unsupported("activations are quantized to int8 or uint8, in no blocks")
     out.need(17, "rounding activations")
     made = out.op(
@@ -61,7 +58,7 @@ def _affine(params: QuantParams, rank: int) -> dict[str, object]:
     given: dict[str, object] = {"scale": scale}
     if any(params.zero_point):
         given["zero_point"] = np.array(
-            params.zero_point[0] if single else params.zero_point, ACTIVATIONS[params.type]
+            params.zero_point[0] if single else params.zero_point, BYTES[params.type]
         )
     if not single:
         assert params.axis is not None

@@ -40,7 +40,8 @@ _WORTH_SHARING = 0.75
 """Integers are looked up where that leaves this part of the bytes at most."""
 _MOST_SHARED, _LOOKED_AT = 64, 1 << 14
 """Of more values nothing is won; the first numbers tell most weights that have more."""
-_NUMPY = {"int8": np.int8, "uint8": np.uint8}
+BYTES = {"int8": np.int8, "uint8": np.uint8}
+"""Integers of one byte, as NumPy has them: all that activations can be."""
 
 
 def palette_forms(level: int, half: bool) -> PaletteForms:
@@ -161,9 +162,9 @@ def integers(array: np.ndarray, params: QuantParams, result: ir.Value, out: Emit
         made = out.op(
             "constexpr_affine_dequantize",
             name,
-            quantized_data=np.ascontiguousarray(array.astype(_NUMPY[params.type])),
+            quantized_data=np.ascontiguousarray(array.astype(BYTES[params.type])),
             scale=scale.reshape(()) if single else scale.reshape(-1),
-            zero_point=(zero.reshape(()) if single else zero.reshape(-1)).astype(_NUMPY[params.type]),
+            zero_point=(zero.reshape(()) if single else zero.reshape(-1)).astype(BYTES[params.type]),
             axis=np.int32(axis),
         )
     else:
