@@ -95,6 +95,15 @@ HEADER = """\
 |---|---|---|---|---|---|---|---|---|---|---|"""
 
 
+def cases_of(folder: Path, only: list[str] | None) -> list[Path]:
+    """The folders of cases in a folder, those that are named or all. Ends the program where there is none."""
+    found = sorted(p.parent for p in folder.glob("*/model.onnx"))
+    chosen = [c for c in found if not only or c.name in only]
+    if not chosen:
+        raise SystemExit(f"no case with a model.onnx under {folder}")
+    return chosen
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -104,10 +113,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="only this case; may be repeated")
     parser.add_argument("--markdown", type=Path, help="write the table there, too")
     arguments = parser.parse_args()
-    found = sorted(p.parent for p in arguments.cases.glob("*/model.onnx"))
-    chosen = [c for c in found if not arguments.only or c.name in arguments.only]
-    if not chosen:
-        raise SystemExit(f"no case with a model.onnx under {arguments.cases}")
+    chosen = cases_of(arguments.cases, arguments.only)
     lines = [HEADER]
     print(HEADER)
     with tempfile.TemporaryDirectory() as scratch:

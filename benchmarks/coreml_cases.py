@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from cases import DEPLOY, cases_of
 
 from deploy.adapter.batching import fixed_batch, run_samples
 from deploy.bundle.read import GRAPH, load_bundle, load_plan, open_artifact
@@ -30,7 +30,6 @@ from deploy.execute.reference import open_graph
 from deploy.graph.edit import constant
 from deploy.graph.qdq import data_digest, insert, quantize_array
 
-DEPLOY = [sys.executable, "-c", "import sys; from deploy.cli import main; sys.exit(main())"]
 SHAPES = {"ppocr_direction_cls": "x=1,3,48,192"}
 PROFILE = """schema = 1
 name = "{name}"
@@ -128,10 +127,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="only this case; may be repeated")
     parser.add_argument("--markdown", type=Path, help="write the table there, too")
     arguments = parser.parse_args()
-    found = sorted(p.parent for p in arguments.cases.glob("*/model.onnx"))
-    chosen = [c for c in found if not arguments.only or c.name in arguments.only]
-    if not chosen:
-        raise SystemExit(f"no case with a model.onnx under {arguments.cases}")
+    chosen = cases_of(arguments.cases, arguments.only)
     lines = [HEADER]
     print(HEADER)
     with tempfile.TemporaryDirectory() as scratch:
