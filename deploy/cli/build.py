@@ -197,7 +197,7 @@ def build(
             metavar="NAME",
             rich_help_panel=_EFFORT,
             help="What is taken away before quantization: fast (no training), balanced or smallest; instead "
-            "of the file's [[recipe]].",
+            "of the steps that the file lists.",
         ),
     ] = None,
     samples: Annotated[

@@ -28,6 +28,8 @@ def _known(step: object) -> object:
     if isinstance(step, Mapping):
         name = step.get("step")
         known = ", ".join(STEPS)
+        if name is None and "preset" in step:
+            raise ValueError(f'a preset is no step; name it under [build], recipe = "{step["preset"]}"')
         if name is None:
             raise ValueError(f"say which step it is, step = '...'; this version knows {known}")
         if name not in STEPS:

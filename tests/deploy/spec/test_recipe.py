@@ -15,6 +15,11 @@ def test_steps_are_known_by_their_own_names() -> None:
         assert kind.model_fields["step"].default == name
 
 
+def test_a_preset_among_the_steps_is_told_where_it_belongs() -> None:
+    with pytest.raises(ValidationError, match=r'name it under \[build\], recipe = "fast"'):
+        Recipe.model_validate({"steps": [{"preset": "fast"}]})
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
