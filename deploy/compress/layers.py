@@ -75,9 +75,10 @@ class Goal:
         return torch.from_numpy(found.astype(np.float32).reshape(1, -1, *[1] * (rank - 2)))
 
 
-def parted(batches: int) -> tuple[list[int], list[int]]:
-    """The numbers of the batches that are learned from, and of those held out; a lone one is both."""
-    every = min(_HELD_OUT, batches)
+def parted(batches: int, every: int = _HELD_OUT) -> tuple[list[int], list[int]]:
+    """The numbers of the batches that are learned from, and of those held out, one of ``every``; a lone one
+    is both."""
+    every = min(every, batches)
     held = [i for i in range(batches) if i % every == every - 1]
     return [i for i in range(batches) if i not in held] or held, held
 

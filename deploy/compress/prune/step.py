@@ -194,7 +194,7 @@ def removal(
     ``notes``.
     """
     model, groups = here.model, here.groups
-    judge, learn = _parted(feeds)
+    learn, judge = ([feeds[i] for i in part] for part in parted(len(feeds), _JUDGED))
     if step.scope == "measured":
         harm = Harm(model, judge, answers(aim, judge)[1])
         if step.criterion == "obs" and step.compensate:
@@ -211,13 +211,6 @@ def removal(
         kept = by_rank(ranked, here.allowed, here.amount, target)
         orders = [ordered(family, scores) for family in groups.families]
     return [label for own, count in zip(orders, kept, strict=True) for label in own[: len(own) - count]]
-
-
-def _parted(feeds: Feeds) -> tuple[Feeds, Feeds]:
-    """The batches that judge, and those that are learned from; all of them both where there are few."""
-    if len(feeds) < _JUDGED:
-        return feeds, feeds
-    return feeds[_JUDGED - 1 :: _JUDGED], [b for i, b in enumerate(feeds) if i % _JUDGED != _JUDGED - 1]
 
 
 def _scores(
