@@ -26,6 +26,7 @@ from backends.coreml.runner import CoreMLOptions, CoreMLRunner
 from backends.coreml.sdk import sdk, version
 from backends.coreml.write import write
 from deploy.adapter.conformance import read_conformance
+from deploy.adapter.parts import ForeignParts
 from deploy.adapter.protocol import Arrays, Availability, Runner
 from deploy.errors import ToolchainError
 from deploy.graph.fixed import pin_batch
@@ -112,6 +113,10 @@ class CoreML:
         )
 
     def read_plan(self, artifact: Artifact) -> Plan:
+        """Of one that we did not write, in a child process."""
+        if artifact.foreign:
+            with ForeignParts(artifact, CoreMLOptions()) as read:
+                return read.read_plan()
         tensors, palettes = read_stored(artifact.main.parent)
         return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors, palettes=palettes)
 

@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 
 from backends.coreml.contents import read_contents
+from backends.coreml.notes import notes_in
 from backends.coreml.runner import CoreMLOptions, CoreMLRunner, States
 from deploy.adapter.child import Reading, serve
 from deploy.adapter.feeds import require_fit
@@ -60,6 +61,8 @@ class ForeignRunner:
         self.executed_by = str(said["executed_by"])
         self.inputs, self.outputs = _specs(said, "inputs"), _specs(said, "outputs")
         self.classes, self.usual = _named(said)
+        notes = said["notes"]
+        self.notes = notes_in(notes if isinstance(notes, str) else None)
 
     def run(
         self, feeds: Arrays, want: Sequence[str] = (), state: States | None = None
@@ -158,6 +161,7 @@ class _Reader:
                     "outputs": [spec.model_dump(mode="json") for spec in self._runner.outputs],
                     "classes": self._runner.classes,
                     "usual": self._runner.usual,
+                    "notes": None if self._runner.notes is None else self._runner.notes.text(),
                 },
                 self._runner.fresh_state(),
             )

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from backends.coreml.notes import required_notes
+from backends.coreml.notes import Notes, ours
 from deploy.adapter.feeds import Feeding, require_fit
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError
@@ -32,6 +32,7 @@ class Inner(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     executed_by: str
+    notes: Notes | None
 
     def run(
         self, feeds: Arrays, want: Sequence[str] = (), state: States | None = None
@@ -53,7 +54,7 @@ class Ends:
         self.executed_by = inner.executed_by
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self._values = artifact.values
-        notes = required_notes(artifact.main.parent)
+        notes = ours(artifact.main.parent, inner.notes)
         self._specs = {spec.name: spec for spec in inner.inputs}
         self._own = {given: own for own, given in notes.ends.items() if own in self._specs}
         made = {spec.name for spec in inner.outputs}

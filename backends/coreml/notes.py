@@ -44,7 +44,11 @@ _NOTES = TypeAdapter(Notes)
 
 def notes_of(package: Package) -> Notes | None:
     """What we wrote beside the program; None where somebody else wrote the package."""
-    text = package.specification.metadata.get(METADATA)
+    return notes_in(package.specification.metadata.get(METADATA))
+
+
+def notes_in(text: str | None) -> Notes | None:
+    """The same of the entry's text."""
     if text is None:
         return None
     try:
@@ -56,7 +60,11 @@ def notes_of(package: Package) -> Notes | None:
 def required_notes(path: Path) -> Notes:
     """What we wrote into a package. Raises BackendError for one that somebody else wrote."""
     with open_package(path) as package:
-        notes = notes_of(package)
+        return ours(path, notes_of(package))
+
+
+def ours(path: Path, notes: Notes | None) -> Notes:
+    """The notes of a package. Raises BackendError where there are none."""
     if notes is None:
         raise BackendError(f"{path.name} was not written by deploy", hint="build it again")
     return notes

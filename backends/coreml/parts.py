@@ -13,6 +13,7 @@ from backends.coreml.interpret.steps import Failed
 from backends.coreml.notes import required_notes
 from backends.coreml.package import judged, open_package
 from backends.coreml.program import Block, Function, Named, Operation, TensorType, Value
+from backends.coreml.wire import Damaged
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError
 
@@ -34,6 +35,7 @@ class ProgramPart:
     variables: Mapping[str, str]
     constant: Callable[[Value], np.ndarray]
     compute: Compute
+    path: Path
 
     def run(self, feeds: Arrays) -> np.ndarray:
         given = {
@@ -41,7 +43,8 @@ class ProgramPart:
             for name, named in zip(self.reads, self.function.inputs, strict=True)
         }
         try:
-            found = Machine(self.function, self.constant, self.compute).run(given, {})
+            with judged(self.path):
+                found = Machine(self.function, self.constant, self.compute).run(given, {})
         except Failed as e:
             raise BackendError(
                 f"the part that makes '{self.result}' cannot be evaluated: {e}", hint="build it again"
@@ -78,6 +81,8 @@ def parts(path: Path, known: Collection[str], compute: Compute) -> Iterator[Prog
                 inside, reads = _between(function, made.name, makers, named)
                 if not reads or not reads <= named.keys():
                     continue
+                if unknown := reads - types.keys():
+                    raise Damaged(f"nothing makes '{min(unknown)}'")
                 order = sorted(reads, key=lambda variable: named[variable])
                 part = Function(
                     inputs=tuple(types[variable] for variable in order),
@@ -92,6 +97,7 @@ def parts(path: Path, known: Collection[str], compute: Compute) -> Iterator[Prog
                     {named[made.name]: made.name},
                     package.constant,
                     compute,
+                    path,
                 )
 
 

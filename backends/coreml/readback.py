@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from backends.coreml.constants import Constants
+from backends.coreml.interpret.steps import NUMPY_ERRORS
 from backends.coreml.notes import Notes, notes_of
 from backends.coreml.package import Package, judged, open_package
 from backends.coreml.program import Operation
@@ -80,10 +81,12 @@ class _Program:
             if operation is None:
                 raise Damaged(f"no operation makes '{variable}'")
             if operation.type.startswith("constexpr"):
-                params, codes = self._constant(operation, name in self._notes.by_outputs)
+                with _fitting(operation):
+                    params, codes = self._constant(operation, name in self._notes.by_outputs)
                 found[name] = TensorPlan(**params.model_dump(), origin="imported", digest=data_digest(codes))
                 continue
-            params, readers = self._activation(operation), self._readers(variable)
+            with _fitting(operation):
+                params, readers = self._activation(operation), self._readers(variable)
             if partial:
                 overrides.setdefault(name, {}).update(dict.fromkeys(readers, params))
                 continue
@@ -98,7 +101,8 @@ class _Program:
     def weights(self, names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
         """Float constants, expanded."""
         for name in sorted(self._notes.weights.keys() & set(names)):
-            array = self._constants.dense(self._notes.weights[name])
+            with _fitting(f"'{name}'"):
+                array = self._constants.dense(self._notes.weights[name])
             yield name, array.T if name in self._notes.by_outputs else array
 
     def palettes(self) -> dict[str, PalettePlan]:
@@ -109,7 +113,8 @@ class _Program:
             masked = operation is not None and operation.type == "constexpr_sparse_to_dense"
             inner = self._constants.behind(operation) if operation is not None and masked else operation
             if inner is not None and inner.type.startswith("constexpr_lut_"):
-                found[name] = self._palette(inner, variable, name in self._notes.by_outputs)
+                with _fitting(inner):
+                    found[name] = self._palette(inner, variable, name in self._notes.by_outputs)
         return found
 
     def _palette(self, operation: Operation, variable: str, turned: bool) -> PalettePlan:
@@ -178,6 +183,15 @@ class _Program:
             return False
         others = [user for user in self._users.get(source, ()) if user.type not in ("quantize", "cast")]
         return bool(others) or source in self._outputs
+
+
+@contextmanager
+def _fitting(what: object) -> Iterator[None]:
+    """Numbers that do not fit together are the file's fault, wherever NumPy finds out."""
+    try:
+        yield
+    except NUMPY_ERRORS as e:
+        raise Damaged(f"{what}: {str(e)[:300] or type(e).__name__}") from e
 
 
 def _kind(name: str) -> QuantType:

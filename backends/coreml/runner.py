@@ -18,6 +18,7 @@ from backends.coreml.features import Feature
 from backends.coreml.interpret.call import Operand, Refused
 from backends.coreml.interpret.machine import Compute, Machine, state_types
 from backends.coreml.interpret.steps import Failed, numpy_type
+from backends.coreml.notes import notes_of
 from backends.coreml.package import Package, judged, open_package
 from backends.coreml.program import Function, Named, TensorType
 from deploy.adapter.feeds import Feeding
@@ -50,8 +51,8 @@ class CoreMLRunner:
 
     ``inputs`` and ``outputs`` may be given where they are known better than the package says them: an image
     in NCHW order, names of free sizes. ``classes`` are the names of a classifier's classes; ``usual`` the
-    sizes that the package itself names for an input, also where others are allowed. Raises BackendError for
-    a package that is damaged or needs what is not evaluated.
+    sizes that the package itself names for an input, also where others are allowed; ``notes`` what we wrote
+    into it. Raises BackendError for a package that is damaged or needs what is not evaluated.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class CoreMLRunner:
             self._function, self._interface = package.function(options.function)
             self._machine = self._made(package, options.compute)
             self.classes = class_names(package, self._function)
+            self.notes = notes_of(package)
         self.executed_by = EXECUTED_BY
         self._arguments = {named.name: named for named in self._function.inputs}
         self._fed = {feature.name: feature for feature in self._interface.inputs}

@@ -18,7 +18,7 @@ _FLOATS = ("float16", "float32", "bfloat16")
 _NARROW = {
     "int4": "int8", "uint1": "uint8", "uint2": "uint8", "uint3": "uint8", "uint4": "uint8", "uint6": "uint8",
 }  # fmt: skip
-_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+NUMPY_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What NumPy raises where operands do not fit."""
 
 
@@ -132,7 +132,7 @@ class Evaluation:
             return None, ()
         try:
             found = ready(Call(self._operation.type, self._fixed.operands, self._fixed, self._declared))
-        except (Refused, *_ERRORS):  # the kernel says so when it is called
+        except (Refused, *NUMPY_ERRORS):  # the kernel says so when it is called
             return None, ()
         left = dict(self._fed)
         if found is None or not left.keys() <= set(found[0]):
@@ -162,7 +162,7 @@ class Evaluation:
             raise Failed(f"{operation}: {e}") from e
         except MemoryError as e:
             raise Failed(f"{operation} takes more memory than there is") from e
-        except _ERRORS as e:
+        except NUMPY_ERRORS as e:
             self._require_there(environment)
             raise Failed(f"{operation}: {str(e)[:300] or type(e).__name__}") from e
         if self._single is not None and isinstance(result, np.ndarray):
