@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from deploy.spec.document import Frozen
+from deploy.spec.document import Given
 from deploy.spec.finetune import Finetune
 
 Criterion = Literal["obs", "l1", "l2", "batch_norm", "taylor", "random"]
@@ -23,7 +23,7 @@ GOALS: tuple[Goal, ...] = ("macs", "parameters", "latency", "size")
 """What a step may aim at; one of them at a time."""
 
 
-class Prune(Frozen):
+class Prune(Given):
     """Remove channels, heads and widths with all that is tied to them; what is left is dense.
 
     One goal: a share of ``macs``, ``parameters`` or predicted ``latency`` on the target to take away, or the
@@ -84,7 +84,7 @@ class Prune(Frozen):
         return self
 
 
-class Shrink(Frozen):
+class Shrink(Given):
     """A thinner copy, the student of a distillation: every group keeps the share ``width`` of its channels.
 
     ``widths`` says otherwise for the nodes that a pattern names; the first pattern that fits holds. Which
@@ -109,7 +109,7 @@ class Shrink(Frozen):
         return self
 
 
-class Sparsify(Frozen):
+class Sparsify(Given):
     """Set weights to zero. ``2:4``: two of four neighbours, which some hardware skips; ``unstructured``: the
     share ``sparsity``, wherever they lie, which makes files at rest smaller and nothing faster.
 
@@ -156,7 +156,7 @@ class Sparsify(Frozen):
         return self
 
 
-class LowRank(Frozen):
+class LowRank(Given):
     """Split products into two thinner ones (SVD; Tucker for convolutions), where that saves computation.
 
     ``lost`` is the share of a weight's energy, or with samples of its outputs' power, that may be lost;
@@ -172,7 +172,7 @@ class LowRank(Frozen):
     max_drop: float | None = Field(default=None, ge=0)
 
 
-class Cluster(Frozen):
+class Cluster(Given):
     """Share weights: each becomes the nearest of ``centres`` values (k-means), per tensor or for every
     ``group`` of output channels. The plan keeps the values, for runtimes that store palettes."""
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from deploy.spec.document import Frozen
+from deploy.spec.document import Given
 
 Optimizer = Literal["sgd", "adamw"]
 ScheduleKind = Literal["constant", "cosine", "onecycle"]
@@ -19,7 +19,7 @@ _ONE_CYCLE_RISE = 0.3
 _RISE = 0.05
 
 
-class Augment(Frozen):
+class Augment(Given):
     """What is done to training images at random; nothing unless it is said.
 
     ``crop``: the image is moved by up to so many pixels, its border repeated where it left. ``flip``: half
@@ -44,14 +44,14 @@ class Augment(Frozen):
         return self == Augment()
 
 
-class FeaturePair(Frozen):
+class FeaturePair(Given):
     """An inner value of the student that is to become like one of the teacher, by their names."""
 
     student: str
     teacher: str
 
 
-class Distill(Frozen):
+class Distill(Given):
     """A loss of alpha * labels + (1 - alpha) * T^2 * KL(teacher || student) (Hinton et al. 2015).
 
     ``temperature`` goes in a straight line to ``temperature_end`` where that is given. ``teachers`` are
@@ -79,7 +79,7 @@ class Distill(Frozen):
         return self
 
 
-class Finetune(Frozen):
+class Finetune(Given):
     """Train the graph on. ``lr`` is the highest learning rate; without batch norm much more than the default
     tends to diverge. ``warmup`` is the share of all batches in which it rises: 0.05, and 0.3 for
     ``onecycle``, unless said. ``clip`` is the largest norm of all gradients together, 0 for none; ``ema`` the

@@ -9,10 +9,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from deploy.errors import UsageError
 from deploy.spec.compression import Cluster, LowRank, Prune, Shrink, Sparsify
-from deploy.spec.document import Frozen
+from deploy.spec.document import Given
 from deploy.spec.finetune import Finetune
 
-STEPS: Mapping[str, type[Frozen]] = {
+STEPS: Mapping[str, type[Given]] = {
     "prune": Prune,
     "shrink": Shrink,
     "sparsify": Sparsify,
@@ -86,7 +86,7 @@ Preset = Literal["fast", "balanced", "smallest"]
 ``smallest`` takes away as much as it can. Which steps that means depends on model, data and target."""
 
 
-class Recipe(Frozen):
+class Recipe(Given):
     """Steps in the order in which they run. Empty: the graph is quantized as it came. A ``preset`` becomes
     steps as soon as model, data and target are known; ``notes`` say what it leaves out, and why."""
 

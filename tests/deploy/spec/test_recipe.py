@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from deploy.errors import UsageError
 from deploy.spec.compression import Cluster, LowRank, Prune, Shrink, Sparsify
 from deploy.spec.finetune import Finetune
 from deploy.spec.recipe import STEPS, Recipe
@@ -51,16 +52,16 @@ def test_zeros(settings: dict[str, object], told: str) -> None:
 
 
 def test_widths_are_shares() -> None:
-    with pytest.raises(ValidationError, match=r"that of 'layer4\.\*' is not"):
+    with pytest.raises(UsageError, match=r"that of 'layer4\.\*' is not"):
         Shrink(width=0.5, widths={"layer4.*": 1.5})
 
 
 def test_a_step_that_undoes_an_earlier_one_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"step 2 \(prune\) undoes step 1 \(cluster\).*put prune first"):
+    with pytest.raises(UsageError, match=r"step 2 \(prune\) undoes step 1 \(cluster\).*put prune first"):
         Recipe(steps=(Cluster(), Prune(macs=0.3)))
-    with pytest.raises(ValidationError, match=r"step 3 \(lowrank\) undoes step 2 \(sparsify\)"):
+    with pytest.raises(UsageError, match=r"step 3 \(lowrank\) undoes step 2 \(sparsify\)"):
         Recipe(steps=(Finetune(), Sparsify(), LowRank()))
-    with pytest.raises(ValidationError, match="leave one of them out"):
+    with pytest.raises(UsageError, match="leave one of them out"):
         Recipe(steps=(Cluster(), Cluster()))
 
 

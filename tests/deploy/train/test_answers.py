@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from pydantic import ValidationError
 
 from deploy.data.dataset import Dataset
 from deploy.errors import UsageError
@@ -123,7 +122,7 @@ def test_answers_with_a_place_do_not_go_with_cutmix() -> None:
 
 
 def test_inner_values_cannot_be_asked_about_beforehand() -> None:
-    with pytest.raises(ValidationError, match="inner values cannot be"):
+    with pytest.raises(UsageError, match="inner values cannot be"):
         Distill(views=2, features=(FeaturePair(student="a", teacher="b"),))
 
 
