@@ -2,11 +2,14 @@
 
 ``import openvino`` writes an identifier to ``~/intel`` and reports to Google Analytics through the package
 ``openvino_telemetry``; where that is not installed it does without, which is what it is made to believe here.
+So it is with its converter, half of the time that the import takes: it is loaded when it is called.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     import openvino
 
 _TELEMETRY = "openvino_telemetry"
+_CONVERTER = "openvino.tools.ovc"
 _NAMES = ("OpenVINO", "openvino")
 """The package as one speaks of it, and our extra that brings it."""
 
@@ -26,21 +30,39 @@ _NAMES = ("OpenVINO", "openvino")
 @cache
 def sdk() -> ModuleType:
     """The package. Raises ToolchainError where it is not installed, or its libraries cannot be loaded."""
-    silenced = _TELEMETRY not in sys.modules
-    if silenced:
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # how Python is told that there is none
     try:
-        package = import_module("openvino")
+        with _hidden(_TELEMETRY), _hidden(_CONVERTER):
+            package = import_module("openvino")
     except (ImportError, OSError) as e:
         if isinstance(e, ModuleNotFoundError) and e.name == "openvino":
             raise missing_extra(*_NAMES) from e
         raise broken_package(*_NAMES, e) from e
-    finally:
-        if silenced:
-            del sys.modules[_TELEMETRY]
     if not hasattr(package, "Core"):
         raise broken_package(*_NAMES, "the folder of the package is empty")
+    if not hasattr(package, "convert_model"):
+        package.convert_model = _convert_model  # type: ignore[attr-defined]  # as the package itself has it
     return package
+
+
+def _convert_model(*given: object, **named: object) -> object:
+    """OpenVINO's own, for whoever shares this process with us."""
+    with _hidden(_TELEMETRY):
+        converter = import_module(_CONVERTER)
+    sdk().convert_model = converter.convert_model  # type: ignore[attr-defined]
+    return converter.convert_model(*given, **named)
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """As if a module were not installed that is not loaded yet."""
+    hides = name not in sys.modules
+    if hides:
+        sys.modules[name] = None  # type: ignore[assignment]  # how Python is told that there is none
+    try:
+        yield
+    finally:
+        if hides:
+            del sys.modules[name]
 
 
 @cache
