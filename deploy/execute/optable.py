@@ -16,9 +16,9 @@ tuple where there are several. It must not change its inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -26,11 +26,19 @@ import onnx_ir as ir
 from deploy.errors import UnsupportedError
 from deploy.graph.edit import constant
 
-if TYPE_CHECKING:
-    from deploy.execute.program import Program
-
 Kernel = Callable[..., object]
 Build = Callable[["Node"], Kernel]
+
+
+class Body(Protocol):
+    """The graph in an If, Loop or Scan, ready to run (`program.Program`)."""
+
+    captured: list[str]
+    """What it reads from around it, by name."""
+    outputs: list[str]
+
+    def run(self, given: Sequence[object], outer: Sequence[object] = ()) -> list[object]:
+        """Its outputs, from its inputs and the captured values, all in order."""
 
 
 @dataclass
@@ -52,8 +60,8 @@ class Node:
     ir: ir.Node
     version: int
     """The operator set that the graph imports."""
-    body: Callable[[str], Program]
-    """The program of the graph attribute of that name."""
+    body: Callable[[str], Body]
+    """The body in the graph attribute of that name."""
     mode: Mode = field(default_factory=Mode)
 
     @property
