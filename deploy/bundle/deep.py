@@ -22,15 +22,25 @@ from deploy.adapter.parts import ForeignParts
 from deploy.adapter.profiles import load_profile, profile_names
 from deploy.adapter.protocol import Backend, Divides, Splits
 from deploy.bundle.operations import LARGEST_ERROR, SAMPLES, Deviation, checked, uncovered, values_of
-from deploy.bundle.read import ARTIFACT, MANIFEST, SELFTEST, Bundle, load_bundle, load_plan
+from deploy.bundle.read import (
+    ARTIFACT,
+    MANIFEST,
+    SELFTEST,
+    Bundle,
+    caveat_of,
+    load_bundle,
+    load_lock,
+    load_plan,
+)
 from deploy.bundle.reference import reference_of
 from deploy.bundle.verify import read_selftest, require_unchanged, self_test
 from deploy.errors import UsageError, VerificationError
 from deploy.execute.compare import HALF_TOLERANCE
 from deploy.progress import SILENT, Progress
 from deploy.spec.artifact import Options
+from deploy.spec.manifest import Lock
 from deploy.spec.plan import Plan, TensorPlan, differences
-from deploy.spec.profile import Profile
+from deploy.spec.profile import FLOATS, Profile, Runtime
 from deploy.spec.tensors import RANGES
 
 _ALLOWED = {"float32": LARGEST_ERROR, "float16": HALF_TOLERANCE, "bfloat16": 2.0**-5}
@@ -54,6 +64,7 @@ class DeepCheck:
     """What was found in one bundle.
 
     ``how`` says what the operations that were run are, ``why_not`` why none was, where that is so;
+    ``caveat`` why what they are held against may not be what the bundle was built by;
     ``unchecked`` for how many no time was left, ``uncovered`` which of the ``nodes`` of the reference lie in
     none of those that were run; ``failed`` what is wrong with the self-test, empty where it is right.
     """
@@ -68,6 +79,7 @@ class DeepCheck:
     uncovered: tuple[str, ...] = ()
     why_not: str = ""
     failed: str = ""
+    caveat: str = ""
 
     @property
     def first(self) -> Deviation | None:
@@ -113,7 +125,8 @@ def look_deep(path: Path | str, *, limit_s: float = LIMIT_S, progress: Progress 
         why_not = _why_not(backend, plan)
         if why_not:
             return DeepCheck(bundle, plan.runtime, tensors, (), why_not=why_not, failed=failed)
-        runtime = _profile(bundle).runtime_named(plan.runtime)
+        profile, lock = _profile(bundle), load_lock(bundle)
+        runtime = computed_in(profile.runtime_named(plan.runtime), plan, lock)
         graph = reference_of(bundle, plan, runtime, cache(parts.codes))
         pieces = parts.pieces(_fed(graph))
         rounding = {name for b in plan.blocks if b.precision == "dynamic" for name in b.nodes}
@@ -138,7 +151,20 @@ def look_deep(path: Path | str, *, limit_s: float = LIMIT_S, progress: Progress 
         nodes=sum(node.op_type not in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph),
         uncovered=tuple(uncovered(graph, ((p.reads, p.result) for p in pieces[: len(found)]))),
         failed=failed,
+        caveat=caveat_of(profile, lock),
     )
+
+
+def computed_in(runtime: Runtime, plan: Plan, lock: Lock) -> Runtime:
+    """The rules of a runtime with the type in which a bundle's floats were really computed.
+
+    Its blocks say so; float16 may be only how their weights are stored. A profile has what a build uses if
+    nothing else is asked for or found faster, and is believed where no block is float.
+    """
+    found = {block.precision for block in plan.blocks}
+    stored = {"fp16"} if lock.precision == "fp16" else set()
+    said = [around for around, precision in FLOATS.items() if precision in found - stored]
+    return runtime.model_copy(update={"around": said[0]}) if len(said) == 1 else runtime
 
 
 def _inferences(bundle: Bundle) -> Iterator[dict[str, np.ndarray]]:

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from deploy.adapter.discover import find_backend
 from deploy.adapter.protocol import Runner
 from deploy.errors import UsageError
-from deploy.spec.document import DocumentT, parse
+from deploy.spec.document import DocumentT, digest, parse
 from deploy.spec.manifest import Lock, Manifest, Measurements
 from deploy.spec.plan import Plan
+from deploy.spec.profile import Profile
 
 MANIFEST, MEASUREMENTS, SELFTEST = "manifest.json", "measurements.json", "selftest.npz"
 ARTIFACT, GRAPH, PLAN, LOCK, LOG = "artifact", "graph.onnx", "plan.json", "deploy.lock", "build.log"
@@ -65,6 +66,12 @@ def load_plan(bundle: Bundle) -> Plan:
 def load_lock(bundle: Bundle) -> Lock:
     """The recorded choices of a bundle. Raises UsageError where there are none."""
     return _document(bundle.folder, LOCK, Lock)
+
+
+def caveat_of(profile: Profile, lock: Lock) -> str:
+    """Why what a profile says may not be what a bundle was built by; empty where it is."""
+    same = digest(profile) == lock.profile_sha256
+    return "" if same else "the profile has changed since this was built"
 
 
 def open_bundle(path: Path | str) -> Runner:

@@ -70,6 +70,7 @@ def deep_json(checks: Sequence[DeepCheck]) -> dict[str, object]:
                 ],
                 "how": check.how,
                 "why_not": check.why_not,
+                "caveat": check.caveat,
                 "unchecked": check.unchecked,
                 "nodes": check.nodes,
                 "uncovered": list(check.uncovered),
@@ -192,6 +193,8 @@ def _operation_facts(check: DeepCheck) -> list[tuple[str, Cell]]:
     if check.unchecked:
         number += f"; for {check.unchecked} more there was no time (--limit)"
     facts: list[tuple[str, Cell]] = [("operations", number), ("run as", check.how)]
+    if check.caveat:
+        facts.append(("mind", (f"{check.caveat}: operations are judged by what it says now", "bad")))
     if right + one + more:
         facts.append(("integers", f"{right:,} right, {one:,} off by one step, {more:,} by more"))
     floats = [o.error for o in check.operations if not sum(o.counts)]

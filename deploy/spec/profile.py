@@ -175,7 +175,7 @@ class Runtime(Frozen):
     @property
     def float_precision(self) -> Precision:
         """What a block computes in that is not INT8."""
-        return _FLOATS[self.around]
+        return FLOATS[self.around]
 
     @property
     def sparsity_gain(self) -> float:
@@ -193,7 +193,7 @@ class Runtime(Frozen):
         return tuple(dict.fromkeys(("float", self.float_precision, *integer, *self.forms)))
 
 
-_FLOATS: dict[str, Precision] = {"float32": "float", "float16": "fp16", "bfloat16": "bf16"}
+FLOATS: dict[str, Precision] = {"float32": "float", "float16": "fp16", "bfloat16": "bf16"}
 
 
 class HostVariant(Frozen):

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deploy.adapter.profiles import load_profile
+from deploy.bundle.read import caveat_of
 from deploy.errors import DeployError
-from deploy.spec.document import digest
 from deploy.spec.manifest import Lock, Manifest
 from deploy.spec.profile import Fact as ProfileFact
 from deploy.spec.profile import Figure, Profile, QuantRules, Runtime
@@ -48,14 +48,14 @@ def hardware(manifest: Manifest, lock: Lock) -> Hardware:
         profile = load_profile(manifest.profile)
     except DeployError as e:
         return Hardware(manifest.profile, caveat=f"the profile is not installed here: {e.message}")
-    caveat = "" if digest(profile) == lock.profile_sha256 else "the profile has changed since this was built"
     groups = [
         Group("precision", _facts(profile.precision)),
         Group("memory", _facts(profile.memory)),
         Group("hardware", _facts(profile.hardware)),
         *_of_runtime(profile, manifest.runtime),
     ]
-    return Hardware(profile.title, tuple(g for g in groups if g.facts), profile.notes, caveat)
+    facts = tuple(g for g in groups if g.facts)
+    return Hardware(profile.title, facts, profile.notes, caveat_of(profile, lock))
 
 
 def _facts(table: Mapping[str, ProfileFact]) -> tuple[Known, ...]:

@@ -9,12 +9,16 @@ from typing import cast
 
 import pytest
 
-from deploy.bundle.deep import DeepCheck, TensorCheck, alike, bundles_in, compare_plans
+from deploy.adapter.profiles import load_profile
+from deploy.bundle.deep import DeepCheck, TensorCheck, alike, bundles_in, compare_plans, computed_in
 from deploy.bundle.operations import Deviation
 from deploy.bundle.read import Bundle
 from deploy.errors import UsageError
-from deploy.spec.plan import Plan, TensorPlan
-from deploy.spec.tensors import QuantType
+from deploy.spec.manifest import Lock
+from deploy.spec.plan import BlockPlan, Plan, TensorPlan
+from deploy.spec.profile import Runtime
+from deploy.spec.project import PrecisionRequest
+from deploy.spec.tensors import Precision, QuantType
 
 
 def tensor(kind: QuantType, scale: float, zero: int) -> TensorPlan:
@@ -59,6 +63,36 @@ def test_an_operation_on_more_samples_adds_up() -> None:
     assert (both.steps, both.counts, both.expected, both.got, both.wrong) == (3, (17, 2, 1), 2, 5, True)
     assert not one.wrong
     assert not replace(both, most=3).wrong  # of what computes in bfloat16 more is allowed
+
+
+IPHONE = load_profile("iphone15").runtime_named("coreml")
+SERVER = load_profile("x86-vnni").runtime_named("ort")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "asked", "blocks", "around"),
+    [
+        (IPHONE, "auto", ("int8", "fp16"), "float16"),
+        (IPHONE, "float", ("float", "float"), "float32"),
+        (IPHONE, "int8", ("int8",), "float16"),
+        (IPHONE, "fp16", ("fp16",), "float16"),
+        (SERVER, "fp16", ("fp16", "float"), "float32"),
+        (SERVER, "fp16", ("fp16",), "float32"),
+        (SERVER, "int8", ("int8", "bf16"), "bfloat16"),
+        (SERVER, "w8", ("w8", "float"), "float32"),
+        (IPHONE.model_copy(update={"around": "float32"}), "auto", ("int8", "fp16"), "float16"),
+    ],
+)
+def test_what_floats_were_computed_in_is_the_bundles(
+    runtime: Runtime, asked: PrecisionRequest, blocks: tuple[Precision, ...], around: str
+) -> None:
+    plans = tuple(BlockPlan(id=str(i), nodes=(str(i),), precision=one) for i, one in enumerate(blocks))
+    plan = Plan(graph_sha256="", target="", runtime="", tensors={}, blocks=plans)
+    lock = Lock(
+        source_sha256="", runtime="", calibration_sha256=None, profile_sha256="", seed=0, choices=(),
+        float_blocks=(), precision=asked,
+    )  # fmt: skip
+    assert computed_in(runtime, plan, lock).around == around
 
 
 def test_bundles_of_a_folder(tmp_path: Path) -> None:

@@ -123,4 +123,9 @@ def test_deep_of_a_target_that_was_a_file(
         and "--profile" in err
     )
     code, out, _ = deploy("verify", here, "--deep", "--profile", camera)
-    assert code == 0 and "right" in out
+    assert code == 0 and "right" in out and "has changed" not in out
+    camera.write_text(camera.read_text().replace("A camera", "Another"))
+    code, out, _ = deploy("verify", here, "--deep", "--profile", camera)
+    assert code == 0 and "the profile has changed since this was built" in out
+    (found,) = json.loads(deploy("verify", here, "--deep", "--profile", camera, "--json")[1])["bundles"]
+    assert "has changed" in found["caveat"]
