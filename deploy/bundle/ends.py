@@ -11,7 +11,7 @@ import numpy as np
 from deploy.adapter.batching import fixed_batch, sample_count
 from deploy.adapter.protocol import Arrays, Remembers, Runner
 from deploy.execute.compare import largest_error
-from deploy.spec.ends import Sizes, shapes_of
+from deploy.spec.ends import Sizes, bounds_of
 from deploy.spec.tensors import TensorSpec
 
 _STEPS = 8
@@ -78,30 +78,31 @@ def _zeros(spec: TensorSpec) -> np.ndarray:
 
 def at_other_sizes(
     sizes: Mapping[str, Sizes], inputs: Sequence[TensorSpec], samples: Arrays
-) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[str, dict[str, np.ndarray] | None]]:
     """Feeds of the shapes that bound what may be fed, made of the samples by repeating and cutting them.
 
-    Each with its shapes in words. Very large ones are left out. Where samples are fed one at a time there are
-    as many as there were.
+    Each with its shapes in words; None for the feeds of very large ones. Where samples are fed one at a time
+    there are as many as there were.
     """
     count = sample_count(samples)
-    rounds = max((len(shapes_of(said)) for said in sizes.values()), default=0)
-    for at in range(rounds):
+    for shapes in bounds_of(sizes):
         known: dict[str, int] = {}
         for spec in inputs:
-            if spec.name in sizes:
-                shapes = shapes_of(sizes[spec.name])
-                chosen = shapes[min(at, len(shapes) - 1)]
-                known |= {d: n for d, n in zip(spec.shape, chosen, strict=True) if isinstance(d, str)}
-        feeds, words, numbers = {}, [], 0
-        for spec in inputs:
-            shape = tuple(known.get(size, 1) if isinstance(size, str) else size for size in spec.shape)
-            numbers = max(numbers, prod(shape))
-            words.append(f"{spec.name} {list(shape)}")
-            array = samples[spec.name]
-            wanted = (count, *shape[1:]) if shape[0] == 1 and len(array) == count else shape
-            for axis, size in enumerate(wanted if numbers <= _MOST_NUMBERS else ()):
+            chosen = shapes.get(spec.name, ())
+            known |= {d: n for d, n in zip(spec.shape, chosen, strict=False) if isinstance(d, str)}
+        sized = {
+            spec.name: tuple(known.get(size, 1) if isinstance(size, str) else size for size in spec.shape)
+            for spec in inputs
+        }
+        words = ", ".join(f"{name} {list(shape)}" for name, shape in sized.items())
+        if max(map(prod, sized.values())) > _MOST_NUMBERS:
+            yield words, None
+            continue
+        feeds = {}
+        for name, shape in sized.items():
+            array = samples[name]
+            wanted = (count, *shape[1:]) if shape[:1] == (1,) and len(array) == count else shape
+            for axis, size in enumerate(wanted):
                 array = np.take(array, np.arange(size) % array.shape[axis], axis)
-            feeds[spec.name] = array
-        if numbers <= _MOST_NUMBERS:
-            yield ", ".join(words), feeds
+            feeds[name] = array
+        yield words, feeds

@@ -87,8 +87,9 @@ def verify(
         if not passed and divergence is None:
             divergence = first_divergence(candidate.qdq, runner, samples, tolerance)
         beyond: list[str] = []
+        skipped: list[str] = []
         if passed:
-            stray = _beyond(candidate, subject, runner, samples, floor, beyond)
+            stray = _beyond(candidate, subject, runner, samples, floor, beyond, skipped)
             if stray is not None:
                 passed, divergence = False, stray.where
                 error, tolerance = stray.error, stray.allowed
@@ -103,6 +104,7 @@ def verify(
             first_divergence=divergence,
             operations=single if passed else 0,
             beyond=tuple(beyond) if passed else (),
+            skipped=tuple(skipped),
             sparsity=prove_zeros(candidate.plan.blocks, candidate.qdq, candidate.artifact, subject.backend),
         ),
         {name: got[name] for name in want},
@@ -138,9 +140,10 @@ def _beyond(
     samples: Arrays,
     floor: float,
     done: list[str],
+    skipped: list[str],
 ) -> Stray | None:
     """Where the artifact strays beyond one inference of one size; None where it does not. What was right goes
-    to ``done``."""
+    to ``done``, what is too large for a check to ``skipped``."""
     if candidate.artifact.states and isinstance(runner, Remembers):
         steps = 0
         with open_graph(candidate.qdq, optimised=False) as literal:
@@ -151,6 +154,9 @@ def _beyond(
         done.append(f"{steps} inferences in a row")
     inputs = tensor_specs(candidate.qdq.graph.inputs)
     for words, feeds in at_other_sizes(subject.runtime.asked.sizes, inputs, samples):
+        if feeds is None:
+            skipped.append(words)
+            continue
         want, noise = _expected(candidate, subject, feeds)
         got = run_samples(runner, feeds, sample_count(feeds))
         error, allowed = largest_error(want, got), _FLOOR_FACTOR * noise + _EXACT

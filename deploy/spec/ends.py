@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -73,6 +74,29 @@ def shapes_of(sizes: Sizes) -> tuple[tuple[int, ...], ...]:
     spans = [span(size) for size in sizes if isinstance(size, int | str)]
     least, usual, most = (tuple(one[at] for one in spans) for at in range(3))
     return tuple(dict.fromkeys((usual, least, most)))
+
+
+def bounds_of(sizes: Mapping[str, Sizes]) -> list[dict[str, tuple[int, ...]]]:
+    """The shapes of all inputs together: the usual ones, the least, the greatest; of lists row by row.
+
+    An input with a shorter list keeps its usual shape.
+
+    >>> bounds_of({"x": (1, "2..4..8"), "z": (1, "1..3")})[1:]
+    [{'x': (1, 2), 'z': (1, 1)}, {'x': (1, 8), 'z': (1, 3)}]
+    """
+    rows: list[dict[str, tuple[int, ...]]] = []
+    for at in range(max((len(_row(said)) for said in sizes.values()), default=0)):
+        row = {name: _row(said)[at if at < len(_row(said)) else 0] for name, said in sizes.items()}
+        rows += [] if row in rows else [row]
+    return rows
+
+
+def _row(sizes: Sizes) -> tuple[tuple[int, ...], ...]:
+    """Shapes of one input: the listed ones, or the usual, the least and the greatest."""
+    spans = [span(size) for size in sizes if not isinstance(size, tuple)]
+    return tuple(zip(*((usual, least, most) for least, usual, most in spans), strict=True)) or shapes_of(
+        sizes
+    )
 
 
 class Ends(Frozen):

@@ -66,7 +66,8 @@ class Verification(Frozen):
     ``noise_floor`` is the same figure between two runs of the reference by one runtime, optimised and not.
     ``operations``: where the whole strays further than noise, how many of them were checked one by one, fed
     the reference's values, and all found right. ``beyond`` is what was found right besides: inferences in a
-    row where states are kept, other sizes. ``sparsity``: of a plan with 2:4 sparse blocks.
+    row where states are kept, other sizes; ``skipped`` sizes that were not run, for they are too large for a
+    check. ``sparsity``: of a plan with 2:4 sparse blocks.
     """
 
     passed: bool
@@ -78,6 +79,7 @@ class Verification(Frozen):
     first_divergence: str | None = None
     operations: int = 0
     beyond: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     sparsity: SparsityProof | None = None
 
 

@@ -12,8 +12,11 @@ import pytest
 pytest.importorskip("coremltools")
 
 from backends.coreml.sdk import sdk
+from deploy.bundle.deep import look_deep
+from deploy.bundle.operations import LARGEST_ERROR
 from deploy.bundle.read import load_bundle, load_plan, open_bundle
 from deploy.bundle.report.running import running
+from deploy.bundle.report.summary import Fact, context
 from deploy.bundle.verify import verify_bundle
 from deploy.cli import main
 from deploy.pipeline import build
@@ -35,7 +38,8 @@ def saved(path: Path, text: str, shapes: dict[str, tuple[int, ...]]) -> Path:
     return path
 
 
-def test_an_app_gives_a_picture_and_gets_a_name(tmp_path: Path) -> None:
+def test_an_app_gives_a_picture_and_gets_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.bundle.ends._MOST_NUMBERS", 12 * 8 * 3)
     source = saved(
         tmp_path / "net.onnx",
         """g (float[n, 3, h, w] x) => (float[n, 4] y) {
@@ -63,7 +67,9 @@ def test_an_app_gives_a_picture_and_gets_a_name(tmp_path: Path) -> None:
     )
     manifest = bundle.manifest
     assert manifest.runtime == "coreml" and manifest.verification.passed
-    assert manifest.verification.beyond == tuple(f"x [1, {height}, 8, 3]" for height in (12, 8, 16))
+    assert manifest.verification.beyond == ("x [1, 12, 8, 3]", "x [1, 8, 8, 3]")
+    assert manifest.verification.skipped == ("x [1, 16, 8, 3]",)
+    assert Fact("not run", "x [1, 16, 8, 3]: too large for a check") in context(bundle)
     assert manifest.artifact.inputs[0].colours == "BGR"
     described = sdk().utils.load_spec(str(bundle.folder / "artifact" / "model.mlpackage")).description
     (feature,) = described.input
@@ -115,6 +121,8 @@ def test_samples_are_a_sequence_where_states_stay(
     assert main(["build", "--cache", "cache", "-q"]) == 0
     folder = next(Path("dist").iterdir())
     assert verify_bundle(folder).beyond == ("8 inferences in a row",)
+    deep = look_deep(folder)
+    assert deep.right and {operation.allowed for operation in deep.operations} == {LARGEST_ERROR}
     fed = running(load_bundle(folder))
     assert ([one.name for one in fed.inputs], [one.name for one in fed.outputs]) == (["x"], ["y"])
     assert "keeps h (then h_next)" in fed.note

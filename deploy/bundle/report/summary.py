@@ -177,6 +177,8 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
             )
         also = f"; also {'; '.join(proof.beyond)}" if proof.beyond else ""
         facts.append(Fact("verified", f"by {proof.executed_by} on {samples}: {allowed}{also}"))
+        if proof.skipped:
+            facts.append(Fact("not run", f"{'; '.join(proof.skipped)}: too large for a check"))
     else:
         facts.append(Fact("not verified", proof.first_divergence or f"error {proof.error:.2g}", "bad"))
     if (zeros := proof.sparsity) is not None:

@@ -11,6 +11,7 @@ import pytest
 
 from deploy.adapter.protocol import Arrays, Remembers
 from deploy.bundle.ends import at_other_sizes, kept, stored, strays
+from deploy.spec.ends import Sizes
 from deploy.spec.tensors import TensorSpec
 
 X, S = (TensorSpec(name=name, dtype="float32", shape=(1, 2)) for name in ("x", "s"))
@@ -81,6 +82,25 @@ def test_states_are_rounded_where_they_are_kept_alone() -> None:
     assert np.array_equal(given["y"], numbers) and np.array_equal(given["next"], half)
 
 
+def fed(
+    sizes: dict[str, Sizes], inputs: tuple[TensorSpec, ...], samples: dict[str, np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
+    found = dict(at_other_sizes(sizes, inputs, samples))
+    return {words: feeds for words, feeds in found.items() if feeds is not None}
+
+
+def test_the_least_go_with_the_least() -> None:
+    """However many shapes each of the inputs has."""
+    inputs = tuple(TensorSpec(name=name, dtype="float32", shape=(1, f"{name}.1")) for name in "xyz")
+    samples = {name: np.ones((1, 1), np.float32) for name in "xyz"}
+    found = fed({"x": (1, "2..4..8"), "y": (1, "3..9"), "z": (1, 5)}, inputs, samples)
+    assert [[feeds[name].shape[1] for name in "xyz"] for feeds in found.values()] == [
+        [4, 3, 5],
+        [2, 3, 5],
+        [8, 9, 5],
+    ]
+
+
 def test_other_sizes_are_made_of_a_sample() -> None:
     inputs = (
         TensorSpec(name="x", dtype="float32", shape=("n", 2, "w")),
@@ -90,12 +110,14 @@ def test_other_sizes_are_made_of_a_sample() -> None:
         "x": np.arange(12, dtype=np.float32).reshape(2, 2, 3),
         "mask": np.array([[1, 0, 1], [0, 0, 0]]),
     }
-    found = dict(at_other_sizes({"x": (1, 2, "2..3..5")}, inputs, samples))
+    found = fed({"x": (1, 2, "2..3..5")}, inputs, samples)
     assert list(found) == [f"x [1, 2, {w}], mask [1, {w}]" for w in (3, 2, 5)]
     last = found["x [1, 2, 5], mask [1, 5]"]
     assert last["x"][0].tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4]]
     assert last["mask"].tolist() == [[1, 0, 1, 1, 0], [0, 0, 0, 0, 0]]
-    (three,) = dict(at_other_sizes({"x": (3, 2, 3)}, inputs, samples)).values()
+    (three,) = fed({"x": (3, 2, 3)}, inputs, samples).values()
     assert three["x"].shape == (3, 2, 3) and np.array_equal(three["x"][2], samples["x"][0])
-    assert not list(at_other_sizes({"x": (1, 2, 2**26)}, inputs, samples)), "too large to be run for a check"
+    assert list(at_other_sizes({"x": (1, 2, 2**26)}, inputs, samples)) == [
+        (f"x [1, 2, {2**26}], mask [1, {2**26}]", None)
+    ], "too large to be run for a check, and said"
     assert not list(at_other_sizes({}, inputs, samples))
