@@ -30,8 +30,8 @@ _OURS = (_PACKAGE / "_profiles", _PACKAGE.parent / "profiles")
 """Where our own files lie: in an installed wheel, in a checkout."""
 
 _FILE = ".toml"
-_FROM_FILES: dict[str, Profile] = {}
-"""What files that were named have added, for as long as the process lives."""
+_FROM_FILES: dict[str, tuple[Profile, Path]] = {}
+"""What files that were named have added, for as long as the process lives, and which files these are."""
 _NOT_INHERITED = ("aliases", "on_host")
 """What belongs to one profile alone: the names it answers to and what it stands for on a host."""
 
@@ -70,7 +70,8 @@ def target_name(word: str, folder: Path = Path()) -> str:
     """The name of a target that is given as one, or as the path of a profile's file as seen from ``folder``.
 
     What a file says is known by its name from then on, in this process. Raises UsageError where the file
-    cannot be read, is malformed, or takes a name that an installed profile has.
+    cannot be read, is malformed, or takes a name that an installed profile has, or another file that was
+    named and says something else.
     """
     if not word.endswith(_FILE):
         return word
@@ -83,7 +84,9 @@ def target_name(word: str, folder: Path = Path()) -> str:
     profile = _parse(source, by_name)
     _check_names([*_installed().values(), profile], [*ours, source])
     _check_hosts([profile], {**by_name, source.profile_name: source})
-    _FROM_FILES[profile.name] = profile
+    _check_named(profile, path)
+    if (before := _FROM_FILES.get(profile.name)) is None or before[0] != profile:
+        _FROM_FILES[profile.name] = profile, path
     return profile.name
 
 
@@ -268,6 +271,17 @@ def _check_names(profiles: Iterable[Profile], sources: Iterable[_Source]) -> Non
         claimed[word] = origin
 
 
+def _check_named(profile: Profile, path: Path) -> None:
+    """Refuse what another file that was named says otherwise; the same file may have been changed."""
+    for other, origin in _FROM_FILES.values():
+        shared = {profile.name, *profile.aliases} & {other.name, *other.aliases}
+        if shared and path != origin and profile != other:
+            raise UsageError(
+                f"{path}: the name '{min(shared)}' is already taken by {origin}",
+                hint="rename one of the two profiles or drop the alias",
+            )
+
+
 def _check_hosts(profiles: Iterable[Profile], by_name: Mapping[str, _Source]) -> None:
     """Refuse one that stands, on some host, for a profile that is not there."""
     for profile in profiles:
@@ -280,7 +294,8 @@ def _check_hosts(profiles: Iterable[Profile], by_name: Mapping[str, _Source]) ->
 
 
 def _known_here() -> dict[str, Profile]:
-    return dict(sorted((_installed() | _FROM_FILES).items()))
+    named = {name: profile for name, (profile, _) in _FROM_FILES.items()}
+    return dict(sorted((_installed() | named).items()))
 
 
 @cache

@@ -438,6 +438,28 @@ def test_a_file_that_is_named_is_a_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("named")
+def test_files_that_are_named_share_no_names(tmp_path: Path) -> None:
+    """One of them would be built for in the place of the other."""
+    first, second = tmp_path / "gate.toml", tmp_path / "door.toml"
+    first.write_text(CAMERA)
+    target_name(str(first))
+    for text, name in (
+        (CAMERA.replace("A camera", "Another"), "cam"),
+        (CAMERA.replace('"camera"', '"door"'), "cam"),
+        (CAMERA.replace('"camera"', '"door"').replace('"cam"', '"camera"'), "camera"),
+    ):
+        second.write_text(text)
+        with pytest.raises(UsageError, match=f"door.toml: the name '{name}' is already taken by .*gate.toml"):
+            target_name(str(second))
+    second.write_text(CAMERA)
+    assert target_name(str(second)) == "camera", "the same words in another place"
+    first.write_text(CAMERA.replace("A camera", "Newer"))
+    second.write_text(CAMERA.replace('"camera"', '"door"').replace("cam", "entry"))
+    assert (target_name(str(second)), target_name(str(first))) == ("door", "camera")
+    assert load_profile("cam").title == "Newer"
+
+
+@pytest.mark.usefixtures("named")
 @pytest.mark.parametrize(
     ("text", "said"),
     [
