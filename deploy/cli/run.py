@@ -119,11 +119,21 @@ def _computed(subject: Subject, dataset: FittedSource) -> dict[str, np.ndarray]:
     size = fixed_batch(subject.inputs)
     with subject.open() as runner:
         if subject.states and isinstance(runner, Remembers):
+            _require_whole(subject.title, len(dataset), size or 1)
             kept = cleaned(", ".join(subject.states))
             show_note(f"samples are a sequence: {kept} stay from one to the next")
             return _joined([runner.step(batch.feeds) for batch in dataset.batches(size or 1)])
         size = size or _BATCH
         return _joined([run_samples(runner, batch.feeds, size) for batch in dataset.batches(size)])
+
+
+def _require_whole(title: str, count: int, size: int) -> None:
+    """Raises DataError where a sequence ends within an inference, which no made-up sample may fill."""
+    if count % size:
+        raise DataError(
+            f"{count} samples: {title} takes {size} at a time, each after what those before it left",
+            hint=f"give a multiple of {size}: as many of each of the {size} sequences",
+        )
 
 
 def _show(

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import onnxruntime
 import pytest
+
+from deploy.adapter.protocol import Arrays
+from deploy.cli.run import _computed
+from deploy.cli.subject import Subject
+from deploy.data.dataset import open_dataset
+from deploy.errors import DataError
+from deploy.spec.tensors import TensorSpec
 
 Deploy = Callable[..., tuple[int, str, str]]
 
@@ -115,3 +123,41 @@ def test_an_output_that_is_there_is_replaced(
     assert deploy("run", real_bundle, "io.npz", "-o", "io.npz")[0] == 0
     with np.load(here / "io.npz") as archive:
         assert archive.files == ["logits"]
+
+
+class Sum:
+    """Two sequences at a time: what came so far, added up. Implements the Remembers protocol."""
+
+    inputs = (TensorSpec(name="x", dtype="float32", shape=(2, 1)),)
+    outputs = (TensorSpec(name="y", dtype="float32", shape=(2, 1)),)
+    executed_by = "a test"
+    states: Mapping[str, str] = {"so_far": "y"}
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        raise AssertionError("a sequence goes step by step")
+
+    def step(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        assert feeds["x"].shape == (2, 1)
+        self._now = self._now + feeds["x"]
+        return {"y": self._now}
+
+    def reset(self) -> None:
+        self._now = np.zeros((2, 1), np.float32)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_sequences_side_by_side_end_together() -> None:
+    subject = Subject("bundle", Path("dist"), "net for phones", Sum.inputs, (), Sum, ("so_far",))
+    samples = np.arange(6, dtype=np.float32).reshape(6, 1)
+    found = _computed(subject, open_dataset({"x": samples}, Sum.inputs))
+    assert found["y"].ravel().tolist() == [0, 1, 2, 4, 6, 9]
+    with pytest.raises(DataError, match="5 samples: net for phones takes 2 at a time"):
+        _computed(subject, open_dataset({"x": samples[:5]}, Sum.inputs))
