@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -17,7 +18,7 @@ from backends.tflite.micro.interpreter import MicroInterpreter
 from backends.tflite.micro.sdk import runtime
 from backends.tflite.micro.sdk import version as micro_version
 from backends.tflite.sdk import interpreter, quiet, version
-from backends.tflite.write import flattened, notes, orders, seen_file
+from backends.tflite.write import flattened, notes_in, opened, orders
 from deploy.adapter.feeds import Feeding
 from deploy.adapter.protocol import Arrays
 from deploy.errors import BackendError
@@ -25,7 +26,10 @@ from deploy.spec.artifact import Options
 from deploy.spec.tensors import TensorSpec
 
 if TYPE_CHECKING:
+    from ai_edge_litert import schema_py_generated as tfl
     from ai_edge_litert.interpreter import Interpreter
+
+_Scale = tuple[np.float64, np.float64]
 
 
 class TFLiteOptions(Options):
@@ -53,26 +57,16 @@ class TFLiteRunner:
     ) -> None:
         self._path, self._options, self._values = path, options, values
         self.inputs, self.outputs = inputs, outputs
-        model = seen_file(path)
-        self._orders, self._flattened = orders(notes(model)), flattened(notes(model))
-        graph = model.subgraphs[0]
-        if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):
-            raise BackendError(
-                f"{path.name} has other inputs or outputs than were written",
-                hint="the file was exchanged: copy the bundle again",
-            )
-        self._tensors = {
-            bytes(t.name).decode(): i
-            for i, t in enumerate(graph.tensors)
-            if model.buffers[t.buffer].data is None or not len(model.buffers[t.buffer].data)
-        }
-        """By name, constants aside."""
-        self._scales = {
-            i: (np.float64(t.quantization.scale[0]), np.float64(t.quantization.zeroPoint[0]))
-            for i, t in enumerate(graph.tensors)
-            if t.quantization is not None and t.quantization.scale is not None
-        }
-        """Of every quantized tensor; those of an activation are a single pair."""
+        with opened(path) as file:
+            said, graph = notes_in(file), file.Subgraphs(0)
+            if graph.InputsLength() != len(inputs) or graph.OutputsLength() != len(outputs):
+                raise BackendError(
+                    f"{path.name} has other inputs or outputs than were written",
+                    hint="the file was exchanged: copy the bundle again",
+                )
+            self._orders, self._flattened = orders(said), flattened(said)
+            self._scales = [_scale(graph.Tensors(graph.Outputs(i))) for i in range(len(outputs))]
+            """Of each output, None where it is not quantized."""
         self._feeding = Feeding(inputs)
         self._engines: dict[bool, _Engine] = {}
         self._closed = False
@@ -95,40 +89,38 @@ class TFLiteRunner:
                 f"LiteRT failed while running: {e}", hint="check the shapes fed against `deploy inspect`"
             ) from e
         found = {
-            spec.name: self._meant(index, engine.made(place))
-            for place, (spec, index) in enumerate(zip(self.outputs, engine.outputs, strict=True))
+            spec.name: _meant(engine.made(place), self._scales[place])
+            for place, spec in enumerate(self.outputs)
         }
         for name in want:
-            index = self._tensors.get(self._values.get(name, name))
+            index = self._tensors.numbers.get(self._values.get(name, name))
             if name not in found and index is not None:
                 found[name] = self._inner(engine.interpreter, index)
         return found
 
     def _inner(self, engine: Interpreter | MicroInterpreter, index: int) -> np.ndarray:
         """A tensor in ONNX's order, as floats where it is quantized."""
-        array = self._meant(index, np.asarray(engine.get_tensor(index)))
+        array = _meant(np.asarray(engine.get_tensor(index)), self._tensors.scales[index])
         if index in self._flattened:
             array = unflattened(array, *self._flattened[index])
         order = self._orders.get(index)
         return array if order is None else restored(array, order)
 
-    def _meant(self, index: int, array: np.ndarray) -> np.ndarray:
-        """The numbers that a quantized tensor's integers stand for; any other tensor as it is."""
-        if index not in self._scales:
-            return array
-        scale, zero = self._scales[index]
-        return ((array.astype(np.float64) - zero) * scale).astype(np.float32)
+    @cached_property
+    def _tensors(self) -> _Tensors:
+        with opened(self._path) as file:
+            return _tensors(file)
 
     def _for(self, *, inner: bool) -> _Engine:
         if inner not in self._engines:
             try:
-                opened = open_interpreter(self._options, path=self._path, inner=inner)
+                made = open_interpreter(self._options, path=self._path, inner=inner)
             except (RuntimeError, ValueError) as e:
                 raise BackendError(
                     f"LiteRT cannot open {self._path.name}: {e}",
                     hint="the file is damaged, or needs a newer LiteRT: copy the bundle again",
                 ) from e
-            self._engines[inner] = _Engine(opened, [spec.name for spec in self.inputs])
+            self._engines[inner] = _Engine(made, [spec.name for spec in self.inputs])
         return self._engines[inner]
 
     def close(self) -> None:
@@ -142,6 +134,39 @@ class TFLiteRunner:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """The numbers by name of those that are no constants, and the scales of all by number."""
+
+    numbers: Mapping[str, int]
+    scales: Sequence[_Scale | None]
+
+
+def _tensors(file: tfl.Model) -> _Tensors:
+    graph = file.Subgraphs(0)
+    tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
+    numbers = {
+        t.Name().decode(): i for i, t in enumerate(tensors) if not file.Buffers(t.Buffer()).DataLength()
+    }
+    return _Tensors(numbers, [_scale(tensor) for tensor in tensors])
+
+
+def _scale(tensor: tfl.Tensor) -> _Scale | None:
+    """Scale and zero point of a quantized tensor: the single pair of an activation."""
+    found = tensor.Quantization()
+    if found is None or not found.ScaleLength():
+        return None
+    return np.float64(found.Scale(0)), np.float64(found.ZeroPoint(0))
+
+
+def _meant(array: np.ndarray, params: _Scale | None) -> np.ndarray:
+    """The numbers that a quantized tensor's integers stand for; any other tensor as it is."""
+    if params is None:
+        return array
+    scale, zero = params
+    return ((array.astype(np.float64) - zero) * scale).astype(np.float32)
 
 
 class _Engine:

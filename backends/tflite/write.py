@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,11 +103,21 @@ def _largest(out: Emitter) -> Iterator[str]:
 
 def read_file(path: Path) -> tfl.ModelT:
     """The objects in a file. Raises BackendError where it is none or damaged."""
+    with opened(path) as file:
+        return schema().ModelT.InitFromObj(file)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tfl.Model]:
+    """A file to be asked for some of what it holds; nothing else of it is read.
+
+    Raises BackendError where it is none, and where what is asked for meanwhile turns out to be damaged.
+    """
     content = path.read_bytes()
     if content[4:8] != b"TFL3":
         raise BackendError(f"{path.name} is no .tflite file", hint="copy it again from where it was built")
     try:
-        return schema().ModelT.InitFromPackedBuf(content, 0)
+        yield schema().Model.GetRootAs(content, 0)
     except (struct.error, IndexError, ValueError, TypeError, MemoryError, RecursionError) as e:
         raise BackendError(
             f"{path.name} is damaged: {e}", hint="copy it again from where it was built"
@@ -136,10 +147,26 @@ def notes(model: tfl.ModelT) -> dict[str, object]:
     """Our metadata entry. Raises BackendError where the file has none."""
     for entry in model.metadata or ():
         if entry.name == METADATA.encode():
-            found = json.loads(bytes(model.buffers[entry.buffer].data))
-            assert isinstance(found, dict)
-            return found
-    raise BackendError(
+            return _said(model.buffers[entry.buffer].data)
+    raise _not_ours()
+
+
+def notes_in(file: tfl.Model) -> dict[str, object]:
+    """The same of a file that is only opened."""
+    for entry in (file.Metadata(i) for i in range(file.MetadataLength())):
+        if entry.Name() == METADATA.encode():
+            return _said(file.Buffers(entry.Buffer()).DataAsNumpy())
+    raise _not_ours()
+
+
+def _said(content: np.ndarray) -> dict[str, object]:
+    found = json.loads(bytes(content))
+    assert isinstance(found, dict)
+    return found
+
+
+def _not_ours() -> BackendError:
+    return BackendError(
         "the .tflite file was not written by deploy", hint="copy it again from where it was built"
     )
 
