@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 _LATER = ("sympy", "onnx_ir._symbolic_shapes")
-_MADE_BEFORE_COLLECTING = 5_000
+_MADE_BEFORE_COLLECTING = 20_000
 """Python looks for garbage after 700 new objects, which is half a second of a short build. Graphs are cycles,
 so some time it has to: memory was 4 % more so."""
 
@@ -42,6 +42,11 @@ def import_later() -> None:
             sys.modules[name].__spec__ = spec
 
 
+def collect_seldom() -> None:
+    """Look for garbage seldom from here on: in a process of ours, from its beginning."""
+    gc.set_threshold(_MADE_BEFORE_COLLECTING, *gc.get_threshold()[1:])
+
+
 def import_uncollected(name: str) -> None:
     """Import a module and all that it needs without looking for garbage on the way, nor among it later: a
     hundred thousand objects, all of which stay. For others it is looked seldom from here on."""
@@ -52,5 +57,5 @@ def import_uncollected(name: str) -> None:
         import_module(name)
         gc.freeze()
     finally:
-        gc.set_threshold(_MADE_BEFORE_COLLECTING, *gc.get_threshold()[1:])
+        collect_seldom()
         gc.enable()

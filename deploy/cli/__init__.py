@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from types import FrameType
 
+from deploy.adapter.later import collect_seldom, import_later
 from deploy.errors import DeployError
 
 INTERRUPTED = 130
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     _survive_narrow_encodings()
+    if arguments is None:
+        collect_seldom()
     try:
         with _interruptible():
             code = _run(words)
@@ -46,8 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        from deploy.adapter.later import import_later
-
         import_later()
         from deploy.cli.app import run
 

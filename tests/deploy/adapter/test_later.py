@@ -38,6 +38,6 @@ def test_nothing_is_collected_while_modules_are_imported_and_afterwards_it_is() 
         "import gc; from deploy.adapter.later import import_uncollected; seen = []; "
         "gc.callbacks.append(lambda phase, info: seen.append(phase)); import_uncollected('deploy.pipeline'); "
         "print(seen, gc.isenabled(), gc.get_freeze_count() > 10_000); "
-        "kept = [[] for _ in range(20_000)]; print(len(seen) // 2)"
+        "kept = [[] for _ in range(80_000)]; print(len(seen) // 2)"
     )
     assert said(code) == "[] True True\n3"
