@@ -25,6 +25,10 @@ Range = tuple[float, float]
 BINS = 4096
 _PERCENTILE = 99.99
 _LEVELS = 255
+_CENTRES = (np.arange(BINS) - BINS // 2 + 0.5) / (BINS // 2)
+"""Of the bins over [-1, 1): other ranges are powers of two times as wide, so that these are exact."""
+_SHRINK = np.concatenate([np.linspace(1.0, 0.3, 71), np.geomspace(0.29, 2.0**-8, 60)])
+"""Shares of a range to try: finely near the extremes, then on to where a lone outlier is cut off."""
 
 
 @dataclass
@@ -158,10 +162,12 @@ def _least_error(
 ) -> tuple[float, float]:
     """Search a grid of clipped ranges; rounding costs step**2 / 12 a value, clipping its squared distance."""
     assert histogram.counts is not None
-    edges = histogram.edges()
-    centres = (edges[:-1] + edges[1:]) / 2
-    counts = histogram.counts.astype(np.float64)
-    moments = [np.concatenate([[0.0], np.cumsum(counts * centres**p)]) for p in (0, 1, 2)]
+    filled = np.flatnonzero(histogram.counts)
+    used = slice(int(filled[0]), int(filled[-1]) + 1) if filled.size else slice(0, 1)
+    centres = _CENTRES[used] * 2.0**histogram.exponent
+    counts = histogram.counts[used].astype(np.float64)
+    moments = [np.concatenate([[0.0], np.cumsum(c)]) for c in (counts, counts * centres, counts * centres**2)]
+    total = moments[0][-1]
 
     def clipped(limit: np.ndarray, above: bool) -> tuple[np.ndarray, np.ndarray]:
         """How many values lie beyond each limit, and the sum of their squared distances to it."""
@@ -169,24 +175,26 @@ def _least_error(
         n, s, q = ((m[-1] - m[at]) if above else m[at] for m in moments)
         return n, np.maximum(q - 2 * limit * s + limit**2 * n, 0.0)
 
-    # Finely near the extremes, then on to where a lone outlier is cut off.
-    shrink = np.concatenate([np.linspace(1.0, 0.3, 71), np.geomspace(0.29, 2.0**-8, 60)])
     if symmetric:
-        top = max(-low, high) * shrink
+        top = max(-low, high) * _SHRINK
         (n_high, e_high), (n_low, e_low) = clipped(top, True), clipped(-top, False)
         step = 2 * top / (levels - 1)
-        best = int(np.argmin((counts.sum() - n_high - n_low) * step**2 / 12 + e_high + e_low))
+        best = int(np.argmin((total - n_high - n_low) * step**2 / 12 + e_high + e_low))
         return -float(top[best]), float(top[best])
-    lows = low * shrink if low < 0 else np.zeros(1)
-    highs = high * shrink if high > 0 else np.zeros(1)
+    lows = low * _SHRINK if low < 0 else np.zeros(1)
+    highs = high * _SHRINK if high > 0 else np.zeros(1)
     (n_low, e_low), (n_high, e_high) = clipped(lows, False), clipped(highs, True)
     if low == 0:
         n_low, e_low = np.zeros(1), np.zeros(1)
     if high == 0:
         n_high, e_high = np.zeros(1), np.zeros(1)
-    step = (highs[None, :] - lows[:, None]) / levels
-    inside = counts.sum() - n_low[:, None] - n_high[None, :]
-    error = inside * step**2 / 12 + e_low[:, None] + e_high[None, :]
+    error = highs[None, :] - lows[:, None]
+    error /= levels
+    error *= error
+    error *= (total - n_low)[:, None] - n_high[None, :]
+    error /= 12
+    error += e_low[:, None]
+    error += e_high[None, :]
     i, j = np.unravel_index(int(np.argmin(error)), error.shape)
     return float(lows[i]), float(highs[j])
 
