@@ -43,8 +43,8 @@ READY: Mapping[str, Ready] = {
 """Kernels of which most is known before the first run, by operation."""
 
 EXACT = frozenset((
-    *shape.KERNELS, "gather", "gather_along_axis", "gather_nd", "identity", "select", "relu", "max_pool",
-    "maximum", "minimum", "abs", "reduce_max", "reduce_min", "topk", "upsample_nearest_neighbor",
-    "resize_nearest_neighbor", "list_read", "list_gather",
+    *(shape.KERNELS.keys() - {"range_1d"}), "gather", "gather_along_axis", "gather_nd", "identity", "select",
+    "relu", "max_pool", "maximum", "minimum", "abs", "reduce_max", "reduce_min", "topk",
+    "upsample_nearest_neighbor", "resize_nearest_neighbor", "list_read", "list_gather",
 ))  # fmt: skip
 """Operations whose results are numbers that they read: nothing is left to round."""

@@ -141,27 +141,29 @@ def conv_transpose(call: Call) -> np.ndarray:
 def _cut(
     call: Call, full: Sequence[int], sizes: Sequence[int], strides: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Where the result begins in what all kernels reach, and its sizes."""
+    """Where the result begins in what all kernels reach, and its sizes.
+
+    As the gradient of the convolution whose result has ``sizes``: of several sizes that ``same`` brings to
+    these, ``output_shape`` says which, and what is padded depends on it.
+    """
     kind = call.text("pad_type", "valid")
     pads = call.integers("pad", [0] * 2 * len(full))
     if len(pads) != 2 * len(full) or min(pads) < 0:
         raise Refused(f"pad {pads} for {len(full)} axes")
+    given = call.integers("output_shape")[2:] if call.maybe("output_shape") is not None else None
+    if given is not None and len(given) != len(full):
+        raise Refused(f"output_shape of {len(given) + 2} sizes")
     if kind == "custom":
         begin = pads[::2]
-        wanted = [f - b - e for f, b, e in zip(full, begin, pads[1::2], strict=True)]
+        wanted = given or [f - b - e for f, b, e in zip(full, begin, pads[1::2], strict=True)]
     elif kind in ("same", "same_lower"):
-        wanted = [i * s for i, s in zip(sizes, strides, strict=True)]
+        wanted = given or [i * s for i, s in zip(sizes, strides, strict=True)]
         spare = [max(f - w, 0) for f, w in zip(full, wanted, strict=True)]
         begin = [s // 2 if kind == "same" else s - s // 2 for s in spare]
     elif kind == "valid":
-        begin, wanted = [0] * len(full), list(full)
+        begin, wanted = [0] * len(full), given or list(full)
     else:
         raise Refused(f"pad_type {kind}")
-    shape = call.maybe("output_shape")
-    if shape is not None:
-        wanted = call.integers("output_shape")[2:]
-        if len(wanted) != len(full):
-            raise Refused(f"output_shape of {len(wanted) + 2} sizes")
     if min(wanted) < 1:
         raise Refused(f"a result of {wanted}")
     return begin, wanted

@@ -1,5 +1,5 @@
-"""Gathering and scattering by computed places. Places that do not exist are refused; negative ones count from
-the end, which later releases leave open, unless the program wants them checked."""
+"""Gathering and scattering by computed places. Places that do not exist are refused. Negative ones count from
+the end until iOS 16; since there is ``validate_indices``, whatever it says, they do not exist."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _places(call: Call) -> np.ndarray:
     found = call.array("indices")
     if found.dtype.kind not in "iu":
         raise Refused("'indices' are no whole numbers")
-    if call.flag("validate_indices") and found.size and found.min() < 0:
-        raise Refused(f"place {int(found.min())}, and negative ones are not allowed")
+    if call.has("validate_indices") and found.size and found.min() < 0:
+        raise Refused(f"place {int(found.min())}, and from iOS 17 on negative ones are none")
     return found.astype(np.int64)
 
 

@@ -65,13 +65,14 @@ def local_response_norm(call: Call) -> np.ndarray:
         raise Refused(f"a tensor of rank {x.ndim}")
     axis = 0 if x.ndim == 3 else 1
     count = x.shape[axis]
-    if not 1 <= size <= 2 * count + 1:
-        raise Refused(f"size {size} for {count} channels")
+    if size < 1:
+        raise Refused(f"size {size}")
+    before, behind = (min(reach, count - 1) for reach in (size // 2, (size - 1) // 2))
     alpha, beta = np.float32(call.number("alpha", 1e-4)), np.float32(call.number("beta", 0.75))
     k = np.float32(call.number("k", 1.0))
-    squares = padded(np.moveaxis(x * x, axis, 0), [(size // 2, (size - 1) // 2), *[(0, 0)] * (x.ndim - 1)])
+    squares = padded(np.moveaxis(x * x, axis, 0), [(before, behind), *[(0, 0)] * (x.ndim - 1)])
     total = np.zeros_like(squares[:count])
-    for at in range(size):
+    for at in range(before + behind + 1):
         total += squares[at : at + count]
     return x / np.power(k + alpha / size * np.moveaxis(total, 0, axis), beta)
 

@@ -50,8 +50,9 @@ def cumsum(call: Call) -> np.ndarray:
     axis = axis_of(call.integer("axis", 0), x.ndim)
     turned = np.flip(x, axis) if call.flag("reverse") else x
     y = np.cumsum(turned, axis=axis, dtype=x.dtype)
-    if call.flag("exclusive"):
-        y = y - turned
+    if call.flag("exclusive") and y.shape[axis]:  # moved, not less the last one, which rounds
+        lead = (slice(None),) * axis
+        y = np.concatenate([np.zeros_like(y[(*lead, slice(1))]), y[(*lead, slice(-1))]], axis)
     return np.flip(y, axis) if call.flag("reverse") else y
 
 

@@ -167,19 +167,18 @@ def resample(call: Call) -> np.ndarray:
             elif scale != "normalized_zero_to_one":
                 raise Refused(f"coordinates mode {scale}")
             place = place * (size - 1) if aligned else place * size - 0.5
-        axes.append(_kept(call.text("padding_mode"), place, size, aligned))
+        axes.append(_kept(call.text("padding_mode"), place, size))
     fill = call.number("padding_value", 0.0) if call.text("padding_mode") == "constant" else None
     if call.text("sampling_mode") == "nearest":
         return np.moveaxis(_picked(x, np.rint(axes[0]), np.rint(axes[1]), fill), -1, 1)
     return _bilinear(x, axes[0], axes[1], fill)
 
 
-def _kept(mode: str, place: np.ndarray, size: int, aligned: bool) -> np.ndarray:
-    """Places on an axis after padding in that way."""
+def _kept(mode: str, place: np.ndarray, size: int) -> np.ndarray:
+    """Places on an axis after padding in that way: ``reflection`` does not repeat the border, ``symmetric``
+    does, whatever the corners are."""
     if mode == "constant":
         return np.clip(place, -(2.0**30), 2.0**30)
-    if mode == "reflection" and not aligned:
-        mode = "symmetric"
     if mode == "reflection":
         place = _reflected(place, 0, size - 1)
     elif mode == "symmetric":

@@ -145,13 +145,15 @@ def fill_like(call: Call) -> np.ndarray:
 
 
 def range_1d(call: Call) -> np.ndarray:
-    start, end, step = call.array("start"), call.array("end"), call.array("step")
-    number = float(step.reshape(-1)[0])
-    if number == 0:
+    """How many there are is computed in the type of the numbers: 0.6 / 0.1 is 6 in float32."""
+    start, end, step = (call.array(name).reshape(-1)[:1] for name in ("start", "end", "step"))
+    if not (step != 0).all():
         raise Refused("a step of 0")
-    count = math.ceil((float(end.reshape(-1)[0]) - float(start.reshape(-1)[0])) / number)
-    (count,) = sized([max(count, 0)])
-    return (start.reshape(-1)[0] + np.arange(count) * step.reshape(-1)[0]).astype(start.dtype)
+    found = np.ceil((end - start) / step)
+    if found.size != 1 or not np.isfinite(found).all():
+        raise Refused("no range")
+    (count,) = sized([max(int(found[0]), 0)])
+    return (start + np.arange(count) * step).astype(start.dtype)
 
 
 def reverse(call: Call) -> np.ndarray:
