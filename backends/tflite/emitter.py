@@ -46,6 +46,7 @@ class Emitter(Network):
     """Convolutions of few channels may take the form that XNNPACK computes faster."""
     operation: str = ""
     _derived: dict[tuple[int, str, Order], int] = field(default_factory=dict)
+    _requantized: dict[tuple[int, QuantParams], int] = field(default_factory=dict)
     _views: dict[int, tuple[int, str]] = field(default_factory=dict)
     """By view the tensor that it shows, and the node that reads that first."""
     _constants: dict[tuple[ir.Value, Order, tuple[int, ...]], int] = field(default_factory=dict)
@@ -359,10 +360,20 @@ class Emitter(Network):
             self.node = node
         return self._derived[key]
 
+    def requantized(self, index: int, name: str, params: QuantParams) -> int:
+        """A tensor by other parameters; all who want it so read one."""
+        tensor, key = self.tensors[index], (index, params)
+        if key not in self._requantized:
+            made = replace(tensor, name=name, dtype=params.type, params=params, data=None)
+            version = 1 if tensor.params is None and params.type == "int8" else 2
+            self._requantized[key] = self.inner("QUANTIZE", [index], made, version=version)
+        return self._requantized[key]
+
     def prune(self) -> dict[int, int]:
         number = super().prune()
         self.carried = {value: number[i] for value, i in self.carried.items() if i in number}
         self._derived.clear()
+        self._requantized.clear()
         self._views.clear()
         self._constants.clear()
         return number

@@ -68,7 +68,7 @@ def as_json(bundle: Bundle) -> dict[str, object]:
     found["compression"] = (
         None if measured.compression is None else measured.compression.model_dump(mode="json")
     )
-    rebuilt = {"precision", "float_blocks", "rungs", "sparse_blocks", "mixed"}
+    rebuilt = {"precision", "float_blocks", "rungs", "sparse_blocks", "wide_blocks", "mixed"}
     found["front"] = [point.model_dump(mode="json", exclude=rebuilt) for point in measured.front]
     found["stages"] = [{"name": s.name, "seconds": s.seconds, "cached": s.cached} for s in measured.stages]
     return found

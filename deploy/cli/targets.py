@@ -232,6 +232,7 @@ def _rules(title: str, rules: QuantRules, sources: list[str]) -> list[tuple[str,
         ),
         ("  passes on", ", ".join(rules.forward)),
         ("  makes alike", ", ".join(rules.unify)),
+        ("  instead of", "float, where INT8 loses too much" if rules.instead_of_float else ""),
         (
             "  prescribes",
             ", ".join(

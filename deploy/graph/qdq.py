@@ -5,7 +5,8 @@ constant the integers are stored as ``v/int`` and the result of its DequantizeLi
 every node that read ``v`` still does. A quantized graph output keeps its name; its producer's value becomes
 ``v/raw``. The pair for a reader ``n`` with parameters of its own is ``v@n/q``, ``v@n/dq``; by this name
 `read_tensors` knows it, everything else it sees from how the nodes are connected. Where such a name is
-taken already, a number is appended.
+taken already, a number is appended. Where its parameters are of another width than the value's own, the pair
+reads ``v/dq``: integers of one width are made of those of the other, as runtimes do.
 
     x = clamp(round_half_even(v / scale) + zero_point)      (ONNX QuantizeLinear, operator set 21)
 """
@@ -159,11 +160,14 @@ def _pair(writing: _Writing, value: ir.Value, plan: TensorPlan) -> None:
     for user, index in value.uses():
         if not plan.readers or user.name in plan.readers:
             readers.setdefault(user.name if user.name in plan.uses else "", []).append((user, index))
-    if is_output:
+    if is_output or any(_turns(plan, consumer) for consumer in readers):
         readers.setdefault("", [])
-    for consumer, uses in readers.items():
+    own: ir.Value | None = None
+    for consumer, uses in sorted(readers.items(), key=lambda item: item[0] != ""):
         params, stem = (plan.uses[consumer], f"{name}@{consumer}") if consumer else (plan, name)
-        result = _quantize_dequantize(writing, value, params, stem)
+        source = own if own is not None and _turns(plan, consumer) else value
+        result = _quantize_dequantize(writing, source, params, stem)
+        own = own if consumer else result
         for user, index in uses:
             user.replace_input_with(index, result)
         if is_output and not consumer:
@@ -172,6 +176,11 @@ def _pair(writing: _Writing, value: ir.Value, plan: TensorPlan) -> None:
                     graph.outputs[i] = result
             value.name = writing.free(name + _RAW)
             result.name = name
+
+
+def _turns(plan: TensorPlan, consumer: str) -> bool:
+    """Whether a reader has integers of another width than the value is stored in."""
+    return consumer in plan.uses and _NUMPY[plan.uses[consumer].type].itemsize != _NUMPY[plan.type].itemsize
 
 
 def _quantize_dequantize(writing: _Writing, value: ir.Value, params: QuantParams, stem: str) -> ir.Value:
@@ -238,7 +247,15 @@ def read_tensors(model: ir.Model) -> dict[str, TensorPlan]:
 
 
 def planned_name(source: ir.Value) -> str:
-    """The planned name of what a QuantizeLinear reads; a quantized output of the graph has passed it on."""
+    """The planned name of what a QuantizeLinear reads; a quantized output of the graph has passed it on.
+
+    What reads integers of another width than it makes has the name of those.
+    """
+    maker = source.producer()
+    if maker is not None and maker.op_type == "DequantizeLinear":
+        before = _input(maker, 0).producer()
+        if before is not None and _is_quantize(before):
+            return planned_name(_input(before, 0))
     for quantize, _ in source.uses():
         for result in _results(quantize) if _is_quantize(quantize) else ():
             if result.is_graph_output():
@@ -251,7 +268,8 @@ def _results(quantize: ir.Node) -> list[ir.Value]:
 
 
 def _readers(quantize: ir.Node) -> tuple[str, ...]:
-    return tuple(sorted({user.name or "" for result in _results(quantize) for user, _ in result.uses()}))
+    users = {user for result in _results(quantize) for user, _ in result.uses()}
+    return tuple(sorted(user.name or "" for user in users if not _is_quantize(user)))
 
 
 def _is_quantize(node: ir.Node) -> bool:

@@ -32,6 +32,8 @@ _VIEWS = frozenset((
 ))
 """They cost nothing: views of their input, sizes. Pairs are counted as changes of form."""
 # fmt: on
+_INTEGERS: tuple[Precision, Precision] = ("int8", "w8a16")
+"""By whether activations have 16 bits."""
 _LARGEST_ALIGN = 64
 HEAVY: tuple[KernelClass, ...] = ("hard", "transcendental")
 """Activations that take longer than their data."""
@@ -95,9 +97,11 @@ def flows(model: ir.Model, tensors: Mapping[str, TensorPlan], runtime: Runtime) 
     return list(graph.flows(graph.chains()))
 
 
-def change_of_form(shape: Sequence[int], integers: Precision, readers: tuple[str, ...]) -> Kernel:
+def change_of_form(
+    shape: Sequence[int], integers: Precision, readers: tuple[str, ...], each: int = 5
+) -> Kernel:
     """The kernel between floats and integers: four bytes a number on one side, one on the other."""
-    return Kernel("convert", integers, readers, macs=0, bytes=5 * math.prod(shape))
+    return Kernel("convert", integers, readers, macs=0, bytes=each * math.prod(shape))
 
 
 def _computes(node: ir.Node) -> bool:
@@ -121,8 +125,7 @@ class _Formed:
         self.position = {node: index for index, node in enumerate(model.graph)}
         self.integer = {tuple(chain.split("+")) for chain in runtime.fuses}
         self.float = self.integer | {tuple(chain.split("+")) for chain in runtime.fuses_float}
-        wide = runtime.quant is not None and runtime.quant.activation == "int16"
-        self.integers: Precision = "w8a16" if wide else "int8"
+        self.wide = runtime.quant is not None and runtime.quant.activation == "int16"
         self._in_integers: dict[ir.Node, bool] = {}
         self._static: dict[ir.Value, tuple[int, ...] | None] = {}
 
@@ -143,6 +146,17 @@ class _Formed:
             return not plan.readers or (reader.name or "") in plan.readers
         mover = value.producer()
         return mover is not None and self._passes(mover) and self.in_integers(mover)
+
+    def is_wide(self, value: ir.Value, reader: ir.Node | None = None) -> bool:
+        """Whether the value has 16 bits where it is integers, as it is stored or as ``reader`` has it."""
+        plan = self.tensors.get(value.name or "")
+        if plan is None:
+            return self.wide
+        return (plan if reader is None else plan.uses.get(reader.name or "", plan)).type == "int16"
+
+    def _turns(self, value: ir.Value, reader: ir.Node) -> bool:
+        """Whether ``reader`` has the value's integers in another width than they are stored in."""
+        return self.is_wide(value, reader) != self.is_wide(value)
 
     def makes_codes(self, node: ir.Node, value: ir.Value) -> bool:
         """Whether the kernel of ``node`` writes the value as integers, for all who read it."""
@@ -250,13 +264,15 @@ class _Formed:
                     continue
                 seen.add(value)
                 codes = integer and (is_constant(value) or self.reads_codes(value, node))
-                moved += self._bytes(value, node, codes)
+                moved += self._bytes(value, node, codes, self.is_wide(value, node))
         for value in chain[-1].outputs:
             if value.name:
-                moved += self._bytes(value, chain[-1], self.makes_codes(head, value))
+                moved += self._bytes(value, chain[-1], self.makes_codes(head, value), self.is_wide(value))
+        data = next((v for v in head.inputs if v is not None and not is_constant(v)), None)
+        codes_of = _INTEGERS[self.wide if data is None else self.is_wide(data, head)]
         return Kernel(
             op=class_of(head),
-            precision=self.integers if integer else self.runtime.float_precision,
+            precision=codes_of if integer else self.runtime.float_precision,
             nodes=tuple(node.name or "" for node in chain),
             macs=sum(c or 0 for c in count),
             bytes=moved,
@@ -293,7 +309,12 @@ class _Formed:
             readers = [reader for reader, codes in flow.readers.items() if codes != flow.made]
             if readers:
                 shape = self._shape(flow.value, readers[0])
-                yield change_of_form(shape, self.integers, tuple(reader.name or "" for reader in readers))
+                wide = self.is_wide(flow.value, readers[0])
+                yield change_of_form(shape, _INTEGERS[wide], tuple(reader.name or "" for reader in readers))
+            turned = [r for r, codes in flow.readers.items() if codes and self._turns(flow.value, r)]
+            if turned:
+                shape = self._shape(flow.value, turned[0])
+                yield change_of_form(shape, "w8a16", tuple(r.name or "" for r in turned), each=3)
 
     def _shape(self, value: ir.Value | None, node: ir.Node) -> tuple[int, ...]:
         shape = None if value is None else self._static_shape(value)
@@ -306,7 +327,7 @@ class _Formed:
             self._static[value] = static_shape(value, self.batch)
         return self._static[value]
 
-    def _bytes(self, value: ir.Value, node: ir.Node, integer: bool) -> int:
+    def _bytes(self, value: ir.Value, node: ir.Node, integer: bool, wide: bool = False) -> int:
         tensor = constant_tensor(value)
         if tensor is not None:
             plan = self.tensors.get(value.name or "")
@@ -315,9 +336,8 @@ class _Formed:
         shape = self._static_shape(value)
         if shape is None or value.dtype is None:
             raise UnknownSizeError((value.producer() or node).name or "")
-        wide = 2 if self.integers == "w8a16" else 1
         floats = 4 if self.runtime.around == "float32" else 2
-        each = wide if integer else floats if value.dtype.is_floating_point() else value.dtype.itemsize
+        each = 1 + wide if integer else floats if value.dtype.is_floating_point() else value.dtype.itemsize
         return math.ceil(math.prod(shape) * each)
 
     def _depth(self, node: ir.Node) -> int:

@@ -184,6 +184,10 @@ class Costs:
         return {key: Curve(tuple(points)) for key, points in grouped.items()}
 
     def _stand_ins(self, kernel: Kernel) -> Sequence[tuple[KernelClass, Precision]]:
+        """What may stand in, the best first. Activations of 16 bits are like nothing else: LiteRT's kernels
+        for them take up to a hundred times as long as its float ones."""
+        if kernel.precision == "w8a16":
+            return [(op, "w8a16") for op in _LIKE.get(kernel.op, ())]
         precisions: list[Precision] = [kernel.precision]
         precisions += [p for p in _FLOATS if p != kernel.precision]
         return [(op, p) for p in precisions for op in (kernel.op, *_LIKE.get(kernel.op, ()))]

@@ -17,8 +17,9 @@ from deploy.graph.edit import constant
 from deploy.graph.qdq import data_digest, quantize_array
 from deploy.quantize.place import Placement
 from deploy.quantize.ranges import Histogram, Range, range_by
-from deploy.spec.plan import QuantParams, TensorPlan
-from deploy.spec.profile import QuantRules
+from deploy.quantize.share import TURNED
+from deploy.spec.plan import Origin, QuantParams, TensorPlan
+from deploy.spec.profile import FixedOutput, QuantRules
 from deploy.spec.project import Observer
 from deploy.spec.tensors import RANGES, QuantType
 
@@ -64,7 +65,9 @@ def assign(
         scale = _weight_scale(array, axis, rules)
         for bias, (source, weight) in placement.biases.items():
             if weight == name:
-                scale = _wide_enough_for(np.abs(_array(model, bias)), scale, tensors[source].scale[0])
+                scale = _wide_enough_for(
+                    np.abs(_array(model, bias)), scale, _scale_read(tensors[source], placement, weight)
+                )
         params = QuantParams(
             type="int8", scale=_floats(stored_scale(scale, rules)), zero_point=(0,) * scale.size, axis=axis
         )
@@ -72,7 +75,8 @@ def assign(
         codes[name] = quantize_array(array, params, low=-limit, high=limit)
         tensors[name] = TensorPlan(**params.model_dump(), origin="weight", digest=data_digest(codes[name]))
     for bias, (source, weight) in placement.biases.items():
-        scale = np.float32(tensors[source].scale[0]) * np.asarray(tensors[weight].scale, np.float32)
+        read = _scale_read(tensors[source], placement, weight)
+        scale = np.float32(read) * np.asarray(tensors[weight].scale, np.float32)
         params = QuantParams(
             type="int32",
             scale=_floats(scale),
@@ -95,32 +99,45 @@ def _activations(
     found: Found,
 ) -> dict[str, TensorPlan]:
     members: dict[str, list[str]] = {}
-    for name, group in placement.groups.items():
+    for name, group in (*placement.groups.items(), *placement.turned.items()):
         members.setdefault(group, []).append(name)
-    fixed = {
-        chain.output.name: rules.fixed_output[chain.nodes[-1].op_type]
-        for chain in placement.chains
-        if chain.nodes[-1].op_type in rules.fixed_output
-    }
-    tensors = {}
+    fixed: dict[str, FixedOutput] = {}
+    for chain in placement.chains:
+        made = placement.groups.get(chain.output.name or "")
+        own = rules if made is None else placement.rules_of(made, rules)
+        if made is not None and chain.nodes[-1].op_type in own.fixed_output:
+            fixed[made] = own.fixed_output[chain.nodes[-1].op_type]
+    params: dict[str, QuantParams] = {}
     for group, names in members.items():
-        prescribed = next((fixed[name] for name in names if name in fixed), None)
-        if prescribed is not None:
-            scale = _floats(stored_scale(np.asarray([prescribed.scale]), rules))
-            params = QuantParams(type=rules.activation, scale=scale, zero_point=(prescribed.zero_point,))
-        else:
-            own = placement.rules_of(group, rules)
-            low, high = ranges.get(group) or _observed(histograms, tuple(names), own, observer, found)
-            params = activation_params(low, high, own)
-        for name in names:
-            origin = "fixed" if prescribed is not None else "calibration" if name == group else "shared"
-            tensors[name] = TensorPlan(
-                **params.model_dump(),
-                origin=origin,
-                shared_with=None if name == group else group,
-                readers=placement.readers.get(name, ()),
+        own = placement.rules_of(group, rules)
+        if group in fixed:
+            scale = _floats(stored_scale(np.asarray([fixed[group].scale]), own))
+            params[group] = QuantParams(
+                type=own.activation, scale=scale, zero_point=(fixed[group].zero_point,)
             )
+        else:
+            chosen = None if group in placement.wide else ranges.get(group)
+            low, high = chosen or _observed(histograms, tuple(names), own, observer, found)
+            params[group] = activation_params(low, high, own)
+    tensors = {}
+    for group, name in ((group, name) for group, names in members.items() for name in names):
+        if placement.groups[name] != group:
+            continue
+        origin: Origin = "fixed" if group in fixed else "calibration" if name == group else "shared"
+        tensors[name] = TensorPlan(
+            **params[group].model_dump(),
+            origin=origin,
+            shared_with=None if name == group else group.removesuffix(TURNED),
+            readers=placement.readers.get(name, ()),
+            uses=placement.uses(name, params),
+        )
     return tensors
+
+
+def _scale_read(source: TensorPlan, placement: Placement, weight: str) -> float:
+    """By what the kernels have a value that they multiply by ``weight`` and add an integer bias to."""
+    readers = (source.uses.get(head.name or "", source) for head, _ in placement.weights[weight])
+    return next((params.scale[0] for params in readers if params.type == "int8"), source.scale[0])
 
 
 def _observed(

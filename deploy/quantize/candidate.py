@@ -32,6 +32,8 @@ from deploy.spec.profile import Runtime
 from deploy.spec.project import Observer
 from deploy.spec.tensors import Precision
 
+FOR_ACCURACY_WIDE = "activations of 16 bits to hold the accuracy budget"
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
@@ -85,9 +87,13 @@ class Subject:
 
     @property
     def integer_precision(self) -> Precision:
-        """What blocks with quantized activations compute in."""
+        """What blocks with quantized activations compute in, as long as none is widened."""
         wide = self.runtime.quant is not None and self.runtime.quant.activation == "int16"
         return "w8a16" if wide else "int8"
+
+    def integers_of(self, block: str) -> Precision:
+        """What a block computes in where its activations are quantized."""
+        return "w8a16" if block in self.refinement.wide else self.integer_precision
 
     def int8_blocks(self) -> list[str]:
         """Ids of the blocks that hold an integer kernel and may therefore be INT8, in graph order."""
@@ -108,7 +114,11 @@ class Subject:
             everything = {b.id for b in self.blocks} <= set(float_blocks)
             return Assignment({}, {}) if everything else adopt(self.graph, self.imported, self.runtime.quant)
         refined = self.refinement
-        if refined.trained is not None and set(float_blocks).isdisjoint(self.int8_blocks()):
+        if (
+            refined.trained is not None
+            and not refined.wide
+            and set(float_blocks).isdisjoint(self.int8_blocks())
+        ):
             return refined.trained
         placement = self.placement(float_blocks)
         rules, ranges = self.runtime.quant, refined.ranges
@@ -136,7 +146,7 @@ class Subject:
     def placement(self, float_blocks: Collection[str]) -> Placement:
         """What is quantized when ``float_blocks`` stay float."""
         precision: dict[str, Precision] = {
-            b.id: self.float_precision if b.id in float_blocks else self.integer_precision
+            b.id: self.float_precision if b.id in float_blocks else self.integers_of(b.id)
             for b in self.blocks
         }
         apart = self.kept_float | self.refinement.apart
@@ -253,7 +263,7 @@ def _block_plans(
             BlockPlan(
                 id=block.id,
                 nodes=block.nodes,
-                precision=subject.integer_precision if integer else subject.float_precision,
+                precision=subject.integers_of(block.id) if integer else subject.float_precision,
                 reason=reasons.get(block.id, "") or _reason(subject, block, able, integer),
                 sqnr_db=_finite(sqnr.get(block.id)),
             )
@@ -263,7 +273,8 @@ def _block_plans(
 
 def _reason(subject: Subject, block: Block, able: Collection[str], integer: bool) -> str:
     if integer:
-        return "as the source was quantized" if subject.imported else ""
+        wide = FOR_ACCURACY_WIDE if block.id in subject.refinement.wide else ""
+        return "as the source was quantized" if subject.imported else wide
     if subject.excluded & set(block.nodes):
         return BY_THE_USER
     if subject.unbounded & set(block.nodes):

@@ -36,10 +36,12 @@ def hold_budget(
     progress: Progress,
     *,
     start: int = 0,
+    form: str = "float",
 ) -> Decision:
     """The fewest of ``worst_first`` to keep float so that the drop is within ``max_drop``.
 
-    ``start`` blocks are float from the outset. If even all of them do not hold it, all stay float.
+    ``start`` blocks are float from the outset. If even all of them do not hold it, all stay float. ``form``
+    is what they are instead of INT8, if that is not float.
     """
     tried: dict[int, Drop] = {}
 
@@ -47,7 +49,7 @@ def hold_budget(
         if count not in tried:
             tried[count] = score(frozenset(worst_first[:count]))
             if not tried[count].within(max_drop):
-                float_blocks = f"{count} of {len(worst_first)} blocks float" if count else "all blocks INT8"
+                float_blocks = f"{count} of {len(worst_first)} blocks {form}" if count else "all blocks INT8"
                 progress.note(
                     f"{float_blocks}: drop {tried[count].drop:+.4f}, over the budget of {max_drop:.4f}"
                 )

@@ -141,8 +141,9 @@ def _with_missing(
         bias = set_bias(model, node, np.zeros(channels))
         source, weight = node.inputs[0], node.inputs[1]
         assert bias.name is not None and source is not None and weight is not None
-        activation, stored = tensors.get(source.name or ""), tensors[weight.name or ""]
-        if rules.bias != "int32" or activation is None:
+        plan, stored = tensors.get(source.name or ""), tensors[weight.name or ""]
+        activation = None if plan is None else plan.uses.get(node.name or "", plan)
+        if rules.bias != "int32" or activation is None or activation.type == "int16":
             continue
         scale = np.float32(activation.scale[0]) * np.asarray(stored.scale, np.float32)
         zeros = np.zeros(channels, np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from deploy.data.dataset import Dataset
@@ -19,6 +20,7 @@ from deploy.quantize.pays import problem_of
 from deploy.quantize.sensitivity import block_sqnr
 from deploy.quantize.sparse import NO_SPARSE_WEIGHTS, SparseWeights, sparse_weights, with_sparse
 from deploy.quantize.trial import Judge, Search, Trial, trial_of
+from deploy.quantize.widen import WIDE, Held, Widths, widened
 from deploy.spec.ladder import RungName, RungRecord
 from deploy.spec.manifest import Choice
 from deploy.spec.project import WITHOUT_RANGES, PrecisionRequest
@@ -61,6 +63,7 @@ def decide(
     locked: frozenset[str] | None,
     locked_rungs: Sequence[RungName] = (),
     locked_sparse: Collection[str] = (),
+    locked_wide: Collection[str] = (),
     ladder: Ladder | None = None,
     start: int = 0,
     why_float: str = "",
@@ -73,14 +76,15 @@ def decide(
     """The artifact with as much INT8 as the budget allows.
 
     ``judge`` scores on validation data while searching; ``accept`` on eval data, once if all goes well.
-    Where the budget is missed with every block INT8, the ``ladder`` is climbed first. If eval data refuse
-    what validation data allowed, twice as many blocks go back to float and they are looked at again; at
+    Where the budget is missed with every block INT8, the ``ladder`` is climbed first; after that blocks have
+    activations of 16 bits, if the profile has them cheaper than floats, and then become float. If eval data
+    refuse what validation data allowed, twice as many blocks go back and they are looked at again; at
     least ``start`` blocks are float. ``precision`` "int8" and "w8a16" keep every block so whatever it
     costs; the forms that need no ranges ("float", "fp16", "w8" ...) are a single candidate. ``locked``
-    names the float blocks of an earlier build, ``locked_rungs`` what it climbed and ``locked_sparse`` the
-    blocks that got 2:4 zeros, which are then taken as they are; the plan is the same as that build's, given
-    ``why_float`` where they ended so for another reason than accuracy. ``sqnr`` is the `noise` of the
-    subject's blocks where it is known already.
+    names the float blocks of an earlier build, ``locked_rungs`` what it climbed, ``locked_sparse`` the
+    blocks that got 2:4 zeros and ``locked_wide`` those of 16 bits, which are then taken as they are; the
+    plan is the same as that build's, given ``why_float`` where they ended so for another reason than
+    accuracy. ``sqnr`` is the `noise` of the subject's blocks where it is known already.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in WITHOUT_RANGES:
@@ -95,8 +99,10 @@ def decide(
         if locked_sparse:
             zeros = sparse_weights(subject, calibration, seed=seed, threads=threads, progress=progress)
             subject = with_sparse(subject, zeros, locked_sparse)
+        subject = widened(subject, locked_wide)
         return _decide_fixed(subject, locked, judge, accept, max_drop, workdir, sqnr, why_float)
 
+    subject = widened(subject, ())
     search = Search(judge, workdir / "candidate")
     rungs: tuple[RungRecord, ...] = ()
     if ladder is not None and judge is not None and start == 0:
@@ -106,40 +112,66 @@ def decide(
     able = subject.int8_blocks()
     worst_first = sorted(able, key=lambda block: sqnr.get(block, float("inf")))
 
-    def scored(float_blocks: frozenset[str]) -> Drop:
-        return search.score(subject, float_blocks, sqnr)
+    def scored(one: Subject, float_blocks: frozenset[str]) -> Drop:
+        return search.score(one, float_blocks, sqnr)
 
     guarded = precision in ("auto", "mixed")
     allowed = max_drop if guarded else float("inf")
-    start = min(start, len(worst_first))
+    start, wide = min(start, len(worst_first)), 0
     choices = list(_climbed(subject))
+    widths = Widths(
+        subject, sqnr, partial(noise, calibration=calibration, threads=threads), calibration, threads
+    )
     while True:
         if judge is None:
-            decision = Decision(frozenset(worst_first[:start]), None, True, ())
+            held = Held(subject, Decision(frozenset(worst_first[:start]), None, True, ()))
+        elif guarded and (wide or not scored(subject, frozenset(worst_first[:start])).within(allowed)):
+            held = widths.hold(worst_first, scored, allowed, progress, start=start, least=wide)
         else:
-            decision = hold_budget(worst_first, scored, allowed, progress, start=start)
+            decision = hold_budget(worst_first, lambda f: scored(subject, f), allowed, progress, start=start)
+            held = Held(subject, decision)
+        decision = held.decision
         choices += decision.choices
-        chosen = search.candidate(subject, decision.float_blocks, sqnr)
+        chosen = search.candidate(held.subject, decision.float_blocks, sqnr)
         final = decision.drop
         if accept is not None:
             final = accept(chosen)
-        count = len(decision.float_blocks)
         refused = guarded and accept is not None and final is not None and not final.within(max_drop)
-        if not refused or count == len(worst_first):
+        if not refused or len(decision.float_blocks) == len(worst_first):
             break
         assert final is not None
-        start = min(len(worst_first), max(count + 1, 2 * count))
-        choices.append(
-            Choice(
-                what="INT8 blocks",
-                chosen=f"at most {len(worst_first) - start} of {len(worst_first)}",
-                reason=f"eval data refused {len(worst_first) - count}: drop {final.drop:.4f}",
-            )
-        )
-        progress.note(f"eval data: drop {final.drop:+.4f}, over budget; trying {start} float blocks")
+        start, wide, choice = _further(held, widths, len(worst_first), final)
+        choices.append(choice)
+        progress.note(f"eval data: drop {final.drop:+.4f}, over budget; trying {choice.chosen}")
     within = final is None or final.within(max_drop)
-    trials = search.ending_with(chosen, subject, decision.float_blocks, final)
-    return Decided(subject, chosen, decision.float_blocks, final, within, tuple(choices), sqnr, trials, rungs)
+    trials = search.ending_with(chosen, held.subject, decision.float_blocks, final)
+    return Decided(
+        held.subject,
+        chosen,
+        decision.float_blocks,
+        final,
+        within,
+        tuple(choices),
+        sqnr,
+        trials,
+        rungs if widths.record is None else (*rungs, widths.record),
+    )
+
+
+def _further(held: Held, widths: Widths, able: int, refused: Drop) -> tuple[int, int, Choice]:
+    """How many blocks must be float next, how many of 16 bits at least, and what is said of it: twice as many
+    of 16 bits where there are more to be had, then twice as many float ones."""
+    floats, wide = len(held.decision.float_blocks), len(held.subject.refinement.wide)
+    more = widths.more(held)
+    eight = able - floats - wide
+    if more is not None:
+        chosen = f"at least {more} blocks of 16 bits"
+        why = f"eval data refused {wide}: drop {refused.drop:.4f}"
+        return floats, more, Choice(what=WIDE, chosen=chosen, reason=why)
+    start = min(able, max(floats + 1, 2 * floats))
+    chosen = f"at most {able - start} of {able}"
+    why = f"eval data refused {eight + wide}: drop {refused.drop:.4f}"
+    return start, wide, Choice(what="INT8 blocks", chosen=chosen, reason=why)
 
 
 def decide_mixed(

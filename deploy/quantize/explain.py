@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 from deploy.predict.kernels import UnknownSizeError
 from deploy.predict.latency import CostSource, Prediction, predict
-from deploy.quantize.candidate import Subject
+from deploy.quantize.candidate import FOR_ACCURACY_WIDE, Subject
 from deploy.quantize.decide import SLOWER_SO, Decided
+from deploy.quantize.eligible import mixes
 from deploy.quantize.knapsack import Problem
 from deploy.quantize.mix import harm_of
 from deploy.quantize.pays import problem_of
 from deploy.quantize.trial import Trial
+from deploy.quantize.widen import able_to_widen
 from deploy.spec.explanation import Explained, Explanation
 from deploy.spec.overlay import KernelClass
 from deploy.spec.plan import BlockPlan, Plan
@@ -84,6 +86,7 @@ def explain(
     able = set(subject.int8_blocks())
     noise = {block: harm[block] for block in able if block in harm}
     whole = sum(noise.values())
+    why_not_wide = _why_not_wide(subject, plan)
     blocks = []
     for block in plan.blocks:
         share = noise[block.id] / whole if whole and block.id in noise else None
@@ -94,7 +97,11 @@ def explain(
                 sqnr_db=block.sqnr_db,
                 noise=_rounded(share),
                 points=points.get(block.id),
-                reason=_with_zeros(_reason(block, table, share, block.id in able), block, table),
+                reason=_with_zeros(
+                    _reason(block, table, share, block.id in able) + why_not_wide.get(block.id, ""),
+                    block,
+                    table,
+                ),
                 **_figures(block.id, table),
             )
         )
@@ -161,7 +168,7 @@ def followed(problem: Problem, integers: Mapping[str, Precision]) -> dict[str, P
 
 def _turned(subject: Subject, chosen: Mapping[str, Precision], block: str) -> dict[str, Precision]:
     """``chosen`` with one block in its other form."""
-    other = subject.float_precision if chosen[block] in INTEGER else subject.integer_precision
+    other = subject.float_precision if chosen[block] in INTEGER else subject.integers_of(block)
     return {**chosen, block: other}
 
 
@@ -201,7 +208,7 @@ def _points(
     )
     if most is not None and most.drop is not None:
         found |= _shared(most.drop.drop, {b: harm[b] for b in _integers(most.plan) if b in harm})
-    own = _integers(plan)
+    own = {block for block in _integers(plan) if block not in decided.subject.refinement.wide}
     found = {block: points for block, points in found.items() if block not in own}
     if decided.drop is not None:
         found |= _shared(decided.drop.drop, {b: harm[b] for b in own if b in harm})
@@ -254,6 +261,24 @@ def _reason(block: BlockPlan, table: Table | None, share: float | None, able: bo
     return f"{_with_noise(block, noisy)}; {said}"
 
 
+def _why_not_wide(subject: Subject, plan: Plan) -> dict[str, str]:
+    """By block that is float for accuracy's sake why it has no activations of 16 bits instead, where the
+    runtime has such."""
+    if not mixes(subject.runtime):
+        return {}
+    able, rules = set(able_to_widen(subject)), subject.runtime.quant16
+    cheaper = rules is not None and rules.instead_of_float
+    floats = [b.id for b in plan.blocks if b.precision not in INTEGER and b.reason == _FOR_ACCURACY]
+    return {
+        block: "; it has no kernel for activations of 16 bits"
+        if block not in able
+        else "; activations of 16 bits did not hold it"
+        if cheaper
+        else "; activations of 16 bits are slower than floats here"
+        for block in floats
+    }
+
+
 def _with_zeros(reason: str, block: BlockPlan, table: Table | None) -> str:
     """The reason, and what the zeros of a block bring where that is known."""
     if block.sparsity is None:
@@ -271,6 +296,8 @@ def _speed(block: str, table: Table) -> float:
 def _with_noise(block: BlockPlan, noisy: str) -> str:
     if block.reason == _FOR_ACCURACY and noisy:
         return f"kept float to hold the budget: {noisy}"
+    if block.reason == FOR_ACCURACY_WIDE and noisy:
+        return f"activations of 16 bits to hold the budget: in INT8 {noisy}"
     return block.reason
 
 

@@ -71,7 +71,7 @@ def _harmless(subject: Subject, costs: CostSource, batch: int) -> Problem:
     options = {
         block.id: (
             Option(subject.float_precision, floats[block.id]),
-            Option(subject.integer_precision, codes[block.id]),
+            Option(subject.integers_of(block.id), codes[block.id]),
         )
         for block in subject.blocks
         if block.id in able | movers

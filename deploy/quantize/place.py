@@ -16,6 +16,8 @@ import onnx_ir as ir
 from deploy.graph.blocks import Block
 from deploy.graph.edit import is_constant, sole_consumer
 from deploy.graph.row_bias import bias_behind, chain_word, one_per_channel
+from deploy.quantize.eligible import eligible, mixes
+from deploy.quantize.share import moved, moves_of, share
 from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.profile import QuantRules, Runtime
 from deploy.spec.tensors import INTEGER, Precision
@@ -24,7 +26,6 @@ _WEIGHT_SLOT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 _BIAS_SLOT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 _SIZES = ("Shape", "Size")
 """They read how large a value is, and not the value."""
-_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Max", "Min")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Placement:
     """``groups``: value name -> name of the group's first value. ``readers``: see TensorPlan. ``centred`` are
     the groups whose zero point has to be 0.
 
+    Where blocks of 8 and of 16 bits stand side by side, a value is stored as its maker computes, and as the
+    widest of its readers where that makes floats. ``turned`` are the groups of the other width in which some
+    read it, ``turned_readers`` who; ``wide`` the groups of 16 bits, by ``wide_rules``. A group that begins
+    with such a turned value bears its name and `share.TURNED`.
+
     ``weights`` maps constants to the (chain head, input index) pairs that read them as weights; ``biases``
     to (input value, weight value).
     """
@@ -60,58 +66,53 @@ class Placement:
     groups: dict[str, str] = field(default_factory=dict)
     readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     centred: set[str] = field(default_factory=set)
+    turned: dict[str, str] = field(default_factory=dict)
+    turned_readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    wide: set[str] = field(default_factory=set)
+    wide_rules: QuantRules | None = None
     weights: dict[str, list[tuple[ir.Node, int]]] = field(default_factory=dict)
     biases: dict[str, tuple[str, str]] = field(default_factory=dict)
     chains: list[Chain] = field(default_factory=list)
 
     def rules_of(self, group: str, rules: QuantRules) -> QuantRules:
-        """The rules as they hold for a group: symmetric where its zero point has to be 0."""
+        """The rules as they hold for a group: those of its width, symmetric where its zero point has to be
+        0."""
+        if group in self.wide and self.wide_rules is not None:
+            return self.wide_rules
         return rules.model_copy(update={"symmetric_activation": True}) if group in self.centred else rules
+
+    def read_as(self, name: str, reader: str) -> str:
+        """The group by whose parameters ``reader`` has a value."""
+        return self.turned[name] if reader in self.turned_readers.get(name, ()) else self.groups[name]
+
+    def uses(self, name: str, params: Mapping[str, QuantParams]) -> dict[str, QuantParams]:
+        """The readers of a value that take the other width, with what their group has of ``params``."""
+        readers = self.turned_readers.get(name, ())
+        return dict.fromkeys(readers, params[self.turned[name]]) if readers else {}
 
 
 def outline(placement: Placement, rules: QuantRules) -> dict[str, TensorPlan]:
     """The values that a placement quantizes, with parameters that mean nothing yet."""
-    unknown = QuantParams(type=rules.activation, scale=(1.0,), zero_point=(0,)).model_dump()
     weight = QuantParams(type="int8", scale=(1.0,), zero_point=(0,)).model_dump()
     bias = QuantParams(type="int32", scale=(1.0,), zero_point=(0,)).model_dump()
+    groups = (*placement.groups.values(), *placement.turned.values())
+    unknown = {
+        group: QuantParams(type=placement.rules_of(group, rules).activation, scale=(1.0,), zero_point=(0,))
+        for group in groups
+    }
     return {
         **{
-            name: TensorPlan(**unknown, origin="calibration", readers=placement.readers.get(name, ()))
-            for name in placement.groups
+            name: TensorPlan(
+                **unknown[group].model_dump(),
+                origin="calibration",
+                readers=placement.readers.get(name, ()),
+                uses=placement.uses(name, unknown),
+            )
+            for name, group in placement.groups.items()
         },
         **{name: TensorPlan(**weight, origin="weight") for name in placement.weights},
         **{name: TensorPlan(**bias, origin="bias") for name in placement.biases},
     }
-
-
-def eligible(node: ir.Node, runtime: Runtime) -> bool:
-    """Whether the runtime has an integer kernel for this node as it stands."""
-    rules = runtime.quant
-    if rules is None or node.op_type not in rules.compute or node.domain not in ("", "ai.onnx"):
-        return False
-    if not node.outputs or node.outputs[0].dtype != ir.DataType.FLOAT:
-        return False
-    if node.op_type == "Gemm" and not (
-        node.attributes.get_float("alpha", 1.0) == 1.0 and node.attributes.get_float("beta", 1.0) == 1.0
-    ):
-        return False
-    constant = [v is not None and is_constant(v) for v in node.inputs]
-    if node.op_type in ("Conv", "ConvTranspose", "Gemm", *rules.weighted):
-        return not constant[0] and constant[1]
-    if any(_off_centre(node.inputs[index], rules) for index in rules.centred.get(node.op_type, ())):
-        return False
-    if node.op_type in _ELEMENTWISE:
-        return not any(constant)  # an operand that is constant costs less in float than a requantization
-    return not constant[0]
-
-
-def _off_centre(value: ir.Value | None, rules: QuantRules) -> bool:
-    """Whether a value's zero point is prescribed, and not 0, where it is made or where it is moved from."""
-    node = None if value is None else value.producer()
-    while node is not None and node.op_type in rules.forward and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    fixed = None if node is None else rules.fixed_output.get(node.op_type)
-    return fixed is not None and fixed.zero_point != 0
 
 
 def find_chains(model: ir.Model, blocks: Iterable[Block], runtime: Runtime) -> list[Chain]:
@@ -155,7 +156,7 @@ def observed_values(model: ir.Model, chains: Iterable[Chain], runtime: Runtime) 
     movers = () if rules is None else (*rules.forward, *rules.unify)
     for node in reversed(list(model.graph)):
         if node.op_type in movers and any(o.name in wanted for o in node.outputs):
-            wanted.update(v.name for v in _moved(node, runtime) if not is_constant(v))
+            wanted.update(v.name for v in moved(node, runtime) if not is_constant(v))
     order = list(model.graph.inputs) + [o for n in model.graph for o in n.outputs]
     return [v.name for v in order if v.name in wanted and v.name and v.dtype == ir.DataType.FLOAT]
 
@@ -172,15 +173,22 @@ def place(
 
     ``excluded`` nodes stay float in any case, and with them the whole chain that they would be fused into.
     """
-    rules = runtime.quant
+    rules, blocks = runtime.quant, list(blocks)
     placement = Placement()
     if rules is None:
         return placement
     int8 = {name for b in blocks if precision.get(b.id) in INTEGER for name in b.nodes} - set(excluded)
     placement.chains = [c for c in chains if all(node.name in int8 for node in c.nodes)]
     needed = _needed(placement.chains, rules)
-    movers = _share(model, int8, needed, placement, runtime)
+    wide = {name for b in blocks if mixes(runtime) and precision.get(b.id) == "w8a16" for name in b.nodes}
+    prescribed = _prescribed(model, placement.chains, rules)
+    moves = moves_of(model, int8, needed, prescribed, runtime, wide)
+    movers = {move.node.name or "" for move in moves}
     integer = {n.name for c in placement.chains for n in c.nodes} | movers
+    shared = share(moves, needed, integer, wide)
+    placement.groups, placement.turned = shared.groups, shared.turned
+    placement.turned_readers, placement.wide = shared.turned_readers, shared.wide
+    placement.wide_rules = runtime.quant16 if wide else None
     if not rules.pair_moved:
         moved = {o.name for node in model.graph if node.name in movers for o in node.outputs}
         placement.groups = {name: group for name, group in placement.groups.items() if name not in moved}
@@ -193,16 +201,21 @@ def place(
             if quantized < users or value.is_graph_output():
                 placement.readers[name] = tuple(sorted(quantized))
     for chain in placement.chains:
-        _place_constants(chain, placement, rules.bias == "int32")
+        own = placement.wide_rules if chain.nodes[0].name in wide else rules
+        _place_constants(chain, placement, own is not None and own.bias == "int32")
+    if wide:  # biases that a kernel of 16 bits reads, too, would have two scales
+        nodes = [node for node in model.graph if node.name in wide]
+        read = {value.name for node in nodes for value in node.inputs if value is not None}
+        placement.biases = {name: of for name, of in placement.biases.items() if name not in read}
     return placement
 
 
 def _centred(placement: Placement, rules: QuantRules) -> set[str]:
     """The groups of what is read where a zero point has to be 0."""
     heads = [chain.nodes[0] for chain in placement.chains]
-    read = [node.inputs[index] for node in heads for index in rules.centred.get(node.op_type, ())]
-    names = {value.name or "" for value in read if value is not None}
-    return {placement.groups[name] for name in names if name in placement.groups}
+    read = [(node, node.inputs[index]) for node in heads for index in rules.centred.get(node.op_type, ())]
+    named = [(node.name or "", value.name or "") for node, value in read if value is not None]
+    return {placement.read_as(name, node) for node, name in named if name in placement.groups}
 
 
 def _needed(chains: Iterable[Chain], rules: QuantRules) -> dict[str, ir.Value]:
@@ -213,53 +226,6 @@ def _needed(chains: Iterable[Chain], rules: QuantRules) -> dict[str, ir.Value]:
         if not free or chain.output.name in needed:
             needed[chain.output.name or ""] = chain.output
     return needed
-
-
-def _share(
-    model: ir.Model,
-    int8: Collection[str],
-    needed: dict[str, ir.Value],
-    placement: Placement,
-    runtime: Runtime,
-) -> set[str]:
-    """Let what data movers read and write share one set of parameters; returns the movers' names.
-
-    Backwards through the graph: where the result of a mover is needed, so is what it moves, which joins
-    ``needed``. Groups are found by union-find.
-    """
-    rules = runtime.quant
-    assert rules is not None
-    leader: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while leader.get(name, name) != name:
-            name = leader[name]
-        return name
-
-    movers: set[str] = set()
-    prescribed = _prescribed(model, placement.chains, rules)
-    for node in reversed(list(model.graph)):
-        if node.op_type not in (*rules.forward, *rules.unify) or node.name not in int8:
-            continue
-        results = [o for o in node.outputs if o.name in needed]
-        sources = _moved(node, runtime)
-        if not results or len(results) < len(node.outputs) or any(is_constant(v) for v in sources):
-            continue
-        if len(sources) > 1 and any(v.name in prescribed for v in sources):
-            continue  # what the runtime prescribes for one operand need not cover the others
-        movers.add(node.name or "")
-        needed.update((value.name or "", value) for value in sources)
-        first = find(sources[0].name or "")
-        for other in [*sources[1:], *results]:
-            leader[find(other.name or "")] = first
-    placement.groups = {name: find(name) for name in needed}
-    return movers
-
-
-def _moved(node: ir.Node, runtime: Runtime) -> list[ir.Value]:
-    """The inputs whose data a mover passes on: all where it unifies them, the first of everything else."""
-    values = [v for v in node.inputs if v is not None]
-    return values if runtime.quant is not None and node.op_type in runtime.quant.unify else values[:1]
 
 
 def _prescribed(model: ir.Model, chains: Iterable[Chain], rules: QuantRules) -> set[str | None]:

@@ -22,7 +22,8 @@ class Refinement:
     ``ranges`` by the leader of a group of values; ``apart`` are nodes that move no integers; ``rounded``
     holds tensors and codes of weights, which count where the scales are still theirs; ``correction`` comes
     after all of these. ``trained`` is the whole assignment with every block quantized, learned together.
-    ``sparse`` are the blocks whose weights have got 2:4 zeros after the rungs.
+    ``sparse`` are the blocks whose weights have got 2:4 zeros after the rungs, ``wide`` those whose
+    activations have 16 bits where others have 8.
     """
 
     rungs: tuple[RungName, ...] = ()
@@ -32,6 +33,7 @@ class Refinement:
     correction: Correction | None = None
     trained: Assignment | None = None
     sparse: frozenset[str] = frozenset()
+    wide: frozenset[str] = frozenset()
 
     def with_rounding(self, assignment: Assignment) -> Assignment:
         """The assignment with the codes that were chosen for its weights."""

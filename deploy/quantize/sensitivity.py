@@ -89,7 +89,8 @@ def _shadowed(
         plan = tensors.get(value.name or "")
         if plan is None or (plan.readers and reader.name not in plan.readers):
             return given
-        return quantized(given, plan)
+        own, result = plan.uses.get(reader.name or ""), quantized(given, plan)
+        return result if own is None or own.type == plan.type else quantized(result, own)
 
     def quantized(value: ir.Value, plan: QuantParams) -> ir.Value:
         name = value.name or ""

@@ -28,6 +28,7 @@ class Trial:
     float_blocks: frozenset[str] = frozenset()
     rungs: tuple[RungName, ...] = ()
     sparse_blocks: frozenset[str] = frozenset()
+    wide_blocks: frozenset[str] = frozenset()
 
 
 def trial_of(
@@ -35,7 +36,7 @@ def trial_of(
 ) -> Trial:
     """A candidate without its weights."""
     size, refined = candidate.artifact.size_bytes(), subject.refinement
-    return Trial(candidate.plan, size, drop, float_blocks, refined.rungs, refined.sparse)
+    return Trial(candidate.plan, size, drop, float_blocks, refined.rungs, refined.sparse, refined.wide)
 
 
 class Search:
@@ -99,4 +100,4 @@ class Search:
 
 
 def _key(subject: Subject, float_blocks: frozenset[str]) -> object:
-    return subject.graph_sha256, subject.refinement.rungs, float_blocks
+    return subject.graph_sha256, subject.refinement.rungs, subject.refinement.wide, float_blocks

@@ -6,8 +6,9 @@ from typing import Literal
 
 from deploy.spec.document import Frozen
 
-RungName = Literal["ranges", "equalize", "smooth", "correct", "split", "round", "train"]
-"""In the order in which they are climbed, the cheapest first."""
+RungName = Literal["ranges", "equalize", "smooth", "correct", "split", "round", "train", "wide"]
+"""In the order in which they are climbed, the cheapest first; ``wide`` is mixed precision already, block by
+block, and comes before float blocks."""
 
 CHEAP: tuple[RungName, ...] = ("ranges", "equalize", "smooth", "correct", "split")
 """Those that take a few passes over the calibration samples, and no training."""

@@ -174,7 +174,8 @@ class Lock(Frozen):
     """``deploy.lock``: every choice that came from a measurement, and what it was made for.
 
     ``rungs`` of the accuracy ladder come first, and ``float_blocks`` are those of the graph that they left,
-    ``sparse_blocks`` those whose weights then got 2:4 zeros.
+    ``sparse_blocks`` those whose weights then got 2:4 zeros, ``wide_blocks`` those whose activations have 16
+    bits where others have 8.
     ``recipe`` says what became of each step of it, None in locks written before. ``precision`` is the one
     that was asked for, or the form of weights alone that won; ``options`` are the
     settings that were chosen, ``threads`` how many everything else ran with, ``any_threads`` whether the
@@ -192,6 +193,7 @@ class Lock(Frozen):
     float_blocks: tuple[str, ...]
     rungs: tuple[RungName, ...] = ()
     sparse_blocks: tuple[str, ...] = ()
+    wide_blocks: tuple[str, ...] = ()
     recipe: tuple[StepChoice, ...] | None = None
     precision: PrecisionRequest = "auto"
     threads: int = 1

@@ -72,7 +72,8 @@ class Point(Frozen):
     """A form of the model that no other one met on the way beats in drop, latency and bytes together.
 
     ``number`` counts from the fastest on. ``runtime``, ``precision`` (as it was asked for), ``float_blocks``,
-    ``rungs`` (what was done to the weights, in order) and ``sparse_blocks`` are what builds it again;
+    ``rungs`` (what was done to the weights, in order), ``sparse_blocks`` and ``wide_blocks`` (those whose
+    activations have 16 bits where others have 8) are what builds it again;
     ``mixed``: its blocks are those that costs of kernels chose. ``form`` names it as among the attempts;
     ``drop`` is on the data that choose, ``latency_ms`` a median, or a prediction where ``predicted`` says so.
     """
@@ -84,6 +85,7 @@ class Point(Frozen):
     float_blocks: tuple[str, ...]
     rungs: tuple[str, ...] = ()
     sparse_blocks: tuple[str, ...] = ()
+    wide_blocks: tuple[str, ...] = ()
     mixed: bool = False
     score: float | None = None
     drop: float | None = None

@@ -51,7 +51,8 @@ class QuantRules(Frozen):
     ``centred``: by operation the operands (0 is the first) whose zero point has to be 0, weights or not.
     ``pairs``: how products of uint8 and int8 are added two by two in 16 bits that saturate, as CPUs without
     8-bit dot products do: ``running`` over all that is summed, or ``by-four`` channels at a time
-    (`quantize/saturation.py`); ``exact`` where nothing saturates.
+    (`quantize/saturation.py`); ``exact`` where nothing saturates. ``instead_of_float``, of activations of 16
+    bits: blocks that lose too much in INT8 have these sooner than they become float, being cheaper so.
     """
 
     activation: Literal["int8", "uint8", "int16"]
@@ -70,6 +71,7 @@ class QuantRules(Frozen):
     pair_moved: bool = True
     pairs: Literal["exact", "running", "by-four"] = "exact"
     fixed_output: dict[str, FixedOutput] = {}
+    instead_of_float: bool = False
     source: str = Field(min_length=1)
     date: date
 

@@ -194,6 +194,7 @@ def _lock(made_of: Ingredients, compiled: Compiled) -> Lock:
         float_blocks=compiled.float_blocks,
         rungs=compiled.rungs,
         sparse_blocks=compiled.sparse_blocks,
+        wide_blocks=compiled.wide_blocks,
         recipe=_choices(made_of),
         precision=compiled.precision,
         threads=made_of.request.threads,

@@ -96,7 +96,7 @@ def times_by_block(job: Job, held: Race, winner: Entrant) -> tuple[BlockTime, ..
 
 def _key(entrant: Entrant, trial: Trial) -> object:
     """What tells candidates apart."""
-    return entrant.runtime, trial.float_blocks, trial.rungs, trial.sparse_blocks
+    return entrant.runtime, trial.float_blocks, trial.rungs, trial.sparse_blocks, trial.wide_blocks
 
 
 def _attempt(job: Job, entrant: Entrant, trial: Trial, outcome: str) -> Attempt:
@@ -113,11 +113,13 @@ def _attempt(job: Job, entrant: Entrant, trial: Trial, outcome: str) -> Attempt:
 
 
 def form_name(plan: Plan) -> str:
-    """``int8``, ``int8 in 17 of 22 blocks``, ``int8, 2:4 in 9``."""
+    """``int8``, ``int8 in 17 of 22 blocks``, ``int8 in 17 of 22 blocks, w8a16 in 4``, ``int8, 2:4 in 9``."""
     counts = _counts(plan)
     chosen = main_precision(plan)
     whole = len(counts) <= 1 or chosen not in counts or chosen in _AROUND
     name = chosen if whole else f"{chosen} in {counts[chosen]} of {len(plan.blocks)} blocks"
+    if chosen == "int8" and "w8a16" in counts:
+        name += f", w8a16 in {counts['w8a16']}"
     sparse = sum(block.sparsity is not None for block in plan.blocks)
     return f"{name}, 2:4 in {sparse}" if sparse else name
 

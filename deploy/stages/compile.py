@@ -60,6 +60,7 @@ class Compiled(Frozen):
     float_blocks: tuple[str, ...]
     rungs: tuple[RungName, ...] = ()
     sparse_blocks: tuple[str, ...] = ()
+    wide_blocks: tuple[str, ...] = ()
     precision: PrecisionRequest = "auto"
     ladder: tuple[RungRecord, ...] = ()
     comparison: Comparison | None
@@ -128,6 +129,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         float_blocks=tuple(sorted(decided.float_blocks)),
         rungs=winner.subject.refinement.rungs,
         sparse_blocks=tuple(sorted(winner.subject.refinement.sparse)),
+        wide_blocks=tuple(sorted(winner.subject.refinement.wide)),
         precision=winner.subject.form or job.request.precision,
         ladder=tuple(record for entrant in held.entrants for record in entrant.decided.rungs),
         comparison=comparison,
@@ -194,6 +196,8 @@ def _precision_outcome(entrant: Entrant, held: Race) -> str:
     word = entrant.subject.form or entrant.subject.integer_precision
     count = sum(block.precision == word for block in plan.blocks)
     chosen = f"{count} of {len(plan.blocks)} blocks {_SPOKEN.get(word, word)}"
+    if word != "w8a16" and (wide := sum(block.precision == "w8a16" for block in plan.blocks)):
+        chosen += f", {wide} {_SPOKEN['w8a16']}"
     scored = "" if drop is None else f", drop {drop.drop:+.4f}"
     if len(held.entrants) > 1:
         return f"{entrant.runtime} {'mixed ' if entrant.mixed else ''}{chosen}{scored}"

@@ -176,6 +176,7 @@ def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0, climbs
         locked=None if job.lock is None else frozenset(job.lock.float_blocks),
         locked_rungs=() if job.lock is None else job.lock.rungs,
         locked_sparse=() if job.lock is None else job.lock.sparse_blocks,
+        locked_wide=() if job.lock is None else job.lock.wide_blocks,
         why_float=why_float(job.lock),
         sqnr=job.noise[id(subject)][1] if id(subject) in job.noise else None,
         workdir=job.work / subject.runtime.name,

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deploy.errors import BackendError, VerificationError
-from deploy.quantize.candidate import build_candidate
+from deploy.quantize.candidate import Subject, build_candidate
 from deploy.quantize.decide import BY_COSTS, SLOWER_SO, SPARSE, Decided
 from deploy.quantize.trial import Trial, trial_of
+from deploy.quantize.widen import WIDE, widened
 from deploy.spec.manifest import Choice
 from deploy.spec.measurement import Point
 from deploy.stages.attempts import form_name
@@ -79,13 +80,19 @@ def _earlier(entrants: Sequence[Entrant]) -> Iterator[tuple[Entrant, Trial]]:
                 yield entrant, trial
 
 
+def _subject(entrant: Entrant, trial: Trial) -> Subject:
+    """The entrant's, its blocks as wide as they were tried."""
+    return widened(entrant.subject, trial.wide_blocks)
+
+
 def _key(entrant: Entrant, trial: Trial) -> object:
-    return entrant.runtime, entrant.subject.form, trial.float_blocks, trial.rungs, trial.sparse_blocks
+    blocks = trial.float_blocks, trial.sparse_blocks, trial.wide_blocks
+    return entrant.runtime, entrant.subject.form, trial.rungs, blocks
 
 
 def _runner_up(job: Job, entrant: Entrant, trial: Trial, number: int) -> Entrant:
     """The candidate of a trial built once more, as a lock would build it."""
-    subject, given = entrant.subject, entrant.decided
+    subject, given = _subject(entrant, trial), entrant.decided
     able = subject.int8_blocks()
     reason = BY_COSTS if entrant.mixed else "tried on the way, and timed with the others"
     choice = Choice(
@@ -105,7 +112,7 @@ def _runner_up(job: Job, entrant: Entrant, trial: Trial, number: int) -> Entrant
         float_blocks=trial.float_blocks,
         drop=trial.drop,
         within_budget=trial.drop.within(job.request.budget.max_drop),
-        choices=(*(c for c in given.choices if c.what in ("accuracy", SPARSE)), choice),
+        choices=(*(c for c in given.choices if c.what in ("accuracy", SPARSE, WIDE)), choice),
         sqnr=given.sqnr,
         trials=(trial,),
     )
@@ -174,7 +181,7 @@ def _beside(job: Job, held: Race, entrant: Entrant, trial: Trial) -> tuple[float
 
 
 def _expected_ms(job: Job, entrant: Entrant, trial: Trial) -> tuple[float | None, bool]:
-    found = expected(job, entrant.subject, trial.float_blocks)
+    found = expected(job, _subject(entrant, trial), trial.float_blocks)
     return (None if found is None else found.ms), True
 
 
@@ -224,6 +231,7 @@ def _point(job: Job, form: _Form, number: int) -> Point:
         float_blocks=tuple(sorted(trial.float_blocks)),
         rungs=trial.rungs,
         sparse_blocks=tuple(sorted(trial.sparse_blocks)),
+        wide_blocks=tuple(sorted(trial.wide_blocks)),
         mixed=form.entrant.mixed,
         score=None if job.judge is None else job.judge.score_of(drop),
         drop=drop,

@@ -75,6 +75,7 @@ def _picked(request: Request, number: int) -> Lock:
             "float_blocks": point.float_blocks,
             "rungs": point.rungs,
             "sparse_blocks": point.sparse_blocks,
+            "wide_blocks": point.wide_blocks,
             "choices": tuple(choices),
             "looks": lock.looks if seen else lock.looks + 1,
         }

@@ -5,8 +5,6 @@ They stand in no table of operations, for they are the plan and not the network.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import onnx_ir as ir
 
 from backends.tflite.emitter import Emitter
@@ -30,9 +28,7 @@ def quantize(node: ir.Node, out: Emitter) -> None:
         index = out.carried[source] if source in out.carried else out.read(source, integer=True)
         tensor = out.tensors[index]
         if tensor.params != params:
-            made = replace(tensor, name=codes.name or "", dtype=params.type, params=params, data=None)
-            version = 1 if tensor.params is None and params.type == "int8" else 2
-            index = out.inner("QUANTIZE", [index], made, version=version)
+            index = out.requantized(index, codes.name or "", params)
     out.node = kept
     out.carried[codes] = index
     name = planned_name(source)

@@ -16,6 +16,7 @@ SPOKEN: dict[RungName, str] = {
     "split": "shared scales split",
     "round": "weights rounded anew",
     "train": "trained while quantized",
+    "wide": "activations of 16 bits",
 }
 
 

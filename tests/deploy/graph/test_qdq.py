@@ -16,6 +16,7 @@ from deploy.spec.tensors import RANGES
 
 U8 = {"type": "uint8", "scale": (0.0625,), "zero_point": (100,)}
 S8 = {"type": "int8", "scale": (0.078125,), "zero_point": (-3,)}
+S16 = {"type": "int16", "scale": (2.0**-12,), "zero_point": (0,)}
 PAD = "<pads=[1,1,1,1]>"
 IMAGE = "float[N,2,4,4]"
 
@@ -164,6 +165,20 @@ ROUND_TRIPS = {
         f"""g ({IMAGE} x) => ({IMAGE} y) {{
         [n] b = Neg(x)  [s] c = Sigmoid(x)  [t] d = Tanh(x)  [m] y = Sum(b, c, d) }}""",
         {"x": tensor(readers=("n", "s"), uses={"s": QuantParams(**S8)})},
+    ),
+    "a reader of another width": (
+        f"g ({IMAGE} x) => ({IMAGE} y) {{ [c] a = Conv{PAD}(x, w)  [s] b = Sigmoid(a)  [m] y = Add(a, b) }}",
+        {"a": tensor(S8, uses={"s": QuantParams(**S16)}), "b": tensor(S16, uses={"m": QuantParams(**S8)})},
+    ),
+    "all readers of another width, and an output": (
+        f"""g ({IMAGE} x) => ({IMAGE} a, {IMAGE} y) {{
+        a = Neg(x)  [s] b = Sigmoid(a)  [t] y = Tanh(b) }}""",
+        {"a": tensor(S16, uses={"s": QuantParams(**S8)}), "b": tensor(S8, uses={"t": QuantParams(**S16)})},
+    ),
+    "another width among some readers": (
+        f"""g ({IMAGE} x) => ({IMAGE} y) {{
+        [n] b = Neg(x)  [s] c = Sigmoid(x)  [t] d = Tanh(x)  [m] y = Sum(b, c, d) }}""",
+        {"x": tensor(S16, readers=("n", "s"), uses={"s": QuantParams(**S8)})},
     ),
     "read in a body": (
         f"""g ({IMAGE} x) => ({IMAGE} y) <bool c = {{1}}> {{ a = Neg(x)
@@ -326,3 +341,16 @@ def test_what_cannot_be_written_or_read_is_said(parse):
     )
     with pytest.raises(ValueError, match="must be constants"):
         read_tensors(computed)
+
+
+def test_integers_of_one_width_are_made_of_those_of_the_other(parse, run):
+    """Whoever reads 16 bits of a value that is stored in 8 sees no more than these tell."""
+    model = parse(f"g ({IMAGE} x) => ({IMAGE} y) {{ a = Neg(x)  [s] y = Neg(a) }}")
+    plan = tensor(S8, uses={"s": QuantParams(**S16)})
+    values = np.random.default_rng(2).normal(0, 3, (2, 2, 4, 4)).astype(np.float32)
+    (found,) = run(insert(model, {"a": plan}, {}), {"x": values})
+    eight = dequantize_array(quantize_array(-values, plan), plan)
+    sixteen = plan.uses["s"]
+    np.testing.assert_array_equal(found, -dequantize_array(quantize_array(eight, sixteen), sixteen))
+    direct = dequantize_array(quantize_array(-values, sixteen), sixteen)
+    assert np.abs(direct - values.clip(-7.9, 7.9) * -1).max() < 0.001 < np.abs(found - -direct).max()
