@@ -15,7 +15,6 @@ Times of all its parts add up in times.json, those of the part that was cut off 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import shlex
 import subprocess
@@ -23,13 +22,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from PIL import Image
+from pictures import pictures
 
 import deploy
 from deploy.bundle.read import ARTIFACT, Bundle, load_bundle
@@ -50,7 +48,6 @@ from deploy.spec.finetune import Finetune
 from deploy.spec.project import Budget, Project
 from deploy.train.finetune import finetune
 
-MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 VALIDATED, CALIBRATED = 2000, 512
 SMALLEST, FASTER, LOST = 426_000, 20, 3.0
 """What is wanted: bytes, times the speed, points."""
@@ -89,27 +86,16 @@ class Times:
             self._path.write_text(json.dumps(self.found, indent=1))
 
 
-def images(archive: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised images (n, 3, 32, 32) and their classes."""
-    with np.load(archive) as file:
-        jpeg, offsets, labels = file["jpeg"], file["offsets"], file["y"].astype(np.int64)
-    pixels = np.stack(
-        [np.asarray(Image.open(io.BytesIO(jpeg[start:end].tobytes()))) for start, end in pairwise(offsets)]
-    )
-    scaled = (pixels / np.float32(255) - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)), labels
-
-
-def unpack(data: Path, out: Path) -> None:
+def unpack(data: Path, card: Path, out: Path) -> None:
     """fit.npz, validation.npz, calibration.npz and test.npz."""
-    x, y = images(data / "cifar10_train_jpeg.npz")
+    x, y = pictures(data / "cifar10_train_jpeg.npz", card)
     order = np.random.default_rng(0).permutation(len(x))
     apart, rest = np.sort(order[:VALIDATED]), np.sort(order[VALIDATED:])
     few = rest[:: len(rest) // CALIBRATED][:CALIBRATED]
     np.savez(out / "validation.npz", x=x[apart], y=y[apart])
     np.savez(out / "calibration.npz", x=x[few], y=y[few])
     np.savez(out / "fit.npz", x=x[rest], y=y[rest])
-    x, y = images(data / "cifar10_test_jpeg.npz")
+    x, y = pictures(data / "cifar10_test_jpeg.npz", card)
     np.savez(out / "test.npz", x=x, y=y)
 
 
@@ -218,7 +204,7 @@ def main() -> None:
     times = Times(out)
     if not (out / "test.npz").is_file():
         with times.part("unpack"):
-            unpack(given.cases / "data", out)
+            unpack(given.cases / "data", source.with_name("card.json"), out)
     teacher = infer(onnx_file.read(source).model)
     with times.part("shrink"):
         thin = student(teacher, shrinking, out)

@@ -16,8 +16,6 @@ trained on them).
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from PIL import Image
+from pictures import pictures
 
 from deploy.compress.ground import Ground
 from deploy.compress.prune.step import run
@@ -59,10 +57,13 @@ WAYS: Sequence[tuple[Criterion, Scope, bool, bool]] = (
     ("random", "measured", False, False),
     ("l1", "measured", False, False),
     ("taylor", "measured", False, False),
+    ("obs", "measured", False, False),
     ("random", "layer", False, True),
     ("l1", "layer", False, True),
     ("l1", "global", False, True),
     ("taylor", "global", False, True),
+    ("taylor", "global", True, True),
+    ("random", "measured", False, True),
     ("l1", "measured", False, True),
     ("taylor", "measured", False, True),
     ("obs", "layer", False, True),
@@ -131,24 +132,14 @@ def opened(cases: Path, name: str, validation: bool, scored: int) -> Case:
     samples = open_dataset(cases / name / "calib.npz", tensor_specs(model.graph.inputs))
     feeds = next(samples.batches(8)).feeds
     model = clean(model, prover([feeds])).model
-    images, labels = pictures(cases, name, "train" if validation else "test")
+    images, labels = images_of(cases, name, "train" if validation else "test")
     if validation:
         images, labels = images[-VALIDATED:], labels[-VALIDATED:]
     return Case(name, model, samples, images[:scored], labels[:scored])
 
 
-def pictures(cases: Path, name: str, which: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Images as the network reads them, (n, 3, 32, 32), and their classes."""
-    rule = json.loads((cases / name / "card.json").read_text())["normalization"]
-    stored = np.load(cases / "data" / f"cifar10_{which}_jpeg.npz")
-    raw, offsets = stored["jpeg"], stored["offsets"]
-    labels = stored["y"][:count].astype(np.int64)
-    found = np.empty((len(labels), 3, 32, 32), np.float32)
-    mean, deviation = (np.array(rule[key], np.float32)[:, None, None] for key in ("mean", "std"))
-    for i in range(len(labels)):
-        picture = np.asarray(Image.open(io.BytesIO(raw[offsets[i] : offsets[i + 1]].tobytes())), np.float32)
-        found[i] = (picture.transpose(2, 0, 1) * rule["scale"] - mean) / deviation
-    return found, labels
+def images_of(cases: Path, name: str, which: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    return pictures(cases / "data" / f"cifar10_{which}_jpeg.npz", cases / name / "card.json", count)
 
 
 def criteria(case: Case, options: argparse.Namespace) -> Iterator[str]:
@@ -183,7 +174,7 @@ def criteria(case: Case, options: argparse.Namespace) -> Iterator[str]:
 
 def finetuned(case: Case, options: argparse.Namespace) -> Iterator[str]:
     """The dense network first; each way prunes in one go and is trained as the dense network was."""
-    images, labels = pictures(options.cases, case.name, "train", options.images)
+    images, labels = images_of(options.cases, case.name, "train", options.images)
     specs = tensor_specs(case.model.graph.inputs)
     train = open_dataset({specs[0].name: images, "y": labels}, specs)
     normed = any(node.op_type == "BatchNormalization" for node in case.model.graph)

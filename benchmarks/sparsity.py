@@ -1,6 +1,7 @@
 """What 2:4 sparsity, low rank and shared weights cost real networks, most of it without any training.
 
     python benchmarks/sparsity.py --cases DIR [--only NAME,NAME] [--parts sparse,trained,rank,shared]
+        [--test NPZ]
 
 Each folder of DIR holds model.onnx, calib.npz and eval.npz, and maybe train.npz. Weights are changed in the
 cleaned graph, as compression gets it, batch norm still in it; ONNX Runtime computes with them as floats, so
@@ -11,7 +12,9 @@ sparse    every product whose inputs are whole fours is 2:4 sparse: by magnitude
           with and without a better order of the channels before
 trained   the best of these, then trained with the zeros kept to make what the dense network makes, its inner
           values, too (no labels): on train.npz, moved, mirrored and blended for images; on the calibration
-          samples alone where there is none
+          samples alone where there is none; and the best of these again, finetuned on the labels of
+          train.npz with the dense network as teacher. ``--test`` are more images (JPEG, see `pictures.py`)
+          to judge the CIFAR-10 networks by
 rank      products become two or three where that is fewer MACs and weights
 shared    all weights of a tensor are one of so many values; the file at rest is codebook and Huffman codes
 """
@@ -23,9 +26,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
+from pictures import pictures
 
 from deploy.adapter.batching import run_samples
 from deploy.compress.cluster import cluster
@@ -45,10 +50,21 @@ from deploy.graph.edit import weight_bytes
 from deploy.graph.shapes import infer
 from deploy.graph.summary import tensor_specs
 from deploy.spec.compression import Cluster, LowRank, Sparsify
+from deploy.spec.finetune import Augment, Distill, Finetune
+from deploy.train.finetune import finetune
 
 _BATCH = 100
 _DECODED = 5
 _STEPS = 200
+PICTURED = ("r18_cifar10", "resnet20_cifar10", "mlperf_resnet8_cifar10")
+FINETUNING = Finetune(
+    epochs=1,
+    lr=1e-3,
+    batch_norm="keep",
+    precision="bf16",
+    augment=Augment(crop=4, flip=True),
+    distill=Distill(alpha=0.3),
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,7 @@ class Subject:
     calibration: Dataset
     evaluation: Dataset
     train: Dataset | None
+    test: Dataset | None
 
 
 @dataclass(frozen=True)
@@ -66,13 +83,17 @@ class Scored:
     outputs: np.ndarray
 
 
-def opened(case: Path) -> Subject:
+def opened(case: Path, images: Path | None = None) -> Subject:
     model = infer(onnx_file.read(case / "model.onnx").model)
     specs = tensor_specs(model.graph.inputs)
     data, evaluation = (open_dataset(case / name, specs) for name in ("calib.npz", "eval.npz"))
     graph = clean(model, prover([next(data.batches(2)).feeds])).model
     train = open_dataset(case / "train.npz", specs) if (case / "train.npz").exists() else None
-    return Subject(case.name, infer(graph), data, evaluation, train)
+    test = None
+    if images is not None and case.name in PICTURED:
+        x, y = pictures(images, case / "card.json")
+        test = open_dataset({specs[0].name: x, "y": y}, specs)
+    return Subject(case.name, infer(graph), data, evaluation, train, test)
 
 
 def score(graph: ir.Model, dataset: Dataset) -> Scored:
@@ -116,18 +137,36 @@ def sparse(subject: Subject, exact: Scored) -> None:
 def trained(subject: Subject, exact: Scored) -> None:
     """Settings were chosen without eval data; these are looked at once for each row."""
     whole = permute(subject.graph, Search()).graph
-    for way, steps in (("OBS, permuted", 0), (f"the same, {_STEPS} steps", _STEPS)):
+    made = sparsify(whole, subject.calibration, Sparsify(permute=False)).graph
+    names = sorted(masks(made))
+    ways: dict[str, Callable[[], ir.Model]] = {
+        "OBS, permuted": lambda: made,
+        f"the same, {_STEPS} steps": lambda: tuned(
+            Sparsify(tune=_STEPS),
+            whole,
+            made,
+            Ground(samples=subject.calibration, given=whole, workdir=Path(), train=subject.train),
+        ),
+    }
+    if (train := subject.train) is not None:
+        ways["the same, finetuned"] = lambda: finetuned(made, whole, train)
+    before = None if subject.test is None else score(subject.graph, subject.test)
+    for way, make in ways.items():
         begun = time.process_time()
-        if not steps:
-            graph = sparsify(whole, subject.calibration, Sparsify(permute=False)).graph
-        else:
-            ground = Ground(samples=subject.calibration, given=whole, workdir=Path(), train=subject.train)
-            graph = tuned(Sparsify(tune=steps), whole, graph, ground)
-        names = sorted(masks(graph))
-        told = lost(exact, score(graph, subject.evaluation))
-        prove(graph, names)
+        graph = make()
         seconds = time.process_time() - begun
+        prove(graph, names)
+        told = lost(exact, score(graph, subject.evaluation))
+        if subject.test is not None and before is not None:
+            told += f" | {100 * (before.top1 - score(graph, subject.test).top1):+.2f}"
+        else:
+            told += " | -"
         print(f"| {subject.name} | {way} | {told} | {len(names)} | {seconds:.0f} |", flush=True)
+
+
+def finetuned(graph: ir.Model, dense: ir.Model, train: Dataset) -> ir.Model:
+    with TemporaryDirectory() as folder:
+        return finetune(graph, FINETUNING, train=train, teachers=(dense,), workdir=Path(folder)).model
 
 
 def rank(subject: Subject, exact: Scored) -> None:
@@ -170,7 +209,10 @@ def _decoding(coded: bytes) -> float:
 
 PARTS: dict[str, tuple[str, Callable[[Subject, Scored], None]]] = {
     "sparse": ("way | drop, points | noise, % | sparse layers | processor s", sparse),
-    "trained": ("way | drop, points | noise, % | sparse layers | processor s", trained),
+    "trained": (
+        "way | drop, points | noise, % | drop on --test | sparse layers | processor s, of training",
+        trained,
+    ),
     "rank": ("lost at most | drop, points | noise, % | MACs | weights | processor s", rank),
     "shared": (
         "values | drop, points | noise, % | times smaller, packed | at rest | MB/s read | processor s",
@@ -184,12 +226,13 @@ def main() -> None:
     parser.add_argument("--cases", type=Path, required=True)
     parser.add_argument("--only", default="r18_cifar10,kwt1_speech_commands")
     parser.add_argument("--parts", default="sparse,rank,shared")
+    parser.add_argument("--test", type=Path)
     given = parser.parse_args()
     for part in given.parts.split(","):
         columns, measure = PARTS[part]
         print(f"\n| case | {columns} |\n|{'---|' * (2 + columns.count('|'))}", flush=True)
         for name in given.only.split(","):
-            subject = opened(given.cases / name)
+            subject = opened(given.cases / name, given.test)
             measure(subject, score(subject.graph, subject.evaluation))
 
 

@@ -12,15 +12,12 @@ some steps of training follow in which the whole graph teaches. ``--test`` are i
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import tempfile
 import time
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
+from pictures import pictures
 
 from deploy.compress.ground import Ground
 from deploy.compress.prune.step import run
@@ -50,19 +47,6 @@ def scored(graph: ir.Model, dataset: Dataset) -> Metric:
     return metric
 
 
-def test_images(path: Path, card: Path, graph: ir.Model) -> Dataset:
-    from PIL import Image
-
-    with np.load(path) as found:
-        data, offsets, labels = found["jpeg"].tobytes(), found["offsets"], found["y"]
-    pictures = [np.asarray(Image.open(io.BytesIO(data[start:end]))) for start, end in pairwise(offsets)]
-    settings = json.loads(card.read_text())["normalization"]
-    scale, mean, std = (np.array(settings[name], np.float32) for name in ("scale", "mean", "std"))
-    x = ((np.stack(pictures).astype(np.float32) * scale - mean) / std).transpose(0, 3, 1, 2)
-    specs = tensor_specs(graph.graph.inputs)
-    return open_dataset({specs[0].name: np.ascontiguousarray(x), "y": labels}, specs)
-
-
 def pruned(case: Path, goal: float, tune: int, test: Path | None, save: Path | None) -> None:
     model = infer(onnx_file.read(case / "model.onnx").model)
     specs = tensor_specs(model.graph.inputs)
@@ -77,7 +61,8 @@ def pruned(case: Path, goal: float, tune: int, test: Path | None, save: Path | N
         ir.save(thin, save / f"{case.name}.onnx")
     judges: dict[str, Dataset] = {"eval.npz": evaluation}
     if test is not None and case.name == TESTED:
-        judges["test images"] = test_images(test, case / "card.json", graph)
+        x, y = pictures(test, case / "card.json")
+        judges["test images"] = open_dataset({specs[0].name: x, "y": y}, specs)
     for name, dataset in judges.items():
         whole, left = scored(graph, dataset), scored(thin, dataset)
         drop = paired_drop(whole, left)
