@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from deploy.adapter.profiles import load_profile
+from deploy.errors import UnsupportedError
 from deploy.execute.reference import open_graph
 from deploy.graph.edit import constant
 from deploy.graph.qdq import insert, quantize_array, read_tensors
@@ -22,7 +23,13 @@ from backends.tflite import TFLite
 from backends.tflite.wide import OPERATIONS
 from backends.tflite.write import read_file
 
-RUNTIME = load_profile("android").runtime_named("tflite")
+RUNTIMES = {
+    name: runtime.model_copy(update={"quant": runtime.quant16})
+    for name in ("android", "microcontroller")
+    for runtime in [load_profile(name).runtime_named("tflite")]
+}
+"""As they are where 16 bits are asked for."""
+RUNTIME = RUNTIMES["android"]
 PLAN = Plan(graph_sha256="", target="", runtime="tflite")
 IMAGE = "float[2,8,6,6]"
 STEP = 8 / 32767
@@ -50,15 +57,20 @@ CASES = {
     "Flatten": ("float[2,288]", "Flatten(x)"),
     "Transpose": ("float[2,6,8,6]", "Transpose<perm=[0,2,1,3]>(x)"),
     "Slice": ("float[2,4,6,6]", "Slice(x, one, five, one)"),
+    "Split": ("float[2,4,6,6]", "y, rest = Split<axis=1, num_outputs=2>(x)"),
+    "ReduceMean": ("float[2,8]", "ReduceMean<keepdims=0>(x, sides)"),
+    "Min": (IMAGE, "Min(x, z)"),
     "Gather": ("float[2,2,6,6]", "Gather<axis=1>(x, picks)"),
     "Concat": ("float[2,16,6,6]", "Concat<axis=1>(x, z)"),
     "Max": (IMAGE, "Max(x, z)"),
 }
 INTS = {
-    "pads": [0, 0, 1, 1, 0, 0, 1, 1], "shape": [2, 8, 36], "one": [1], "five": [5], "picks": [1, 3],
+    "pads": [0, 0, 1, 1, 0, 0, 1, 1], "shape": [2, 8, 36], "sides": [2, 3], "one": [1], "five": [5],
+    "picks": [1, 3],
 }  # fmt: skip
+NOT_MICRO = ("Gather", "mirroring Pad")
 MOVING = ("AveragePool", "MaxPool", "padded MaxPool", "Pad", "Reshape", "Flatten", "Transpose", "Slice")
-MOVING += ("Gather", "Concat", "Max", "Pad with a number", "mirroring Pad")
+MOVING += ("Gather", "Concat", "Max", "Min", "Split", "Pad with a number", "mirroring Pad")
 
 
 def graph(shape: str, call: str) -> ir.Model:
@@ -71,8 +83,9 @@ def graph(shape: str, call: str) -> ir.Model:
         for name, array in arrays.items()
         if name in call.replace("(", " ").replace(",", " ").replace(")", " ").split()
     }
+    made = call if " = " in call else f"y = {call}"
     text = f"""<ir_version: 10, opset_import: ["" : 21]>
-        g ({IMAGE} x, {IMAGE} z, float[2,8] m) => ({shape} y) {{ y = {call} }}"""
+        g ({IMAGE} x, {IMAGE} z, float[2,8] m) => ({shape} y) {{ {made} }}"""
     model = ir.from_onnx_text(text, initializers=[ir.tensor(a, name=n) for n, a in read.items()])
     for value in model.graph.initializers.values():
         assert value.const_value is not None
@@ -112,11 +125,16 @@ def operators(artifact: Artifact) -> list[str]:
     return [names[model.operatorCodes[o.opcodeIndex].builtinCode] for o in model.subgraphs[0].operators]
 
 
+@pytest.mark.parametrize("target", RUNTIMES)
 @pytest.mark.parametrize("name", CASES)
-def test_each_operation_is_right_to_one_step(name: str, tmp_path: Path) -> None:
+def test_each_operation_is_right_to_one_step(name: str, target: str, tmp_path: Path) -> None:
     shape, call = CASES[name]
     model = quantized(graph(shape, call), STEP if name in MOVING else 4 * STEP)
-    artifact = TFLite().lower(model, PLAN, RUNTIME, tmp_path, SILENT)
+    if target == "microcontroller" and name in NOT_MICRO:
+        with pytest.raises(UnsupportedError, match="GATHER takes float32, int8, not int16"):
+            TFLite().lower(model, PLAN, RUNTIMES[target], tmp_path, SILENT)
+        return
+    artifact = TFLite().lower(model, PLAN, RUNTIMES[target], tmp_path, SILENT)
     found = operators(artifact)
     assert found.count("DEQUANTIZE") == 1, f"it computes in integers: {found}"
     assert found.count("QUANTIZE") <= 2, "one for each input that it reads"
@@ -127,7 +145,7 @@ def test_each_operation_is_right_to_one_step(name: str, tmp_path: Path) -> None:
     }
     with open_graph(model, optimised=False) as session:
         want = session.run(feeds)["y"]
-    with TFLite().open(artifact, TFLite().options(RUNTIME, 1)) as runner:
+    with TFLite().open(artifact, TFLite().options(RUNTIMES[target], 1)) as runner:
         got = runner.run(feeds)["y"]
     step = STEP if name in MOVING else 4 * STEP
     assert np.abs(got - want).max() <= step * 1.01
@@ -135,10 +153,20 @@ def test_each_operation_is_right_to_one_step(name: str, tmp_path: Path) -> None:
     assert differences(decided, TFLite().read_plan(artifact)) == []
 
 
-def test_all_that_the_profile_lists_is_written() -> None:
-    rules = RUNTIME.quant16
+def test_all_that_the_profiles_list_is_written() -> None:
+    for runtime in RUNTIMES.values():
+        rules = runtime.quant16
+        assert rules is not None
+        assert {*rules.compute, *rules.forward, *rules.unify} <= OPERATIONS
+
+
+def test_microcontrollers_have_less() -> None:
+    rules = RUNTIMES["microcontroller"].quant16
     assert rules is not None
-    assert {*rules.compute, *rules.forward, *rules.unify} <= OPERATIONS
+    assert not {"Gather", "Sigmoid", "Tanh", "Softmax", "Resize", "ConvTranspose"} & {
+        *rules.compute,
+        *rules.forward,
+    }
 
 
 def test_biases_are_rounded_by_the_product_of_scales(tmp_path: Path) -> None:
