@@ -171,7 +171,10 @@ def open_graph(
 ) -> Session:
     """A session over a graph. Inner values named in ``expose`` can then be asked for in ``run``."""
     with _showing(model, expose) as extra:
-        content, weights = (to_bytes(model), None) if weight_bytes(model) < _ONE_MESSAGE else to_parts(model)
+        if weight_bytes(model) < _ONE_MESSAGE:
+            content, weights = to_bytes(model, inner=optimised), None
+        else:
+            content, weights = to_parts(model)
     session = Session(
         content,
         optimised=optimised,

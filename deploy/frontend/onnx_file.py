@@ -89,17 +89,19 @@ def read(path: Path) -> Source:
     )
 
 
-def to_bytes(model: ir.Model) -> bytes:
+def to_bytes(model: ir.Model, *, inner: bool = True) -> bytes:
     """The graph as one protobuf message, weights included. The same graph gives the same bytes.
 
-    Raises ModelError where that is more than a message can hold (2 GiB): `write` it instead.
+    Without ``inner`` the types and sizes of values between ONNX's own operators are left out: whoever runs
+    them as they are finds these himself. Raises ModelError where it is more than a message can hold (2 GiB):
+    `write` it instead.
     """
     if _stored_bytes(model) > MAX_PROTOBUF_BYTES:
         raise ModelError(
             f"{model.graph.name}: more than 2 GiB of weights do not fit one protobuf message",
             hint="write the model to a file with external data",
         )
-    return b"".join(_message(model, [_embedded(v) for v in _initializers(model)]))
+    return b"".join(_message(model, [_embedded(v) for v in _initializers(model)], inner=inner))
 
 
 def to_parts(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
@@ -129,14 +131,16 @@ def digest(model: ir.Model) -> str:
     return found.hexdigest()
 
 
-def write(model: ir.Model, path: Path, *, embed: int | None = None) -> None:
+def write(model: ir.Model, path: Path, *, embed: int | None = None) -> str:
     """Write the graph to ``path``; more weights than ``embed`` bytes (1.9 GB) go to ``<name>.data`` beside.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. Returns the graph's `digest`, which is the file's where nothing lies
+    beside it.
     """
     if _stored_bytes(model) <= (EXTERNAL_BEYOND if embed is None else embed):
-        _replace(path, _message(model, [_embedded(v) for v in _initializers(model)]))
-        return
+        found = hashlib.sha256()
+        _replace(path, _hashed(_message(model, [_embedded(v) for v in _initializers(model)]), found))
+        return found.hexdigest()
     data_path = path.with_name(path.name + ".data")
     tensors: list[_Tensor] = []
     stored: list[ir.TensorProtocol] = []
@@ -152,7 +156,9 @@ def write(model: ir.Model, path: Path, *, embed: int | None = None) -> None:
         offset += tensor.nbytes
     _replace(data_path, _aligned(stored))
     _replace(path, _message(model, tensors))
+    whole = digest(model)
     release(model)
+    return whole
 
 
 def release(model: ir.Model) -> None:
@@ -251,10 +257,16 @@ class _Tensor:
             yield self.data.tobytes()
 
 
-def _message(model: ir.Model, tensors: list[_Tensor]) -> Iterator[bytes]:
+def _hashed(chunks: Iterator[bytes], into: hashlib._Hash) -> Iterator[bytes]:
+    for chunk in chunks:
+        into.update(chunk)
+        yield chunk
+
+
+def _message(model: ir.Model, tensors: list[_Tensor], *, inner: bool = True) -> Iterator[bytes]:
     """The ModelProto in pieces. Only one tensor is in memory at a time, which is why the two outer messages
     are framed here by hand: protobuf would hold the whole model twice."""
-    head, graph = _without_weights(model)
+    head, graph = _without_weights(model, inner=inner)
     length = len(graph) + sum(len(tag(5, len(t))) + len(t) for t in tensors)
     yield head
     yield tag(7, length)  # ModelProto.graph
@@ -264,7 +276,7 @@ def _message(model: ir.Model, tensors: list[_Tensor]) -> Iterator[bytes]:
         yield from tensor.chunks()
 
 
-def _without_weights(model: ir.Model) -> tuple[bytes, bytes]:
+def _without_weights(model: ir.Model, *, inner: bool = True) -> tuple[bytes, bytes]:
     """The model without its graph, and the graph without its initializers, both serialized canonically."""
     import onnx
 
@@ -277,8 +289,9 @@ def _without_weights(model: ir.Model) -> tuple[bytes, bytes]:
     graph.node.extend(ir.serde.serialize_node(node) for node in model.graph)
     graph.input.extend(ir.serde.serialize_value(value) for value in model.graph.inputs)
     graph.output.extend(ir.serde.serialize_value(value) for value in model.graph.outputs)
-    inner = [out for node in model.graph for out in node.outputs if not out.is_graph_output()]
-    known = [v for v in inner if v.name and v.type is not None and v.shape is not None]
+    told = (node for node in model.graph if inner or node.domain)  # types are read back where sizes are open
+    known = [v for node in told for v in node.outputs if not v.is_graph_output()]
+    known = [v for v in known if v.name and v.type is not None]
     graph.value_info.extend(ir.serde.serialize_value(value) for value in known)
     _canonical(graph)
     return head.SerializeToString(deterministic=True), graph.SerializeToString(deterministic=True)
@@ -292,10 +305,14 @@ def _canonical(graph: onnx.GraphProto) -> None:
     graph.initializer.sort(key=lambda tensor: tensor.name)
     for value in (*graph.input, *graph.output, *graph.value_info):
         value.ClearField("doc_string")
-        value.metadata_props.sort(key=lambda prop: prop.key)
+        if value.metadata_props:
+            value.metadata_props.sort(key=lambda prop: prop.key)
     for node in graph.node:
         node.ClearField("doc_string")
-        node.metadata_props.sort(key=lambda prop: prop.key)
+        if node.metadata_props:
+            node.metadata_props.sort(key=lambda prop: prop.key)
+        if not node.attribute:
+            continue
         node.attribute.sort(key=lambda attribute: attribute.name)
         for attribute in node.attribute:
             attribute.ClearField("doc_string")

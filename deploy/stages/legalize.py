@@ -17,9 +17,8 @@ import onnx_ir as ir
 
 from deploy.cache import Cache
 from deploy.execute.compare import prover
-from deploy.frontend.onnx_file import digest, write
+from deploy.frontend.onnx_file import write
 from deploy.graph.rules import apply_rules, rules_for
-from deploy.graph.shapes import infer
 from deploy.spec.document import Frozen, parse, render
 from deploy.spec.unit import Rewriting
 from deploy.stages.prepare import EMBEDDED, FloatGraph, Prepared, other_feeds, rolled_back
@@ -59,7 +58,7 @@ def legalize(target: Target, prepared: Prepared, threads: int, cache: Cache, rec
                 record.progress.warn(note)
             if facts.sha256 is not None:
                 path = folder / _GRAPH
-                made[rules] = FloatGraph(infer(ir.load(path)), facts.sha256, path)
+                made[rules] = FloatGraph(ir.load(path), facts.sha256, path)
                 names = [r.runtime.name for r in target.routes if wanted.get(r.runtime.rewrites) == rules]
                 said.append(f"{', '.join(names)}: {len(prepared.fused.graph)} nodes became {facts.nodes}")
         stage.outcome = "; ".join(said) or "nothing to rewrite"
@@ -72,7 +71,6 @@ def _write(prepared: Prepared, rules: Sequence[Rewriting], threads: int, folder:
     found = apply_rules(prepared.fused, rules, prover([feeds, other], threads))
     facts = Legalized(sha256=None, notes=tuple(rolled_back(found)))
     if any(rewrite.kept for rewrite in found.rewrites):
-        model = infer(found.model)
-        write(model, folder / _GRAPH, embed=EMBEDDED)
-        facts = facts.model_copy(update={"sha256": digest(model), "nodes": len(model.graph)})
+        sha256 = write(found.model, folder / _GRAPH, embed=EMBEDDED)
+        facts = facts.model_copy(update={"sha256": sha256, "nodes": len(found.model.graph)})
     (folder / _FACTS).write_text(render(facts))

@@ -27,7 +27,7 @@ from deploy.execute.compare import (
 )
 from deploy.execute.reference import Session, open_graph
 from deploy.execute.refusals import refusal
-from deploy.frontend.onnx_file import Source, digest, write
+from deploy.frontend.onnx_file import Source, write
 from deploy.frontend.opset import OPSET
 from deploy.frontend.quantized import import_quantized
 from deploy.graph.clean import Rewritten, clean
@@ -156,9 +156,9 @@ def prepare(
     fused = Rewritten(cleaned.model, ()) if imported else fuse(cleaned.model, prove)
     for result in (cleaned, fused):
         notes += rolled_back(result)
-    clean_model, fused_model = infer(cleaned.model), infer(fused.model)
-    write(clean_model, folder / _CLEAN, embed=EMBEDDED)
-    write(fused_model, folder / _FUSED, embed=EMBEDDED)
+    clean_model, fused_model = cleaned.model, fused.model
+    clean_sha256 = write(clean_model, folder / _CLEAN, embed=EMBEDDED)
+    fused_sha256 = write(fused_model, folder / _FUSED, embed=EMBEDDED)
     np.savez(folder / _TRIAL, allow_pickle=False, **{f"input/{name}": a for name, a in feeds.items()})
     facts = Facts(
         source=SourceInfo(
@@ -171,8 +171,8 @@ def prepare(
             weight_bytes=weight_bytes(source.model),
             made_by=dict(source.made_by),
         ),
-        clean_sha256=digest(clean_model),
-        fused_sha256=digest(fused_model),
+        clean_sha256=clean_sha256,
+        fused_sha256=fused_sha256,
         inputs=inputs,
         folded_inputs=tuple(sorted(name for name, form in forms.items() if not form.as_it_is)),
         imported=imported,
@@ -188,14 +188,14 @@ def advance(before: Prepared, model: ir.Model, folder: Path, threads: int) -> tu
     other = other_feeds(model, before.facts.inputs, feeds, 1, threads)
     model = infer(model)
     fused = fuse(model, prover([feeds, other], threads))
-    fused_model = infer(fused.model)
-    write(model, folder / _CLEAN, embed=EMBEDDED)
-    write(fused_model, folder / _FUSED, embed=EMBEDDED)
+    fused_model = fused.model
+    clean_sha256 = write(model, folder / _CLEAN, embed=EMBEDDED)
+    fused_sha256 = write(fused_model, folder / _FUSED, embed=EMBEDDED)
     shutil.copyfile(before.folder / _TRIAL, folder / _TRIAL)
     facts = before.facts.model_copy(
         update={
-            "clean_sha256": digest(model),
-            "fused_sha256": digest(fused_model),
+            "clean_sha256": clean_sha256,
+            "fused_sha256": fused_sha256,
             "notes": (*before.facts.notes, *rolled_back(fused)),
             "hazards": grouped(hazards(model)),
         }
@@ -205,9 +205,9 @@ def advance(before: Prepared, model: ir.Model, folder: Path, threads: int) -> tu
 
 
 def load(folder: Path) -> Prepared:
-    """What `prepare` left in ``folder``."""
+    """What `prepare` left in ``folder``; types and shapes were inferred before they were written."""
     facts = parse(Facts, (folder / _FACTS).read_text(), origin=folder / _FACTS)
-    return Prepared(folder, facts, infer(ir.load(folder / _CLEAN)), infer(ir.load(folder / _FUSED)))
+    return Prepared(folder, facts, ir.load(folder / _CLEAN), ir.load(folder / _FUSED))
 
 
 def _refuse_interface(model: ir.Model, name: str) -> None:

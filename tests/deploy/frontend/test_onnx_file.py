@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy.errors import ModelError
 from deploy.frontend import onnx_file
 from deploy.frontend.onnx_file import digest, read, to_bytes, write
+from deploy.graph.shapes import infer
 
 SMALL = """<ir_version: 8, opset_import: ["": 17], producer_name: "somebody", doc_string: "prose">
 net (float[n,3] x) => (float[n,2] y) <float[3,2] w = {1,2,3,4,5,6}> { h = MatMul (x, w)  y = Relu (h) }"""
@@ -202,10 +203,35 @@ def test_order_of_initializers_does_not_matter_but_their_values_do(tmp_path: Pat
 
 def test_written_files_are_read_back_the_same(tmp_path: Path) -> None:
     model = read(save(tmp_path / "net.onnx")).model
-    write(model, tmp_path / "out.onnx")
+    found = write(model, tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_bytes() == to_bytes(model)
+    assert found == digest(model) == hashlib.sha256(to_bytes(model)).hexdigest()
     assert to_bytes(read(tmp_path / "out.onnx").model) == to_bytes(model)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "out.onnx"]
+
+
+OPEN = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+net (float[n,3] x, int64[k] s) => (float[n,3] y) <float[n,3] c> {
+    a = Reshape (x, s)  b = NonZero (x)  c = com.microsoft.QuickGelu (x)  d = Shape (b)  e = Cast <to = 1> (d)
+    f = ReduceSum <keepdims = 0> (e)  g = ReduceSum <keepdims = 0> (a)  h = Add (f, g)  y = Add (c, h) }"""
+
+
+def test_what_was_inferred_of_inner_values_is_read_back(tmp_path: Path) -> None:
+    """So that nobody who reads a file of ours has to infer anything."""
+    model = infer(read(save(tmp_path / "net.onnx", OPEN)).model)
+    write(model, tmp_path / "out.onnx")
+    back = ir.load(tmp_path / "out.onnx")
+    known = [[(v.name, v.type, v.shape) for n in m.graph for v in n.outputs] for m in (model, back)]
+    assert known[0] == known[1]
+    assert known[0][0][1:] == (ir.TensorType(ir.DataType.FLOAT), None)  # a type, and no sizes
+
+
+def test_a_session_needs_to_be_told_of_other_peoples_operators_only(tmp_path: Path) -> None:
+    model = infer(read(save(tmp_path / "net.onnx", OPEN)).model)
+    bare = to_bytes(model, inner=False)
+    assert [v.name for v in onnx.load_from_string(bare).graph.value_info] == ["c"]
+    x, s = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([3, 2], np.int64)
+    np.testing.assert_array_equal(execute(bare, x=x, s=s)[0], execute(to_bytes(model), x=x, s=s)[0])
 
 
 @pytest.mark.parametrize(
@@ -229,7 +255,7 @@ def test_large_models_are_written_with_external_data(tmp_path: Path, monkeypatch
     arrays = {name: np.full(400, i, np.float32) for i, name in enumerate("abc")}
     model = read(save_external(tmp_path, arrays)).model
     (tmp_path / "out").mkdir()
-    write(model, tmp_path / "out" / "big.onnx")
+    assert write(model, tmp_path / "out" / "big.onnx") == digest(model)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["big.onnx", "big.onnx.data"]
     back = read(tmp_path / "out" / "big.onnx").model
     assert digest(back) == digest(model)
