@@ -75,6 +75,22 @@ class CoreML:
             "iphone15-ios18, or a profile of your own that sets minimum_deployment_target"
         )
 
+    def narrowed(self, runtime: Runtime) -> tuple[Runtime, str]:
+        """Activations are rounded from iOS 17 on, 4 bits are stored from iOS 18 on."""
+        target = _target(runtime)
+        level = TARGETS.get(target, 18)
+        lacks = []
+        if level < 17 and runtime.quant is not None:
+            runtime = runtime.model_copy(update={"quant": None})
+            lacks.append("activations stay float, which iOS 17 (macOS 14) is the first to round")
+        if level < 18 and "w4" in runtime.forms:
+            forms = tuple(form for form in runtime.forms if form != "w4")
+            weights = {form: rules for form, rules in runtime.weights.items() if form != "w4"}
+            runtime = runtime.model_copy(update={"forms": forms, "weights": weights})
+            lacks.append("there are no weights of 4 bits, which iOS 18 (macOS 15) is the first to store")
+        reason = " and ".join(lacks)
+        return runtime, f"packages for {target}: {reason} (minimum_deployment_target)" if reason else ""
+
     def options(self, runtime: Runtime, threads: int) -> Options:
         compute = "float16" if _precision(runtime) == "FLOAT16" else "float32"
         return CoreMLOptions.model_validate({"threads": threads, "compute": compute})

@@ -81,12 +81,16 @@ def walk(
 
 
 def require(walked: Walked) -> None:
-    """Raises UnsupportedError listing everything that Core ML cannot express."""
-    refused = [f"{v.op} '{v.node}': {v.reason}" for v in walked.verdicts if v.support == "unsupported"]
-    wrong = walked.wrong_ends + refused
+    """Raises UnsupportedError listing everything that Core ML cannot express, each reason once."""
+    alike: dict[str, list[str]] = {}
+    for verdict in walked.verdicts:
+        if verdict.support == "unsupported":
+            alike.setdefault(verdict.reason, []).append(f"{verdict.op} '{verdict.node}'")
+    wrong = walked.wrong_ends + [f"{', '.join(nodes)}: {reason}" for reason, nodes in alike.items()]
     if wrong:
+        count = len(walked.wrong_ends) + sum(map(len, alike.values()))
         raise UnsupportedError(
-            f"Core ML cannot express {len(wrong)} nodes, inputs or outputs: {'; '.join(wrong)}",
+            f"Core ML cannot express {count} nodes, inputs or outputs: {'; '.join(wrong)}",
             hint="replace these operations in the model, or build for ONNX Runtime",
         )
 

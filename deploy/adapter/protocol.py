@@ -239,6 +239,14 @@ class Keeps(Protocol):
 
 
 @runtime_checkable
+class Narrows(Protocol):
+    """A backend whose format may lack what a profile's rules take for granted: those of a later release."""
+
+    def narrowed(self, runtime: Runtime) -> tuple[Runtime, str]:
+        """The runtime with the rules that can be followed, and why the others cannot; empty where all can."""
+
+
+@runtime_checkable
 class Names(Protocol):
     """A backend whose artifacts can give the name of a class (`Runtime.asked`)."""
 

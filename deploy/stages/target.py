@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from deploy.adapter.discover import backend_names, find_backend
 from deploy.adapter.profiles import load_profile, resolve
-from deploy.adapter.protocol import Backend, Keeps, Names
+from deploy.adapter.protocol import Backend, Keeps, Names, Narrows
 from deploy.adapter.refusal import of_origins, refusal, refused
 from deploy.bundle.report.figures import plural
 from deploy.errors import ToolchainError, UsageError
@@ -38,7 +38,8 @@ class Route:
 class Target:
     """A device as it was asked for, the profile it resolved to, and its runtimes, preferred ones first.
 
-    ``left_out`` says of runtimes that the device prefers to these why they are not here.
+    ``left_out`` says of runtimes that the device prefers to these why they are not here, and of those that
+    are, what their profile's rules take for granted.
     """
 
     name: str
@@ -77,6 +78,10 @@ def find_target(name: str, only: str | None = None) -> Target:
         route = Route(runtime, find_backend(runtime.name))
         available = route.backend.available()
         if available.usable:
+            if isinstance(route.backend, Narrows):
+                able, reason = route.backend.narrowed(runtime)
+                route = replace(route, runtime=able)
+                left_out += [f"{name}: {reason}"] if reason else []
             routes.append(route)
         else:
             missing.append(f"{available.runtime}: {available.missing}")

@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("coremltools")
 
+from backends.coreml import CoreML
 from backends.coreml.sdk import sdk
+from deploy.adapter.profiles import load_profile
 from deploy.bundle.deep import look_deep
 from deploy.bundle.operations import LARGEST_ERROR
 from deploy.bundle.read import load_bundle, load_plan, open_bundle
@@ -135,3 +137,50 @@ def test_samples_are_a_sequence_where_states_stay(
             y, state = session.run(None, {"x": sample[None], "h": state})
             np.testing.assert_allclose(found["y"][row], y[0], atol=5e-3)
             np.testing.assert_allclose(found["h_next"][row], state[0], atol=5e-3)
+
+
+OLDER = """schema = 1
+name = "older"
+inherits = "iphone15"
+title = "An older release"
+[[runtime]]
+name = "coreml"
+[runtime.options]
+minimum_deployment_target = "iOS16"
+"""
+
+
+def test_an_older_release_gets_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rules that a profile inherits from one for later releases do not make the package impossible."""
+    monkeypatch.setattr("deploy.adapter.profiles._FROM_FILES", {})
+    (tmp_path / "older.toml").write_text(OLDER)
+    source = saved(
+        tmp_path / "net.onnx",
+        "g (float[1, 4] x) => (float[1, 2] y) { a = MatMul (x, w)  r = Relu (a)  y = MatMul (r, v) }",
+        {"w": (4, 8), "v": (8, 2)},
+    )
+    caplog.set_level("INFO", "deploy")
+    bundle = build(
+        source,
+        target=str(tmp_path / "older.toml"),
+        data={"x": RNG.normal(size=(8, 4)).astype(np.float32)},
+        out=tmp_path / "dist",
+        cache=tmp_path / "cache",
+    )
+    assert bundle.manifest.runtime == "coreml" and bundle.manifest.precision.keys() == {"fp16"}
+    said = next(text for text in caplog.messages if "iOS16" in text)
+    assert "activations stay float, which iOS 17 (macOS 14) is the first to round" in said
+    assert look_deep(bundle.folder).right
+
+
+@pytest.mark.parametrize(
+    ("release", "forms"), [("iOS16", ("w8",)), ("iOS17", ("w8",)), ("iOS18", ("w8", "w4"))]
+)
+def test_forms_come_with_a_release(release: str, forms: tuple[str, ...]) -> None:
+    newest = load_profile("iphone15-ios18").runtime_named("coreml")
+    asked = newest.model_copy(update={"options": {**newest.options, "minimum_deployment_target": release}})
+    able, reason = CoreML().narrowed(asked)
+    assert able.forms == forms and ("w4" in able.weights) == ("w4" in forms)
+    assert (able.quant is None) == (release == "iOS16") and bool(reason) == (release != "iOS18")
