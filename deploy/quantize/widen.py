@@ -29,6 +29,7 @@ from deploy.spec.manifest import Choice
 WIDE = "16-bit activations"
 _NOT_CHEAPER = "they are slower than floats here"
 _NO_KERNELS = "no block has its kernels for them"
+_NOT_NEEDED = "they save no float block"
 _NOT_HELD = "they do not hold the budget"
 _JUDGED = 256
 """Samples over which the noise at the outputs is compared."""
@@ -206,7 +207,7 @@ class Widths:
     def _won(self, held: Held, begun: float) -> RungRecord:
         wide, floats, drop = held.subject.refinement.wide, held.decision.float_blocks, held.decision.drop
         if not wide:
-            return self._left(_NOT_HELD, begun)
+            return self._left(_NOT_NEEDED, begun)
         before, after = (self._noise(subject, floats) for subject in (self._subject, held.subject))
         return RungRecord(
             runtime=self._subject.runtime.name,

@@ -9,11 +9,13 @@ import pytest
 
 from deploy.adapter.discover import find_backend
 from deploy.adapter.protocol import Availability
-from deploy.bundle.read import load_plan
+from deploy.bundle.read import load_lock, load_plan
+from deploy.bundle.report.content import report
+from deploy.bundle.report.markdown import markdown
 from deploy.bundle.verify import verify_bundle
 from deploy.errors import UsageError
 from deploy.pipeline import build
-from deploy.spec.project import PrecisionRequest
+from deploy.spec.project import Budget, MetricSection, PrecisionRequest
 from deploy.stages.attempts import main_precision
 from deploy.stages.request import Request
 from deploy.stages.target import able_to, find_target
@@ -94,6 +96,51 @@ def test_wide_activations_are_calibrated_and_nearly_exact(model, tmp_path):
         assert bundle.manifest.calibration is not None
         errors[precision] = [t.scale[0] for n, t in plan.tensors.items() if n == "x"]
     assert errors["w8a16"][0] < errors["int8"][0] / 100, "its steps are finer"
+
+
+@pytest.fixture(scope="module")
+def labelled(model):
+    """Samples with what the network makes of them, so that the mean square of the error is what is lost."""
+    import onnxruntime
+
+    x = np.random.default_rng(1).normal(size=(48, 16, 8, 8)).astype(np.float32)
+    return {"x": x, "y": onnxruntime.InferenceSession(model).run(None, {"x": x})[0]}
+
+
+def within(labelled, decibels):
+    return Budget(max_drop=float(np.square(labelled["y"]).mean() * 10 ** (-decibels / 10)))
+
+
+def test_microcontrollers_have_wide_blocks_sooner_than_float_ones(model, labelled, tmp_path):
+    settings = {
+        "target": "microcontroller", "data": labelled, "metric": MetricSection(name="mse"),
+        "budget": within(labelled, 38), "tune": "off", "cache": tmp_path / "cache",
+    }  # fmt: skip
+    bundle = build(model, out=tmp_path / "first", **settings)
+    assert bundle.manifest.verdict.status == "met"
+    assert bundle.manifest.verification.passed
+    lock, precisions = load_lock(bundle), Counter(b.precision for b in load_plan(bundle).blocks)
+    assert lock.float_blocks == ()
+    assert set(lock.wide_blocks) == {b.id for b in load_plan(bundle).blocks if b.precision == "w8a16"}
+    assert precisions["w8a16"] >= 1
+    rung = bundle.measurements.ladder[-1]
+    assert (rung.name, rung.kept, rung.places) == ("wide", True, precisions["w8a16"])
+    assert bundle.measurements.attempts[-1].precision == precisions
+    text = markdown(report(bundle))
+    assert "activations of 16 bits" in text
+    again = build(model, out=tmp_path / "again", lock=bundle.folder / "deploy.lock", **settings)
+    assert again.digest == bundle.digest
+
+
+def test_phones_have_float_blocks_and_are_told_why(model, labelled, tmp_path):
+    bundle = build(
+        model, target="android", runtime="tflite", data=labelled, metric=MetricSection(name="mse"),
+        budget=within(labelled, 40), tune="off", out=tmp_path, cache=tmp_path / "cache",
+    )  # fmt: skip
+    assert {b.precision for b in load_plan(bundle).blocks} == {"int8", "float"}
+    assert bundle.measurements.ladder[-1].why == "they are slower than floats here"
+    reasons = [b.reason for b in bundle.measurements.explained.blocks if b.precision == "float"]
+    assert all("activations of 16 bits are slower than floats here" in reason for reason in reasons)
 
 
 def test_the_preview_says_the_same_as_the_build(model, tmp_path):
