@@ -21,7 +21,7 @@ from backends.tflite.profile import operation_times
 from backends.tflite.readback import read_codes, read_tensors
 from backends.tflite.runner import TFLiteOptions, TFLiteRunner
 from backends.tflite.sdk import interpreter, version
-from backends.tflite.write import forget, seen_file, to_bytes
+from backends.tflite.write import opened, write_file
 from deploy.adapter.conformance import read_conformance
 from deploy.adapter.protocol import Arrays, Availability, Runner
 from deploy.errors import ToolchainError
@@ -98,9 +98,7 @@ class TFLite:
             out.prune()
             require_kernels(out)
         inputs, outputs = tensor_specs(graph.graph.inputs), tensor_specs(graph.graph.outputs)
-        content = to_bytes(out, inputs, outputs)
-        (workdir / _FILE).write_bytes(content)
-        forget()
+        content = write_file(workdir / _FILE, out, inputs, outputs)
         memory = write_sources(workdir, content, out, arena(out)) if micro else {}
         return Artifact(
             backend=self.name,
@@ -125,11 +123,13 @@ class TFLite:
             add_metadata(artifact.main, description)
 
     def read_plan(self, artifact: Artifact) -> Plan:
-        tensors = read_tensors(seen_file(artifact.main))
+        with opened(artifact.main) as file:
+            tensors = read_tensors(file)
         return Plan(graph_sha256="", target="", runtime=self.name, tensors=tensors)
 
     def codes(self, artifact: Artifact) -> dict[str, np.ndarray]:
-        return read_codes(seen_file(artifact.main))
+        with opened(artifact.main) as file:
+            return read_codes(file)
 
     def open(self, artifact: Artifact, options: Options) -> Runner:
         """In this process, or in a child where the file is not of our own writing."""

@@ -15,7 +15,7 @@ import flatbuffers
 import numpy as np
 
 from backends.tflite.sdk import schema
-from backends.tflite.write import aligned_buffer, forget, seen_file
+from backends.tflite.write import aligned_buffer, rewrite_file, taken_file
 from deploy.spec.artifact import Description
 from deploy.spec.tensors import TensorSpec
 
@@ -42,8 +42,7 @@ Table = Mapping[int, object]
 
 def add(path: Path, description: Description) -> None:
     """Describe the model in its file, replacing what was said before; the network stays as it is."""
-    model = seen_file(path)
-    forget()  # what was seen is changed here, and so is the file
+    model = taken_file(path)
     graph = model.subgraphs[0]
     model.buffers = [_kept(buffer) for buffer in model.buffers]
     labelled = _labelled(description)
@@ -55,9 +54,7 @@ def add(path: Path, description: Description) -> None:
         model.buffers.append(None)
     model.buffers[entry.buffer] = aligned_buffer(_metadata(description, labelled))
     assert len(graph.inputs) == len(description.inputs) and len(graph.outputs) == len(description.outputs)
-    builder = flatbuffers.Builder(path.stat().st_size + 2**16)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    path.write_bytes(builder.Output())
+    rewrite_file(path, model)
     if labelled is not None:
         lines = "".join(f"{' '.join(name.split())}\n" for name in description.classes)
         with zipfile.ZipFile(path, "a") as archive:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.tflite.runner import TFLiteOptions, open_interpreter
-from backends.tflite.write import notes, read_file
+from backends.tflite.write import notes_in, opened
 from deploy.spec.manifest import KnownHazard
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def split(path: Path, options: TFLiteOptions) -> list[KnownHazard]:
     count, left = partitions(open_interpreter(options, path=path))
     if count == 1 or not left:
         return []
-    said = notes(read_file(path))["nodes"]
+    with opened(path) as file:
+        said = notes_in(file)["nodes"]
     assert isinstance(said, list)
     kinds = Counter(name for _, name in left)
     listed = ", ".join(f"{number} {name}" if number > 1 else name for name, number in sorted(kinds.items()))

@@ -10,7 +10,6 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,12 +41,47 @@ _LARGEST = 2**31 - 2**20
 _NAMED = 3
 _KEPT_BYTES = 32 * 2**20
 """Of larger files the objects are not kept in memory."""
+_LAST: dict[tuple[Path, int, int, int], tfl.ModelT] = {}
+"""The file that was written last, and what it was written from."""
 _FIRST_NEW_CODE = 127
 """Codes from here on do not fit the field that old readers look at; this number stands there."""
 
 
 def to_bytes(out: Emitter, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:
     """The file. Raises UnsupportedError for constants of more than 2 GB."""
+    return _packed(_model(out, inputs, outputs), _room(out))
+
+
+def write_file(
+    path: Path, out: Emitter, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> bytes:
+    """The same, written to ``path``; whoever changes the file next need not read it."""
+    model, room = _model(out, inputs, outputs), _room(out)
+    content = _packed(model, room)
+    path.write_bytes(content)
+    _LAST.clear()
+    if len(content) <= _KEPT_BYTES:
+        _LAST[_identity(path)] = model
+    return content
+
+
+def rewrite_file(path: Path, model: tfl.ModelT) -> None:
+    """Write a file anew, from its objects as they were changed."""
+    path.write_bytes(_packed(model, path.stat().st_size + 2**16))
+
+
+def _room(out: Emitter) -> int:
+    return sum(tensor.stored_bytes for tensor in out.tensors) + (1 << 20)
+
+
+def _packed(model: tfl.ModelT, room: int) -> bytes:
+    # A builder that is too small doubles, and copies what it holds each time.
+    builder = flatbuffers.Builder(room)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])
+
+
+def _model(out: Emitter, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tfl.ModelT:
     constants = sum(tensor.stored_bytes for tensor in out.tensors)
     if constants > _LARGEST:
         raise UnsupportedError(
@@ -86,10 +120,7 @@ def to_bytes(out: Emitter, inputs: Sequence[TensorSpec], outputs: Sequence[Tenso
         allowed = tfl.MetadataT()
         allowed.name, allowed.buffer = REDUCED_PRECISION, _store(model, np.frombuffer(_HALF_WHOLLY, np.uint8))
         model.metadata.append(allowed)
-    # A builder that is too small doubles, and copies what it holds each time.
-    builder = flatbuffers.Builder(sum(tensor.stored_bytes for tensor in out.tensors) + (1 << 20))
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(memoryview(builder.Bytes)[builder.Head() :])
+    return model
 
 
 def _largest(out: Emitter) -> Iterator[str]:
@@ -124,23 +155,15 @@ def opened(path: Path) -> Iterator[tfl.Model]:
         ) from e
 
 
-def seen_file(path: Path) -> tfl.ModelT:
-    """The same, not to be changed: the last ones are kept, for a file is opened again and again while it is
-    chosen and proved."""
+def taken_file(path: Path) -> tfl.ModelT:
+    """The objects in a file, to be changed: those that it was written from, where it was written last."""
+    model = _LAST.pop(_identity(path), None)
+    return read_file(path) if model is None else model
+
+
+def _identity(path: Path) -> tuple[Path, int, int, int]:
     stat = path.stat()
-    if stat.st_size > _KEPT_BYTES:
-        return read_file(path)
-    return _seen(path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
-
-
-def forget() -> None:
-    """What was seen is of files that may now be other ones."""
-    _seen.cache_clear()
-
-
-@lru_cache(4)
-def _seen(path: Path, *_: int) -> tfl.ModelT:
-    return read_file(path)
+    return path, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def notes(model: tfl.ModelT) -> dict[str, object]:

@@ -170,18 +170,21 @@ def _scratch(operator: Operator, out: Emitter) -> Iterator[int]:
 
 
 def _cmsis_nn(operator: Operator, out: Emitter) -> int:
-    """What CMSIS-NN's INT8 kernels ask for at most, whatever the core (its get_buffer_size functions)."""
+    """What CMSIS-NN's integer kernels ask for at most, whatever the core (its get_buffer_size functions)."""
     result = out.tensors[operator.outputs[0]]
-    if result.dtype != "int8":
+    if result.dtype not in ("int8", "int16"):
         return 0
+    wide = result.dtype == "int16"
     if operator.code == "CONV_2D":
         kernel = out.tensors[operator.inputs[1]].shape
-        return 4 * _up(prod(kernel[1:])) + 4 * kernel[0]
+        return 4 * prod(kernel[1:]) if wide else 4 * _up(prod(kernel[1:])) + 4 * kernel[0]
     if operator.code == "DEPTHWISE_CONV_2D":
         _, height, width, channels = out.tensors[operator.inputs[1]].shape
+        if wide:
+            return 8 * channels * height * width + 8
         return max(2 * channels * height * width, 4 * 124 * height * width) + 4 * channels
     if operator.code == "FULLY_CONNECTED":
-        return 4 * result.shape[-1]
+        return 0 if wide else 4 * result.shape[-1]
     if operator.code == "AVERAGE_POOL_2D":
         return 4 * result.shape[-1]
     return 0
