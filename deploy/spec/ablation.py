@@ -39,13 +39,15 @@ class PlaceRecord(Frozen):
 
 
 class StepRecord(Frozen):
-    """One try of a step. ``step`` is as it ran: its goal was halved ``softened`` times, 2:4 sparsity was
-    tried so often without some of its layers. ``number`` is its place in the recipe, from 1. ``allowed`` is
-    what it may cost, None where nobody asks; ``undone`` says why the graph was not kept, empty if it was."""
+    """One try of a step. ``step`` is as it ran: in the try number ``softened`` after the first, with so large
+    a ``share`` of its goal, or 2:4 sparsity without some of its layers. ``number`` is its place in the
+    recipe, from 1. ``allowed`` is what it may cost, None where nobody asks; ``undone`` says why the graph was
+    not kept, empty if it was."""
 
     number: int = Field(ge=1)
     step: Step
     softened: int = Field(default=0, ge=0)
+    share: float = Field(default=1.0, gt=0, le=1)
     figures: Figures
     allowed: float | None = None
     undone: str = ""
@@ -104,10 +106,11 @@ def _timeless(figures: Figures) -> Figures:
 
 
 class StepChoice(Frozen):
-    """What became of a step of the recipe: how often it was softened, which layers were left out of it for
-    that, and whether it was kept."""
+    """What became of a step of the recipe: in which try after the first it held, with what share of its goal
+    or without which layers, and whether it was kept."""
 
     step: str
     softened: int = Field(default=0, ge=0)
+    share: float = Field(default=1.0, gt=0, le=1)
     protect: tuple[str, ...] = ()
     kept: bool = True

@@ -37,7 +37,7 @@ from deploy.spec.recipe import Step
 from deploy.stages.capture import open_source
 from deploy.stages.costs import costs_of
 from deploy.stages.ground import alignment, ground_for, runner, sparsity_pays
-from deploy.stages.guard import TRIES, Narrowing, Stretch, allowed, narrows, softened, stretches, within
+from deploy.stages.guard import TRIES, Stretch, allowed, softened, softening, stretches, within
 from deploy.stages.prepare import Prepared, advance, load
 from deploy.stages.record import Record
 from deploy.stages.request import Request, Roles
@@ -120,6 +120,7 @@ def choices(ablation: Ablation, steps: Sequence[Step]) -> tuple[StepChoice, ...]
         StepChoice(
             step=step.step,
             softened=0 if number not in kept else kept[number].softened,
+            share=1.0 if number not in kept else kept[number].share,
             protect=_left_out(kept[number]) if number in kept else (),
             kept=number in kept,
         )
@@ -136,59 +137,47 @@ def _settled(
     work: _Work, stretch: Stretch, before: Prepared, lost: float, limit: float, choice: StepChoice | None
 ) -> list[_Tried]:
     """All tries of a step and of the trainings behind it; the last ones are kept if any are."""
-    name, found = f"step {stretch.number} ({stretch.head.step})", list[_Tried]()
-    if choice is not None and not choice.kept:
-        return found
-    for times in (choice.softened,) if choice is not None else range(TRIES):
-        head = softened(stretch.head, times, weight_bytes(before.clean))
-        if choice is not None and times and narrows(stretch.head):
-            head = stretch.head.model_copy(update={"protect": choice.protect})
-        if head is None:
-            break
-        if times and choice is None:
-            work.progress.warn(f"{name} is tried again with {goal(head)}: {found[-1].record.undone}")
-        tried = _tries(work, stretch, head, times, before)
-        cost = _cost(tried, lost)
-        if not tried or not stretch.guarded or choice is not None or cost is None or within(cost, limit):
-            return [*found, *(_with(one, limit if stretch.guarded else None, "") for one in tried)]
-        found += (_with(one, limit, _too_much(work, cost, limit)) for one in tried)
-        if isinstance(head, Sparsify) and narrows(head):
-            narrower = _narrowed(work, stretch, head, found, before, lost, limit)
-            if narrower:
-                return [*found, *narrower]
-            break
-    work.progress.warn(f"{name} is left out: {found[-1].record.undone}")
-    return found
-
-
-def _narrowed(
-    work: _Work,
-    stretch: Stretch,
-    step: Sparsify,
-    found: list[_Tried],
-    before: Prepared,
-    lost: float,
-    limit: float,
-) -> list[_Tried]:
-    """The tries of a 2:4 step with as many layers as hold, after one with all of them; none where none hold.
-    Those that are not kept go into ``found``."""
-    narrowing, best = Narrowing(step, found[0].record.places), list[_Tried]()
+    if choice is not None:
+        return _replayed(work, stretch, before, limit, choice)
+    name = f"step {stretch.number} ({stretch.head.step})"
+    tried = _tries(work, stretch, stretch.head, 0, before)
+    cost = _cost(tried, lost)
+    if not tried or not stretch.guarded or cost is None or within(cost, limit):
+        return [_with(one, limit if stretch.guarded else None, "") for one in tried]
+    undone = [_with(one, limit, _too_much(work, cost, limit)) for one in tried]
+    search = softening(stretch.head, weight_bytes(before.clean), undone[0].record.places)
+    best: list[_Tried] = []
     for times in range(1, TRIES):
-        head = narrowing.next()
+        head = search.next()
         if head is None:
             break
-        why = "more of it may hold" if best else found[-1].record.undone
-        work.progress.warn(f"step {stretch.number} ({step.step}) is tried again with {goal(head)}: {why}")
-        tried = _tries(work, stretch, head, times, before)
+        why = "more of it may hold" if best else undone[-1].record.undone
+        work.progress.warn(f"{name} is tried again with {goal(head)}: {why}")
+        tried = _tries(work, stretch, head, times, before, search.share)
         cost = _cost(tried, lost)
         held = cost is not None and within(cost, limit)
-        narrowing.judged(held)
+        search.judged(held)
         if held:
-            found += (_with(one, limit, "more of its layers hold") for one in best)
+            undone += (_with(one, limit, "more of it holds") for one in best)
             best = [_with(one, limit, "") for one in tried]
         elif cost is not None:
-            found += (_with(one, limit, _too_much(work, cost, limit)) for one in tried)
-    return best
+            undone += (_with(one, limit, _too_much(work, cost, limit)) for one in tried)
+    if not best:
+        work.progress.warn(f"{name} is left out: {undone[-1].record.undone}")
+    return [*undone, *best]
+
+
+def _replayed(
+    work: _Work, stretch: Stretch, before: Prepared, limit: float, choice: StepChoice
+) -> list[_Tried]:
+    """A step and its trainings as a lock has them; nothing where they were left out."""
+    if not choice.kept:
+        return []
+    head = softened(stretch.head, choice.share, weight_bytes(before.clean))
+    if isinstance(head, Sparsify) and choice.softened:
+        head = head.model_copy(update={"protect": choice.protect or head.protect})
+    tried = _tries(work, stretch, head, choice.softened, before, choice.share)
+    return [_with(one, limit if stretch.guarded else None, "") for one in tried]
 
 
 def _too_much(work: _Work, cost: float, limit: float) -> str:
@@ -207,13 +196,18 @@ def _cost(tried: Sequence[_Tried], lost: float) -> float | None:
     return None if drop is None else drop - lost
 
 
-def _tries(work: _Work, stretch: Stretch, head: Step, times: int, before: Prepared) -> list[_Tried]:
+def _tries(
+    work: _Work, stretch: Stretch, head: Step, times: int, before: Prepared, share: float = 1.0
+) -> list[_Tried]:
     """A step and the trainings behind it, once. Of a preset nothing where it cannot work here."""
     found: list[_Tried] = []
     for offset, step in enumerate((head, *stretch.trainings)):
         now = found[-1].prepared if found else before
         try:
-            found.append(_once(work, stretch.number + offset, step, times, now))
+            one = _once(work, stretch.number + offset, step, times, now)
+            if not offset:
+                one = replace(one, record=one.record.model_copy(update={"share": share}))
+            found.append(one)
         except DeployError as e:
             if work.request.recipe.preset is None:
                 raise

@@ -3,16 +3,18 @@
 A step is judged after the trainings right behind it: they are there to make up for it, and go with it. It may
 cost its own ``max_drop``. Without one it may cost an even share of what is left of the project's budget: of
 this step, the steps still to come that have none of their own, and quantization where the build quantizes.
-What costs more is tried again with half the goal, a quarter and an eighth of it, and then left out. Of 2:4
-sparsity those layers are left out that add most to the error at the outputs: as few as the judge allows, by
-bisection over the error that is left.
+Of what costs more as much is kept as the judge allows, by bisection: over the share of the goal, over the
+error that is left of 2:4 sparsity, of which those layers are left out first that add most to it at the
+outputs. Where nothing holds, the step is left out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import escape
+from typing import Protocol
 
 from deploy.spec.ablation import PlaceRecord
 from deploy.spec.compression import GOALS, Cluster, LowRank, Prune, Shrink, Sparsify
@@ -20,8 +22,8 @@ from deploy.spec.finetune import Finetune
 from deploy.spec.recipe import Step
 
 TRIES = 4
-"""How often a step is tried at most: with its goal, and halved three times."""
-_MOST_CENTRES = 256
+"""How often a step is tried at most: with its goal, and with three smaller ones."""
+_MOST_BITS = 8
 _ROUNDING = 1e-9
 """By how much the difference of two scores may be off."""
 
@@ -88,15 +90,14 @@ def within(cost: float, limit: float) -> bool:
     return cost <= limit + _ROUNDING
 
 
-def softened(step: Step, times: int, weight_bytes: int) -> Step | None:
-    """The step with its goal halved so many times; None where that is nothing else.
+def softened(step: Step, share: float, weight_bytes: int) -> Step:
+    """The step with so much of its goal, itself where there is no less of it.
 
-    ``weight_bytes`` are those of the graph that it gets: a size to reach moves half-way towards it.
-    Numbers of centres are doubled; of 2:4 sparsity there is no half, but there is `Narrowing`.
+    ``weight_bytes`` are those of the graph that it gets: a size to reach moves from them towards it. Bits of
+    shared weights go from eight to those of the goal; 2:4 sparsity has no share, but there is `Narrowing`.
     """
-    if times == 0:
+    if share == 1:
         return step
-    share = 0.5**times
     changed: dict[str, object]
     match step:
         case Prune(size=int(size)):
@@ -111,23 +112,61 @@ def softened(step: Step, times: int, weight_bytes: int) -> Step | None:
         case LowRank():
             changed = {"lost": share * step.lost}
         case Cluster():
-            centres = min(_MOST_CENTRES, step.centres * 2**times)
-            if centres == min(_MOST_CENTRES, step.centres * 2 ** (times - 1)):
-                return None
-            changed = {"centres": centres}
-        case Finetune() | Sparsify():
-            return None
+            bits = _MOST_BITS - share * (_MOST_BITS - math.log2(step.centres))
+            changed = {"centres": max(step.centres, 2 ** math.ceil(bits))}
+        case _:
+            return step
     return step.model_copy(update=changed)
 
 
-def narrows(step: Step) -> bool:
-    """Whether a step is softened by leaving layers out."""
-    return isinstance(step, Sparsify) and step.pattern == "2:4"
+class Softening(Protocol):
+    """A search for the most of a step that costs no more than is allowed."""
+
+    share: float
+    """Of the goal, in what `next` gave."""
+
+    def next(self) -> Step | None:
+        """What to try now; None where nothing lies between what held and what did not."""
+
+    def judged(self, held: bool) -> None:
+        """Whether what `next` gave costs no more than is allowed."""
+
+
+def softening(step: Step, weight_bytes: int, places: Sequence[PlaceRecord]) -> Softening:
+    """How a step is softened of which all costs too much; ``places`` are those of that try."""
+    if isinstance(step, Sparsify) and step.pattern == "2:4":
+        return Narrowing(step, places)
+    return Halving(step, weight_bytes)
+
+
+class Halving:
+    """The search for the largest share of a goal that holds, by bisection."""
+
+    def __init__(self, step: Step, weight_bytes: int) -> None:
+        self._step, self._bytes = step, weight_bytes
+        self._held, self._failed = 0.0, 1.0
+        self.share = 1.0
+
+    def next(self) -> Step | None:
+        """What to try now; None where that is nothing else."""
+        known = [softened(self._step, share, self._bytes) for share in (self._failed, self._held) if share]
+        self.share = (self._held + self._failed) / 2
+        found = softened(self._step, self.share, self._bytes)
+        return None if found in known else found
+
+    def judged(self, held: bool) -> None:
+        """Whether what `next` gave costs no more than is allowed."""
+        if held:
+            self._held = self.share
+        else:
+            self._failed = self.share
 
 
 class Narrowing:
     """The search for the layers that may be 2:4 sparse, from what each of them added to the error at the
     outputs when all were. Those that add least go first; how much they may add together is bisected."""
+
+    share = 1.0
 
     def __init__(self, step: Sparsify, places: Sequence[PlaceRecord]) -> None:
         """``places`` are those of a try with all layers that fit, which costs too much."""

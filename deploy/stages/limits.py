@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from deploy.bundle.report.figures import milliseconds, size
 from deploy.predict.kernels import UnknownSizeError
-from deploy.predict.latency import Prediction, UnknownCostError, predict
+from deploy.predict.latency import Prediction, UnknownCostError
 from deploy.quantize.candidate import Subject
+from deploy.quantize.pays import forecast
 from deploy.stages.entrants import Entrant, Race
 from deploy.stages.job import Job
 from deploy.stages.memory import shortages
@@ -85,7 +86,7 @@ def _predicted(job: Job, subject: Subject, float_blocks: frozenset[str]) -> Pred
     if known is None or not known.alike or subject.form is not None:
         return None
     try:
-        return predict(subject.graph, subject.quantized(float_blocks), subject.runtime, known.costs)
+        return forecast(subject, known.costs, float_blocks)
     except (UnknownCostError, UnknownSizeError):
         return None
 

@@ -90,9 +90,8 @@ def _row(
 ) -> AblationRow:
     undone = "" if record is None else record.undone
     outcome = "" if record is None else f"undone: {undone}" if undone else record.told or "kept"
-    if record is not None and record.softened and not undone:
-        often = {1: "once", 2: "twice"}.get(record.softened, f"{record.softened} times")
-        outcome = f"softened {often}; {outcome}"
+    if record is not None and record.softened and not undone and not isinstance(record.step, Finetune):
+        outcome = f"{_softer(record)}; {outcome}"
     return AblationRow(
         name=name,
         score="" if now.score is None else figures.score(now.score, unit),
@@ -105,6 +104,11 @@ def _row(
         outcome=outcome,
         kept=not undone,
     )
+
+
+def _softer(record: StepRecord) -> str:
+    """By what, where that is not said by the step itself."""
+    return f"softened to {record.share:.0%} of the goal" if record.share < 1 else "softened"
 
 
 def _change(now: int | None, before: int | None, told: Callable[[int], str]) -> str:

@@ -1,4 +1,4 @@
-"""What a step may cost, which steps are judged together, and how goals are halved."""
+"""What a step may cost, which steps are judged together, and how goals are softened."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deploy.spec.ablation import PlaceRecord
 from deploy.spec.compression import Cluster, LowRank, Prune, Shrink, Sparsify
 from deploy.spec.finetune import Finetune
 from deploy.spec.recipe import Step
-from deploy.stages.guard import Narrowing, Stretch, allowed, softened, stretches, within
+from deploy.stages.guard import Halving, Narrowing, Stretch, allowed, softened, stretches, within
 
 TRAIN = Finetune(epochs=1)
 PRUNE, FACTORS = Prune(macs=0.4), LowRank()
@@ -52,7 +52,7 @@ def test_rounding_is_no_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "once", "twice"),
+    ("step", "half", "quarter"),
     [
         (Prune(macs=0.4), {"macs": 0.2}, {"macs": 0.1}),
         (Prune(latency=0.4), {"latency": 0.2}, {"latency": 0.1}),
@@ -60,24 +60,39 @@ def test_rounding_is_no_loss() -> None:
         (Shrink(width=0.5, widths={"a": 0.2}), {"width": 0.75, "widths": {"a": 0.6}}, {"width": 0.875}),
         (Sparsify(pattern="unstructured", sparsity=0.8), {"sparsity": 0.4}, {"sparsity": 0.2}),
         (LowRank(lost=0.08), {"lost": 0.04}, {"lost": 0.02}),
-        (Cluster(centres=16), {"centres": 32}, {"centres": 64}),
+        (Cluster(centres=16), {"centres": 64}, {"centres": 128}),
+        (Cluster(centres=200), {"centres": 256}, {"centres": 256}),
+        (Sparsify(), {"pattern": "2:4"}, {"sparsity": None}),
+        (TRAIN, {"epochs": 1}, {"epochs": 1}),
     ],
     ids=lambda value: getattr(value, "step", ""),
 )
-def test_goals_are_halved(step: Step, once: dict[str, object], twice: dict[str, object]) -> None:
-    assert softened(step, 0, 1000) == step
-    for times, wanted in ((1, once), (2, twice)):
-        found = softened(step, times, 1000)
-        assert found is not None
+def test_goals_have_shares(step: Step, half: dict[str, object], quarter: dict[str, object]) -> None:
+    assert softened(step, 1.0, 1000) == step
+    for share, wanted in ((0.5, half), (0.25, quarter)):
+        found = softened(step, share, 1000)
         for name, value in wanted.items():
             assert getattr(found, name) == pytest.approx(value)
 
 
-def test_what_cannot_be_less_is_said() -> None:
-    assert softened(Cluster(centres=200), 1, 1000) == Cluster(centres=256)
-    assert softened(Cluster(centres=200), 2, 1000) is None
-    assert softened(TRAIN, 1, 1000) is None
-    assert softened(Sparsify(), 1, 1000) is None
+@pytest.mark.parametrize("holds", [0.0, 0.05, 0.13, 0.4, 0.5, 0.77, 0.99])
+def test_as_much_of_a_goal_is_kept_as_holds(holds: float) -> None:
+    """Three tries tell it to an eighth of the goal."""
+    search, best = Halving(Prune(macs=0.8), 1000), 0.0
+    for _ in range(3):
+        step = search.next()
+        assert isinstance(step, Prune) and step.macs == pytest.approx(0.8 * search.share)
+        search.judged(search.share <= holds)
+        best = max(best, search.share if search.share <= holds else 0.0)
+    assert holds - 0.125 < best <= holds
+
+
+def test_what_cannot_be_less_is_not_tried_again() -> None:
+    search = Halving(Cluster(centres=200), 1000)
+    assert search.next() == Cluster(centres=256)
+    search.judged(held=False)
+    assert search.next() is None
+    assert Halving(TRAIN, 1000).next() is None
 
 
 RISES = {"a": 0.02, "b": 0.4, "c[0]": 0.01, "d": -0.3, "e": 0.04, "f": 0.08, "g": 0.005}

@@ -64,7 +64,9 @@ def recipe(name: str) -> Ablation:
         before=before,
         steps=(
             StepRecord(number=1, step=step, figures=half, allowed=0.01, undone=f"undone{name}", seconds=70),
-            StepRecord(number=1, step=less, softened=1, figures=quarter, allowed=0.01, told=f"done{name}"),
+            StepRecord(
+                number=1, step=less, softened=1, share=0.5, figures=quarter, allowed=0.01, told=f"done{name}"
+            ),
         ),
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ def test_steps_are_told_against_what_they_began_with(full: Bundle) -> None:
     assert undone.outcome.startswith("undone: ") and undone.latency == ""
     assert (kept.macs, kept.parameters, kept.size) == ("6.75 k (−25 %)", "750 (−25 %)", "3.00 kB (−25 %)")
     assert (kept.score, kept.drop, kept.latency) == ("89.00 %", "−1.00 points", "3.00 ms")
-    assert kept.outcome.startswith("softened once; ")
+    assert kept.outcome.startswith("softened to 50% of the goal; ")
 
 
 def test_what_it_rests_on_is_said(full: Bundle) -> None:
