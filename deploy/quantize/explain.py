@@ -17,7 +17,7 @@ from deploy.quantize.decide import SLOWER_SO, Decided
 from deploy.quantize.eligible import mixes
 from deploy.quantize.knapsack import Problem
 from deploy.quantize.mix import harm_of
-from deploy.quantize.pays import problem_of
+from deploy.quantize.pays import forecast, problem_of
 from deploy.quantize.trial import Trial
 from deploy.quantize.widen import able_to_widen
 from deploy.spec.explanation import Explained, Explanation
@@ -119,7 +119,7 @@ def table_of(subject: Subject, plan: Plan, costs: CostSource) -> Table:
     problem = problem_of(subject, costs, {})
     chosen = followed(problem, {b.id: b.precision for b in plan.blocks if b.precision in INTEGER})
     now = problem.ms(chosen)
-    as_float = predict(subject.graph, {}, subject.runtime, costs)
+    as_float = forecast(subject, costs)
     float_ms = as_float.by_block(subject.blocks)
     float_ms |= {b: o.ms for b, options in problem.options.items() for o in options if not o.integer}
     able = subject.int8_blocks()

@@ -26,6 +26,24 @@ _FLOATS = ""
 """Stands for what reads or makes floats whatever is chosen: no block is called so."""
 _NONE: Mapping[str, float] = {}
 _KEPT: WeakKeyDictionary[Subject, tuple[CostSource, int, Problem]] = WeakKeyDictionary()
+_FORECASTS: WeakKeyDictionary[Subject, dict[object, tuple[CostSource, Prediction]]] = WeakKeyDictionary()
+
+
+def forecast(
+    subject: Subject, costs: CostSource, float_blocks: frozenset[str] | None = None, batch: int = 1
+) -> Prediction:
+    """What the graph takes with these blocks float and all others in integers; with ``None`` all are float.
+
+    What was found is kept with the subject: to bound a runtime, to choose its blocks and to explain them asks
+    the same again. Raises what `predict` raises.
+    """
+    tensors = {} if float_blocks is None else subject.quantized(float_blocks)
+    known = _FORECASTS.setdefault(subject, {})
+    key = id(costs), batch, float_blocks if tensors else None
+    if key not in known:
+        found = predict(subject.graph, tensors, subject.runtime, costs, batch)
+        known[key] = costs, found  # the costs too, so that nothing else takes their place in memory
+    return known[key][1]
 
 
 def problem_of(
@@ -63,8 +81,8 @@ def _harmless(subject: Subject, costs: CostSource, batch: int) -> Problem:
     if known is not None and known[0] is costs and known[1] == batch:
         return known[2]
     integers = subject.quantized(())
-    as_float = predict(subject.graph, {}, subject.runtime, costs, batch)
-    as_integers = predict(subject.graph, integers, subject.runtime, costs, batch)
+    as_float = forecast(subject, costs, batch=batch)
+    as_integers = forecast(subject, costs, frozenset(), batch)
     floats, codes = (_without_changes(subject, prediction) for prediction in (as_float, as_integers))
     able = set(subject.int8_blocks())
     movers = _movers(subject, as_integers) - able

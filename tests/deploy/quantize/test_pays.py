@@ -13,7 +13,7 @@ from deploy.predict.kernels import Kernel
 from deploy.predict.latency import Part, predict
 from deploy.quantize.candidate import Subject
 from deploy.quantize.knapsack import Problem, fastest, fastest_options
-from deploy.quantize.pays import problem_of
+from deploy.quantize.pays import forecast, problem_of
 from deploy.spec.profile import Figure, Sparsity
 from deploy.spec.tensors import INTEGER, Precision
 
@@ -101,6 +101,20 @@ def strays(subject: Subject, costs: Invented) -> list[float]:
         predicted = predict(subject.graph, subject.quantized(floats), subject.runtime, costs).ms
         found.append(predicted - problem.ms(chosen))
     return [f - found[-1] for f in found]  # the last one is all float
+
+
+def test_a_forecast_is_what_is_predicted_and_is_made_once(subject_of, affine, monkeypatch) -> None:
+    subject, costs, able = subject_of(affine), Invented(), frozenset(subject_of(affine).int8_blocks())
+    asked: list[frozenset[str] | None] = [None, frozenset(), able, frozenset(list(able)[:1]), None, able]
+    for floats in asked:
+        tensors = {} if floats is None else subject.quantized(floats)
+        expected = predict(subject.graph, tensors, subject.runtime, costs)
+        assert forecast(subject, costs, floats) == expected
+    monkeypatch.setattr("deploy.quantize.pays.predict", None)
+    assert forecast(subject, costs) is forecast(subject, costs, able)
+    assert forecast(subject, costs, frozenset()).ms < forecast(subject, costs).ms
+    with pytest.raises(TypeError):
+        forecast(subject, Invented(), able)
 
 
 RUNTIMES = ["unsigned", "symmetric", "affine", "unsigned unpaired", "affine unpaired"]
