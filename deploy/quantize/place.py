@@ -16,7 +16,7 @@ import onnx_ir as ir
 from deploy.graph.blocks import Block
 from deploy.graph.edit import is_constant, sole_consumer
 from deploy.graph.row_bias import bias_behind, chain_word, one_per_channel
-from deploy.quantize.eligible import eligible, mixes
+from deploy.quantize.eligible import eligible, mixes, widens
 from deploy.quantize.share import moved, moves_of, share
 from deploy.spec.plan import QuantParams, TensorPlan
 from deploy.spec.profile import QuantRules, Runtime
@@ -178,9 +178,12 @@ def place(
     if rules is None:
         return placement
     int8 = {name for b in blocks if precision.get(b.id) in INTEGER for name in b.nodes} - set(excluded)
+    wide = {name for b in blocks if mixes(runtime) and precision.get(b.id) == "w8a16" for name in b.nodes}
+    if wide:  # what has no kernel of 16 bits there is float
+        lacking = {node.name or "" for node in model.graph if node.name in wide and not widens(node, runtime)}
+        int8, wide = int8 - lacking, wide - lacking
     placement.chains = [c for c in chains if all(node.name in int8 for node in c.nodes)]
     needed = _needed(placement.chains, rules)
-    wide = {name for b in blocks if mixes(runtime) and precision.get(b.id) == "w8a16" for name in b.nodes}
     prescribed = _prescribed(model, placement.chains, rules)
     moves = moves_of(model, int8, needed, prescribed, runtime, wide)
     movers = {move.node.name or "" for move in moves}

@@ -39,15 +39,12 @@ Score = Callable[[Subject, frozenset[str]], Drop]
 
 
 def able_to_widen(subject: Subject) -> list[str]:
-    """Ids of the blocks that can be INT8, and have their kernels for activations of 16 bits as well."""
+    """Ids of the blocks that can be INT8, and have a kernel for activations of 16 bits as well."""
     if subject.imported or not mixes(subject.runtime):
         return []
     able = set(subject.int8_blocks())
-    return [
-        block.id
-        for block in subject.blocks
-        if block.id in able and all(widens(subject.node(name), subject.runtime) for name in block.nodes)
-    ]
+    heads = {c.nodes[0].name for c in subject.chains if all(widens(n, subject.runtime) for n in c.nodes)}
+    return [b.id for b in subject.blocks if b.id in able and not heads.isdisjoint(b.nodes)]
 
 
 def widened(subject: Subject, blocks: Collection[str]) -> Subject:

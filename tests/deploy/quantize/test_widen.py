@@ -56,6 +56,25 @@ def test_blocks_need_their_kernels_at_16_bits(built):
     assert able_to_widen(alone) == []
 
 
+def test_what_has_no_kernel_of_16_bits_is_float_within_its_block(graph, quantize, rules, as_subject):
+    model = graph(
+        f"""g ({IMAGE} x) => ({IMAGE} y) {{
+        [c1] a = Conv{PAD}(x, w1)  [s] b = Sigmoid(a)  [c2] y = Conv{PAD}(b, w2) }}""",
+        {"w1": (4, 4, 3, 3), "w2": (4, 4, 3, 3)},
+    )
+    subject = as_subject(model, rules, quantize(model, rules))
+    assert [(b.id, b.nodes) for b in subject.blocks] == [("c1", ("c1", "s")), ("c2", ("c2",))]
+    narrow, plan = (widened(subject, w).assignment(()).tensors for w in ([], ["c1"]))
+    assert (narrow["b"].origin, narrow["b"].readers) == ("fixed", ())
+    assert (plan["a"].type, plan["a"].uses) == ("int16", {}), (
+        "as the kernel makes it; the Sigmoid reads floats"
+    )
+    assert (plan["b"].type, plan["b"].origin) == ("int8", "calibration"), (
+        "for who reads it; it is made in float"
+    )
+    assert widened(subject, ["c1", "c2"]).assignment(()).tensors["b"].type == "int16"
+
+
 def test_who_makes_what_a_block_reads_goes_with_it(built):
     subject, _ = built
     assert with_makers(subject, ["c2"]) == {"c1", "c2"}
