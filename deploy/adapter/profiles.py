@@ -18,7 +18,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
 from deploy.errors import ToolchainError, UsageError
 from deploy.spec.document import parse_toml
@@ -210,16 +210,29 @@ def _parse(source: _Source, by_name: Mapping[str, _Source]) -> Profile:
         spelt = _spelt_out(parent.table, parent, by_name)
         inherited = {key: value for key, value in spelt.items() if key not in _NOT_INHERITED}
 
+    whole = merge(inherited, _spelt_out(source.table, source, by_name))
+    try:
+        return Profile.model_validate(whole)
+    except ValidationError as e:
+        raise _misspelt(source, whole) or e from e
+
+
+def _misspelt(source: _Source, whole: Table) -> UsageError | None:
+    """What is wrong with a profile, by the lines of its own text."""
+
     class Merged(Profile):
         """A profile whose text is read on top of what it refers to, so that errors keep its own lines."""
 
         @model_validator(mode="before")
         @classmethod
-        def _over_parent(cls, own: dict[str, object]) -> dict[str, object]:
-            return merge(inherited, _spelt_out(own, source, by_name))
+        def _over_parent(cls, _: dict[str, object]) -> dict[str, object]:
+            return dict(whole)
 
-    parse_toml(Merged, source.text, origin=source.origin)
-    return Profile.model_validate(merge(inherited, _spelt_out(source.table, source, by_name)))
+    try:
+        parse_toml(Merged, source.text, origin=source.origin)
+    except UsageError as e:
+        return e
+    return None
 
 
 def _spelt_out(table: Table, source: _Source, by_name: Mapping[str, _Source]) -> dict[str, object]:
