@@ -28,8 +28,12 @@ def html(content: Report) -> str:
     """The page. Every text is escaped by the template engine. Raises BackendError where that fails."""
     import jinja2
 
+    from deploy.bundle.report.compiled import loader
+
+    templates, compiled = loader(_TEMPLATES)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=templates,
+        bytecode_cache=compiled,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

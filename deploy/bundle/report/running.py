@@ -187,8 +187,12 @@ def _render(environment: jinja2.Environment, template: str, given: Mapping[str, 
 def _environment() -> jinja2.Environment:
     import jinja2
 
+    from deploy.bundle.report.compiled import loader
+
+    templates, compiled = loader(_SNIPPETS)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_SNIPPETS),
+        loader=templates,
+        bytecode_cache=compiled,
         autoescape=False,  # program text: names stand in it as literals; a page escapes the whole
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
