@@ -126,7 +126,7 @@ def look_deep(path: Path | str, *, limit_s: float = LIMIT_S, progress: Progress 
         if why_not:
             return DeepCheck(bundle, plan.runtime, tensors, (), why_not=why_not, failed=failed)
         profile, lock = _profile(bundle), load_lock(bundle)
-        runtime = computed_in(profile.runtime_named(plan.runtime), plan, lock)
+        runtime = computed_in(_runtime(bundle, profile, plan), plan, lock)
         graph = reference_of(bundle, plan, runtime, cache(parts.codes))
         pieces = parts.pieces(_fed(graph))
         rounding = {name for b in plan.blocks if b.precision == "dynamic" for name in b.nodes}
@@ -219,6 +219,17 @@ def _profile(bundle: Bundle) -> Profile:
             hint=f"name its file: deploy verify --deep {bundle.folder} --profile {name}.toml",
         )
     return load_profile(name)
+
+
+def _runtime(bundle: Bundle, profile: Profile, plan: Plan) -> Runtime:
+    found = next((runtime for runtime in profile.runtime if runtime.name == plan.runtime), None)
+    if found is None:
+        raise UsageError(
+            f"{bundle.folder}: the profile '{profile.name}' has no runtime '{plan.runtime}' any more, by "
+            "which it was built",
+            hint="name the profile's file as it was then: --profile",
+        )
+    return found
 
 
 def _why_not(backend: Backend, plan: Plan) -> str:

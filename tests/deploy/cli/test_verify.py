@@ -129,3 +129,6 @@ def test_deep_of_a_target_that_was_a_file(
     assert code == 0 and "the profile has changed since this was built" in out
     (found,) = json.loads(deploy("verify", here, "--deep", "--profile", camera, "--json")[1])["bundles"]
     assert "has changed" in found["caveat"]
+    camera.write_text(camera.read_text().replace("rpi5", "microcontroller"))
+    code, _, err = deploy("verify", here, "--deep", "--profile", camera)
+    assert code == 2 and "profile 'camera' has no runtime 'ort' any more" in " ".join(err.split())
