@@ -10,7 +10,8 @@
 
 Every block that can be is INT8 while climbing. A rung is kept if the noise at the network's outputs falls by
 half a decibel over the calibration samples, whatever its places won by themselves. Behind the ladder stands
-mixed precision (`choose.py`, `mix.py`), which takes blocks back to float.
+mixed precision: activations of 16 bits (`widen.py`), and blocks that go back to float (`choose.py`,
+`mix.py`).
 """
 
 from __future__ import annotations

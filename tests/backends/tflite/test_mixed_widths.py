@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from deploy.quantize.widen import able_to_widen, widened, with_makers
 
 pytest.importorskip("ai_edge_litert")
 from backends.tflite import TFLite
+from backends.tflite.micro.bare import bare
+from backends.tflite.micro.interpreter import MicroInterpreter, _said
+from backends.tflite.micro.sdk import runtime as micro
 from backends.tflite.write import read_file
 
 NET = """<ir_version: 10, opset_import: ["" : 21]>
@@ -111,6 +115,20 @@ def test_the_interpreters_compute_what_the_graph_says(net: Subject, wide: str, t
     assert found.count("DEQUANTIZE") == 1, "the output"
     want, got = outputs(net, candidate)
     assert decibels(want, got) > (75 if wide == "all" else 38)
+
+
+@pytest.mark.parametrize("wide", ["none", "inside", "every second", "all"])
+def test_the_arena_is_planned_as_the_interpreter_plans_it(wide: str, tmp_path: Path) -> None:
+    engine = micro()
+    if engine is None:
+        pytest.skip("TensorFlow Lite Micro is not installed")
+    candidate = build_candidate(widened(subject("microcontroller"), SOME[wide]), (), tmp_path / "w")
+    opened = MicroInterpreter(engine, bare(candidate.artifact.main.read_bytes()), inner=False)
+    found = re.search(r"head (\d+) bytes", _said(opened._engine.print_allocations)[1])
+    memory = candidate.artifact.memory_bytes
+    assert found is not None
+    planning = wide == "none"  # the planner's own records are larger than what they plan
+    assert int(found[1]) < memory["tensors"] if planning else int(found[1]) == memory["tensors"]
 
 
 def test_16_bits_come_nearer_to_the_floats(net: Subject, tmp_path: Path) -> None:

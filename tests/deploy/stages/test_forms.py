@@ -128,8 +128,12 @@ def test_microcontrollers_have_wide_blocks_sooner_than_float_ones(model, labelle
     assert bundle.measurements.attempts[-1].precision == precisions
     text = markdown(report(bundle))
     assert "activations of 16 bits" in text
+    other = next(p for p in bundle.measurements.front if not p.chosen)
+    assert other.wide_blocks != lock.wide_blocks
     again = build(model, out=tmp_path / "again", lock=bundle.folder / "deploy.lock", **settings)
     assert again.digest == bundle.digest
+    picked = load_plan(build(model, out=tmp_path / "first", pick=other.number, **settings))
+    assert {b.id for b in picked.blocks if b.precision == "w8a16"} == set(other.wide_blocks)
 
 
 def test_phones_have_float_blocks_and_are_told_why(model, labelled, tmp_path):
