@@ -14,7 +14,7 @@ from backends.tflite.network import Tensor
 from backends.tflite.ops import OPERATIONS
 from backends.tflite.ops.quant import dequantize, quantize
 from backends.tflite.reading import TYPES, widens
-from deploy.adapter.optable import Unsupported
+from deploy.adapter.optable import Unsupported, type_name
 from deploy.errors import UnsupportedError
 from deploy.graph.shapes import model_inputs
 from deploy.spec.artifact import Verdict
@@ -101,7 +101,7 @@ def emitted(
 
 def _input(value: ir.Value, out: Emitter) -> None:
     shape = out.shape(value)
-    dtype = "" if value.dtype is None or value.dtype.is_string() else value.dtype.numpy().name
+    dtype = "" if value.dtype is None or value.dtype.is_string() else type_name(value.dtype)
     if dtype not in TYPES:
         raise Unsupported(f"a tensor of {dtype or 'unknown type'}")
     index = out.add(Tensor(value.name or "", shape, dtype, plain(len(shape))))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import onnx_ir as ir
 
-from deploy.adapter.optable import Unsupported
+from deploy.adapter.optable import Unsupported, type_name
 from deploy.graph.edit import constant, constant_tensor, scalar
 from deploy.spec.plan import QuantParams
 from deploy.spec.tensors import RANGES, QuantType
@@ -62,7 +64,7 @@ def _bound(node: ir.Node, index: int) -> float | None:
 
 def dtype_of(value: ir.Value) -> str:
     """The type by which a value that is no quantized one is stored. Raises Unsupported for others."""
-    name = "" if value.dtype is None or value.dtype.is_string() else value.dtype.numpy().name
+    name = "" if value.dtype is None or value.dtype.is_string() else type_name(value.dtype)
     if name not in TYPES:
         raise Unsupported(f"a tensor of {name or 'unknown type'}")
     return name
@@ -101,9 +103,14 @@ def params_of(node: ir.Node) -> QuantParams:
         raise Unsupported("scale and zero point must be constants, the scale float32")
     if zero.dtype.name not in _STORED:
         raise Unsupported(f"quantized to {zero.dtype}; written are {', '.join(_STORED)}")
-    return QuantParams(
-        type=_STORED[zero.dtype.name],
-        scale=tuple(float(s) for s in np.atleast_1d(scale)),
-        zero_point=tuple(int(z) for z in np.atleast_1d(zero)),
-        axis=node.attributes.get_int("axis", 1) if scale.ndim else None,
-    )
+    scales, zeros = scale.reshape(-1).tolist(), zero.astype(np.int64).reshape(-1).tolist()
+    axis = node.attributes.get_int("axis", 1) if scale.ndim else None
+    return _params(_STORED[zero.dtype.name], tuple(scales), tuple(zeros), axis)
+
+
+@lru_cache(4096)
+def _params(
+    kind: QuantType, scale: tuple[float, ...], zero_point: tuple[int, ...], axis: int | None
+) -> QuantParams:
+    """One object for equal parameters: each node is asked for its own several times."""
+    return QuantParams(type=kind, scale=scale, zero_point=zero_point, axis=axis)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic, TypeVar
 
 import onnx_ir as ir
@@ -14,6 +15,12 @@ Out = TypeVar("Out")
 
 class Unsupported(Exception):  # noqa: N818 (it is a verdict, caught for each node)
     """A node that cannot be said in a backend's format, with the reason."""
+
+
+@cache
+def type_name(dtype: ir.DataType) -> str:
+    """NumPy's name of a type; putting one together takes NumPy long."""
+    return "string" if dtype.is_string() else dtype.numpy().name
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Operation(Generic[Out]):
             dtype = None if value is None or not value.name else value.dtype
             if dtype is None:
                 continue
-            name = "string" if dtype.is_string() else dtype.numpy().name
+            name = type_name(dtype)
             if name not in self.types:
                 raise Unsupported(f"of {name}; it is written for {', '.join(self.types)}")
         self.lower(node, out)

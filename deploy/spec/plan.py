@@ -40,10 +40,10 @@ class QuantParams(Frozen):
             raise ValueError("several scales need an axis")
         if self.axis is None and self.group is not None:
             raise ValueError("groups need an axis")
-        if any(s <= 0 for s in self.scale):
+        if min(self.scale) <= 0:
             raise ValueError("scales must be positive")
         low, high = RANGES[self.type]
-        if any(not low <= z <= high for z in self.zero_point):
+        if min(self.zero_point) < low or max(self.zero_point) > high:
             raise ValueError(f"zero point outside {self.type}")
         return self
 
