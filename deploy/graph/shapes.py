@@ -114,9 +114,13 @@ def static_shape(value: ir.Value, batch: int = 1) -> tuple[int, ...] | None:
     """
     if value.shape is None:
         return None
-    name = _batch(value.graph) if value.shape.is_dynamic() and value.graph is not None else None
-    dims = []
-    for known in symbolic.sizes(value.shape) or ():
+    dims: list[int] = []
+    for dim in value.shape.dims:
+        if isinstance(dim, int):
+            dims.append(dim)
+            continue
+        known = symbolic.size(dim)
+        name = None if value.graph is None else _batch(value.graph)
         if known is None or set(known.symbols) - {name}:
             return None
         dims.append(known.factor * batch ** len(known.symbols))

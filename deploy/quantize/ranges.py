@@ -25,6 +25,7 @@ Range = tuple[float, float]
 BINS = 4096
 _PERCENTILE = 99.99
 _LEVELS = 255
+_LARGEST_INT32 = 2**31 - 1
 _CENTRES = (np.arange(BINS) - BINS // 2 + 0.5) / (BINS // 2)
 """Of the bins over [-1, 1): other ranges are powers of two times as wide, so that these are exact."""
 _SHRINK = np.concatenate([np.linspace(1.0, 0.3, 71), np.geomspace(0.29, 2.0**-8, 60)])
@@ -241,12 +242,12 @@ def _times_log(share: np.ndarray) -> np.ndarray:
 def save_histograms(histograms: Mapping[str, Histogram], path: Path) -> None:
     """Store histograms as one npz; `load_histograms` reads it back exactly."""
     names = list(histograms)
-    filled, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    filled, counts = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     for row, histogram in enumerate(histograms.values()):
         if histogram.counts is not None:
             places = np.flatnonzero(histogram.counts)  # a few of a hundred
-            filled.append(places + row * BINS)
-            counts.append(histogram.counts[places])
+            filled.append(_narrow(places + row * BINS))
+            counts.append(_narrow(histogram.counts[places]))
     np.savez(
         path,
         allow_pickle=False,
@@ -257,6 +258,11 @@ def save_histograms(histograms: Mapping[str, Histogram], path: Path) -> None:
         filled=np.concatenate(filled),
         counts=np.concatenate(counts),
     )
+
+
+def _narrow(numbers: np.ndarray) -> np.ndarray:
+    """The same numbers in 32 bits, where these hold them."""
+    return numbers.astype(np.int32) if int(numbers.max(initial=0)) <= _LARGEST_INT32 else numbers
 
 
 def load_histograms(path: Path) -> dict[str, Histogram]:

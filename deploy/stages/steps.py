@@ -180,6 +180,7 @@ def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> Calibrated:
         )
         save_histograms(found, folder / _HISTOGRAMS)
         recorder.save(folder)
+        histograms[graph.sha256] = found
 
     histograms: dict[str, dict[str, Histogram]] = {}
     outputs: Path | None = None
@@ -196,7 +197,8 @@ def calibrate(made_of: Ingredients, cache: Cache, record: Record) -> Calibrated:
             )
             folder, cached = cache.fetch(key, partial(write, graph, values))
             stage.cached &= cached
-            histograms[graph.sha256] = load_histograms(folder / _HISTOGRAMS)
+            if graph.sha256 not in histograms:
+                histograms[graph.sha256] = load_histograms(folder / _HISTOGRAMS)
             outputs = outputs or outputs_in(folder)
         count = sum(len(values) for _, values in graphs)
         stage.outcome = f"{count} values over {min(request.samples, len(dataset))} samples"
