@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from deploy.adapter.discover import backend_names, find_backend
-from deploy.adapter.profiles import load_profile, resolve
+from deploy.adapter.profiles import all_profiles, load_profile, resolve
 from deploy.adapter.protocol import Backend, Keeps, Names, Narrows
 from deploy.adapter.refusal import of_origins, refusal, refused
 from deploy.bundle.report.figures import plural
@@ -22,6 +22,8 @@ _ANYWHERE: tuple[PrecisionRequest, ...] = ("auto", "float", "mixed", "int8")
 
 _NOTHING_ASKED = IoSection()
 
+_FEW = 3
+"""Other devices that a hint names."""
 _INTEGER_OUTPUTS = "integer_outputs"
 """The option by which a backend that can is told to give outputs as integers."""
 
@@ -119,15 +121,23 @@ def able_to(target: Target, precision: PrecisionRequest, io: IoSection = _NOTHIN
     if not able:
         has = "; ".join(f"{r.runtime.name} has {', '.join(r.runtime.precisions)}" for r in target.routes)
         beside = " or ".join(r.name for r in target.profile.runtime if precision in r.precisions)
+        first = target.routes[0].runtime.name
+        others = [p.name for p in all_profiles() if _has(p, first, precision)][:_FEW]
+        nearest = f"{' or '.join(others)}, where {first} has it" if others else ""
         raise UsageError(
             f"{target.describe()} has no {precision} form",
             hint=f"{has}: give one of these, {f'leave --runtime out ({beside} has it), ' if beside else ''}"
-            "or another target (`deploy targets NAME` says what one has)",
+            f"or another target ({nearest or '`deploy targets NAME` says what one has'})",
         )
     if precision == "w8a16":
         wide = [r.runtime.model_copy(update={"quant": r.runtime.quant16}) for r in able]
         able = tuple(replace(route, runtime=runtime) for route, runtime in zip(able, wide, strict=True))
     return replace(target, routes=able)
+
+
+def _has(profile: Profile, name: str, precision: PrecisionRequest) -> bool:
+    """Whether a device has a form in the runtime of that name."""
+    return any(runtime.name == name and precision in runtime.precisions for runtime in profile.runtime)
 
 
 def _with_ends(target: Target, io: IoSection) -> Target:

@@ -21,10 +21,12 @@ from deploy.bundle.report.running import running
 from deploy.bundle.report.summary import Fact, context
 from deploy.bundle.verify import verify_bundle
 from deploy.cli import main
+from deploy.errors import UsageError
 from deploy.pipeline import build
 from deploy.spec.document import digest
 from deploy.spec.project import AboutSection, InputSection, IoSection
 from deploy.spec.tensors import Normalisation
+from deploy.stages.target import able_to, find_target
 
 RNG = np.random.default_rng(8)
 NUMBERS = Normalisation(scale=1 / 255, mean=(0.5, 0.4, 0.6), std=(0.25, 0.2, 0.3))
@@ -184,3 +186,9 @@ def test_forms_come_with_a_release(release: str, forms: tuple[str, ...]) -> None
     able, reason = CoreML().narrowed(asked)
     assert able.forms == forms and ("w4" in able.weights) == ("w4" in forms)
     assert (able.quant is None) == (release == "iOS16") and bool(reason) == (release != "iOS18")
+
+
+def test_a_form_that_came_later_names_who_has_it() -> None:
+    with pytest.raises(UsageError, match="has no w4 form") as e:
+        able_to(find_target("iphone15"), "w4")
+    assert e.value.hint is not None and "iphone15-ios18, where coreml has it" in e.value.hint
