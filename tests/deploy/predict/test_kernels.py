@@ -19,6 +19,7 @@ from deploy.predict.kernels import Kernel, UnknownSizeError, kernels
 from deploy.quantize.place import find_chains, outline, place
 from deploy.spec.plan import TensorPlan
 from deploy.spec.profile import Runtime
+from deploy.spec.tensors import Precision
 
 TODAY = datetime.date(2026, 11, 21)
 
@@ -350,6 +351,31 @@ def test_integers_have_a_byte_and_biases_four() -> None:
     wide = runtime(activation="int16")
     found = one(kernels(model, plan(model, wide), wide))
     assert (found.precision, found.bytes) == ("w8a16", 2 * 8 * 36 + 16 * 8 * 9 + 4 * 16 + 2 * 16 * 36)
+
+
+def test_blocks_of_two_widths_change_integers_between_them() -> None:
+    """Three bytes a number, one on one side and two on the other."""
+    text = """g (float[1, 20] x) => (float[1, 8] y) {
+        a = Gemm (x, w)  b = Gemm (a, v)  y = Gemm (b, u) }"""
+    model = graph(text, w=(20, 12), v=(12, 10), u=(10, 8))
+    narrow = runtime(activation="int8")
+    quant16 = narrow.quant.model_copy(update={"activation": "int16"}) if narrow.quant else None
+    both = narrow.model_copy(update={"quant16": quant16, "forms": ("w8a16",)})
+    blocks = partition(model)
+    precision: dict[str, Precision] = {"a": "int8", "b": "w8a16", "y": "int8"}
+    placed = place(model, blocks, precision, find_chains(model, blocks, both), both)
+    assert both.quant is not None
+    found = kernels(model, outline(placed, both.quant), both)
+    said = [
+        (k.op, k.precision, k.nodes, k.bytes) for k in found if k.op != "convert" or "first" not in k.nodes
+    ]
+    assert said == [
+        ("gemm", "int8", ("a",), 20 + 240 + 12),
+        ("gemm", "w8a16", ("b",), 2 * 12 + 120 + 2 * 10),
+        ("gemm", "int8", ("y",), 10 + 80 + 8),
+        ("convert", "w8a16", ("b",), 3 * 12),
+        ("convert", "w8a16", ("y",), 3 * 10),
+    ]
 
 
 def test_an_integer_kernel_that_leaves_floats_writes_four_bytes() -> None:

@@ -201,6 +201,13 @@ def test_nothing_alike_is_an_error(known: list[KernelClass]) -> None:
         predict(network(), {}, RUNTIME, costs)
 
 
+def test_nothing_stands_in_for_activations_of_16_bits() -> None:
+    """LiteRT's kernels for them take up to a hundred times as long as its float ones."""
+    known = Costs((cost("conv", "float", 1, 1, 1.0), cost("conv", "int8", 1, 1, 1.0)))
+    with pytest.raises(LookupError, match="nothing like conv in w8a16 was measured"):
+        known.kernel(Kernel("conv", "w8a16", (), 1, 1))
+
+
 def test_integers_never_stand_in_for_floats() -> None:
     with pytest.raises(LookupError):
         Costs((cost("conv", "int8", 1, 1, 1.0),)).kernel(Kernel("conv", "float", (), 1, 1))
