@@ -57,6 +57,7 @@ def decide(
     *,
     precision: PrecisionRequest,
     max_drop: float,
+    allowance: float | None = None,
     calibration: Dataset | None,
     judge: Judge | None,
     accept: Judge | None,
@@ -84,7 +85,8 @@ def decide(
     names the float blocks of an earlier build, ``locked_rungs`` what it climbed, ``locked_sparse`` the
     blocks that got 2:4 zeros and ``locked_wide`` those of 16 bits, which are then taken as they are; the
     plan is the same as that build's, given ``why_float`` where they ended so for another reason than
-    accuracy. ``sqnr`` is the `noise` of the subject's blocks where it is known already.
+    accuracy. ``sqnr`` is the `noise` of the subject's blocks where it is known already. ``allowance`` is what
+    may be lost while searching, ``max_drop`` where that is not given.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in WITHOUT_RANGES:
@@ -103,10 +105,11 @@ def decide(
         return _decide_fixed(subject, locked, judge, accept, max_drop, workdir, sqnr, why_float)
 
     subject = widened(subject, ())
+    limit = max_drop if allowance is None else allowance
     search = Search(judge, workdir / "candidate")
     rungs: tuple[RungRecord, ...] = ()
     if ladder is not None and judge is not None and start == 0:
-        subject, rungs = climb_until(ladder, subject, lambda s: search.score(s, frozenset()), max_drop)
+        subject, rungs = climb_until(ladder, subject, lambda s: search.score(s, frozenset()), limit)
     if sqnr is None or rungs:
         sqnr = noise(subject, calibration, threads)
     able = subject.int8_blocks()
@@ -116,7 +119,7 @@ def decide(
         return search.score(one, float_blocks, sqnr)
 
     guarded = precision in ("auto", "mixed")
-    allowed = max_drop if guarded else float("inf")
+    allowed = limit if guarded else float("inf")
     start, wide = min(start, len(worst_first)), 0
     choices = list(_climbed(subject))
     widths = Widths(
@@ -136,7 +139,7 @@ def decide(
         final = decision.drop
         if accept is not None:
             final = accept(chosen)
-        refused = guarded and accept is not None and final is not None and not final.within(max_drop)
+        refused = guarded and accept is not None and final is not None and not final.within(limit)
         if not refused or len(decision.float_blocks) == len(worst_first):
             break
         assert final is not None
@@ -181,13 +184,15 @@ def decide_mixed(
     *,
     judge: Judge | None,
     max_drop: float,
+    allowance: float | None = None,
     workdir: Path,
     progress: Progress,
     given: Decided | None = None,
     sparse: SparseWeights = NO_SPARSE_WEIGHTS,
 ) -> Decided | None:
     """The fastest mixture of float and integer blocks by the ``costs`` of kernels; None where there is none
-    within the budget, or it is what was decided by accuracy alone (``given``).
+    within the ``allowance`` (``max_drop`` where that is not given), or it is what was decided by accuracy
+    alone (``given``).
 
     ``sqnr``: see `noise`. Blocks may have the 2:4 zeros of ``sparse``, too, where there is a ``judge``.
     Raises LookupError and UnknownSizeError where costs are not known.
@@ -209,7 +214,8 @@ def decide_mixed(
             return known
         return search.score(thinned(sparse_blocks), float_blocks, sqnr)
 
-    found = mixture(problem, able, scored if judge is not None else None, max_drop, progress)
+    limit = max_drop if allowance is None else allowance
+    found = mixture(problem, able, scored if judge is not None else None, limit, progress)
     if found is None:
         return None
     if given is not None and found.float_blocks == given.float_blocks and not found.sparse_blocks:
@@ -224,7 +230,8 @@ def decide_mixed(
         gain = f"{subject.runtime.name} computes them {subject.runtime.sparsity_gain:g} times as fast"
         choices.append(Choice(what=SPARSE, chosen=many, reason=gain))
     trials = search.ending_with(chosen, subject, found.float_blocks, found.drop)
-    return Decided(subject, chosen, found.float_blocks, found.drop, True, tuple(choices), sqnr, trials)
+    within = found.drop is None or found.drop.within(max_drop)
+    return Decided(subject, chosen, found.float_blocks, found.drop, within, tuple(choices), sqnr, trials)
 
 
 def noise(subject: Subject, calibration: Dataset, threads: int) -> Mapping[str, float]:

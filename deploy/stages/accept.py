@@ -29,10 +29,11 @@ def settle(job: Job, held: Race) -> tuple[Entrant, Race]:
         if job.accept is None or winner.accepted:
             return winner, held
         winner = _judged(job, winner)
-        if winner.decided.within_budget or not _may_change(job, winner):
+        drop = winner.decided.drop
+        assert drop is not None
+        if drop.within(job.allowance) or not _may_change(job, winner):
             return winner, held
-        assert winner.decided.drop is not None
-        said = f"eval data: {winner.name} drops {winner.decided.drop.drop:+.4f}, over the budget"
+        said = f"eval data: {winner.name} drops {drop.drop:+.4f}, over the budget"
         job.progress.note(f"{said} of {job.request.budget.max_drop:.4f}")
         if not winner.first:
             others = tuple(e for e in held.entrants if e.name != winner.name)

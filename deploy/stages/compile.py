@@ -217,6 +217,8 @@ def _verdict(job: Job, winner: Entrant, held: Race) -> Outcome:
         blocks = decided.candidate.plan.blocks
         worst = [b for b in blocks if b.precision in INTEGER and b.sqnr_db is not None]
         blame = f", worst block {min(worst, key=lambda b: b.sqnr_db or 0).id}" if worst else ""
+        if job.lost > request.budget.max_drop:
+            blame = f", {job.lost:.4f} of it by the recipe"
         over = f"drop {decided.drop.drop:.4f} over the budget of {request.budget.max_drop:.4f}{blame}"
         missed = [over, *missed]
     if missed:

@@ -93,8 +93,17 @@ class Job:
     """The signal-to-noise ratio by block of a subject, in the same way."""
     sparse: dict[int, tuple[Subject, SparseWeights]] = field(default_factory=dict)
     """The 2:4 zeros that blocks of a subject may have, in the same way."""
+    lost: float = 0.0
+    """What the recipe lost of the metric, on the data that judge."""
     threads: int | None = None
     """With how many the file as given is timed; None: with as many as were asked for."""
+
+    @property
+    def allowance(self) -> float:
+        """What a form may lose while choosing: the budget; where the recipe has lost more than that already,
+        as much again beyond it, since no precision wins that back."""
+        budget = self.request.budget.max_drop
+        return budget if self.lost <= budget else self.lost + budget
 
     def given(self) -> Contender:
         """The file as given, as it is timed."""
@@ -190,6 +199,12 @@ def open_job(
         )
         for route in target.routes
     )
+    lost = _lost(made_of.prepared)
+    if lost > (budget := request.budget.max_drop):
+        progress.note(
+            f"the recipe lost {lost:.4f}, over the budget of {budget:.4f}: what is chosen loses no more than "
+            "that again"
+        )
     return Job(
         target=target,
         subjects=_that_store(subjects, progress),
@@ -202,7 +217,14 @@ def open_job(
         work=work,
         progress=progress,
         foresight=foresight,
+        lost=lost,
     )
+
+
+def _lost(prepared: Prepared) -> float:
+    """By the last step of the recipe that was kept; 0 without one, and where nothing tells."""
+    kept = [step for step in prepared.ablation.steps if step.kept] if prepared.ablation else []
+    return (kept[-1].figures.drop or 0.0) if kept else 0.0
 
 
 def _that_store(subjects: tuple[Subject, ...], progress: Progress) -> tuple[Subject, ...]:

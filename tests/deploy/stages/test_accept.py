@@ -256,7 +256,7 @@ def test_nothing_is_said_of_costs_where_nothing_is_timed(
 def test_floats_with_zeros_that_eval_data_refuse_leave_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
     def entrant(name: str, sparse: set[str], **said: bool) -> SimpleNamespace:
         subject = SimpleNamespace(imported={}, refinement=SimpleNamespace(sparse=frozenset(sparse)))
-        decided = SimpleNamespace(within_budget=False, drop=SimpleNamespace(drop=0.1))
+        decided = SimpleNamespace(within_budget=False, drop=Drop(0.1, 0.1, 0.1))
         return SimpleNamespace(
             name=name, subject=subject, decided=decided, integer=False, first=False, **said
         )
@@ -268,6 +268,7 @@ def test_floats_with_zeros_that_eval_data_refuse_leave_the_race(monkeypatch: pyt
     job = SimpleNamespace(
         accept=True,
         lock=None,
+        allowance=Budget().max_drop,
         request=SimpleNamespace(precision="auto", budget=Budget()),
         progress=SimpleNamespace(note=str),
     )

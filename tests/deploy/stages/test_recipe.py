@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
-from deploy.bundle.read import Bundle, load_lock
+from deploy.bundle.read import Bundle, load_lock, load_plan
 from deploy.compress.ground import Ground, StepResult
 from deploy.compress.step import Step as Place
 from deploy.errors import ModelError, UsageError
@@ -402,3 +402,16 @@ def test_integers_are_final(recipe: Recipe, network: Path, cache: Path) -> None:
     quantized = replace(prepared, facts=prepared.facts.model_copy(update={"imported": {"x": some}}))
     with pytest.raises(UsageError, match="the model came quantized"):
         ready(request, quantized, find_target("x86-avx2", "ort"), Roles(None, None, None), None, SILENT)
+
+
+def test_what_the_recipe_has_lost_is_not_searched_for_among_precisions(
+    fake: Callable[..., tuple[Build, Fake]], images: dict[str, np.ndarray]
+) -> None:
+    """A graph that answers all otherwise: no float block brings a point back, so all are INT8 as usual."""
+    make, _ = fake(limit=0.1)
+    bundle = make(PLAIN, precision="auto", eval=images, budget=Budget(max_drop=0.02))
+    verdict, ladder = bundle.manifest.verdict, bundle.measurements.ladder
+    assert verdict.status == "missed" and "of it by the recipe" in verdict.reasons[0]
+    plan = load_plan(bundle)
+    assert {block.precision for block in plan.blocks} == {"int8"} and not ladder
+    assert bundle.manifest.evaluation is not None and bundle.manifest.evaluation.looks == 1
