@@ -56,9 +56,11 @@ def fits(job: Job, entrant: Entrant, held: Race) -> bool:
 
 
 def excess(job: Job, entrant: Entrant, held: Race) -> tuple[float, float]:
-    """How far a form is from what is allowed, accuracy first: points over its budget, shares over limits."""
+    """How far a form is from what is allowed, accuracy first: points over what may be lost while choosing,
+    shares over limits."""
     drop = entrant.decided.drop
-    over = 0.0 if drop is None or entrant.decided.within_budget else drop.drop - job.request.budget.max_drop
+    held_so = drop is None or entrant.decided.within_budget or drop.within(job.allowance)
+    over = 0.0 if drop is None or held_so else drop.drop - job.allowance
     return over, sum(miss.excess for miss in misses(job, entrant, held))
 
 

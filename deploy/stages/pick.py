@@ -129,12 +129,16 @@ def _costs(objective: Objective, held: Race) -> dict[str, float]:
 
 
 def _nearest(job: Job, held: Race) -> tuple[Entrant, str]:
-    """A float build that keeps everything where INT8 does not, else the form that misses least."""
+    """A float build that keeps everything where INT8 does not, else the form that misses least, the fastest
+    of those that miss alike."""
     plain = _best_float(job, held)
     if plain is not None:
         return plain, SLOWER
     entrants = held.entrants
-    best = min(entrants, key=lambda e: tuple(math.inf if math.isnan(x) else x for x in excess(job, e, held)))
+    far = [
+        tuple(math.inf if math.isnan(x) else x for x in excess(job, entrant, held)) for entrant in entrants
+    ]
+    best = fastest_of(held, [e for e, so in zip(entrants, far, strict=True) if so == min(far)])
     return best, "" if len(entrants) == 1 else NEAREST
 
 

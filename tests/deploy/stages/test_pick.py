@@ -36,7 +36,8 @@ class Form:
 
 @dataclass
 class Arena:
-    """A race between forms; ``judged`` are the float builds whose drop was asked for."""
+    """A race between forms; ``judged`` are the float builds whose drop was asked for, ``spent`` is what a
+    recipe lost before."""
 
     entrants: tuple[Form, ...]
     floats: tuple[Form, ...] = ()
@@ -44,12 +45,14 @@ class Arena:
     budget: Budget = field(default_factory=Budget)
     given_ms: float = 10.0
     timed: bool = True
+    spent: float = 0.0
     judged: list[str] = field(default_factory=list)
 
     @property
     def job(self) -> Any:
         return SimpleNamespace(
             request=SimpleNamespace(budget=self.budget, objective=self.objective),
+            allowance=self.spent + self.budget.max_drop,
             target=SimpleNamespace(profile=SimpleNamespace(memory={}, title="a CPU")),
             foresight=SimpleNamespace(runtimes={}), predicted={},
             why_not_measured="" if self.timed else "measuring was switched off",
@@ -244,6 +247,12 @@ class TestNobody:
     def test_a_drop_that_is_no_number_is_furthest(self) -> None:
         lost = replace(FAST, drop=float("nan"))
         assert arena(lost, replace(SMALL, drop=0.9), floats=()).won == "b int8"
+
+    def test_what_a_recipe_lost_tells_forms_apart_no_more(self) -> None:
+        slower = replace(SMALL, drop=0.899)
+        forms = arena(slower, replace(FAST, drop=0.9), floats=(), spent=0.9)
+        assert forms.won == "a int8" and forms.reason() == NEAREST
+        assert arena(slower, replace(FAST, drop=0.95), floats=(), spent=0.9).won == "b int8", "lost here"
 
 
 def lock(*choices: Choice) -> Lock:
