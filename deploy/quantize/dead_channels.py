@@ -47,7 +47,7 @@ def dead_channels(model: ir.Model, seen: Mapping[str, Seen]) -> list[Dead]:
 
     Channels whose weights are all zero are left out: those are known without data.
     """
-    costs = {cost.node: cost for cost in node_costs(model)}
+    costs: dict[str, NodeCost] = {}  # most networks have no such channels: nothing is counted for them
     found = []
     for node in model.graph:
         name = node.outputs[0].name or "" if node.outputs else ""
@@ -62,6 +62,7 @@ def dead_channels(model: ir.Model, seen: Mapping[str, Seen]) -> list[Dead]:
             dead &= ~_without_weights(source, dead.size)
         count = int(np.count_nonzero(dead))
         if count:
+            costs = costs or {cost.node: cost for cost in node_costs(model)}
             touched = [costs[n] for n in _touched(node.outputs[0], source) if n in costs]
             part = count / dead.size
             found.append(
@@ -72,6 +73,8 @@ def dead_channels(model: ir.Model, seen: Mapping[str, Seen]) -> list[Dead]:
 
 def saving(model: ir.Model, dead: list[Dead]) -> tuple[float, float]:
     """The parts of all MACs and of all parameters that pruning them would save, at most."""
+    if not dead:
+        return 0.0, 0.0
     all_macs, all_parameters = macs(model) or 0, parameters(model)
     return (
         min(1.0, sum(d.macs for d in dead) / all_macs) if all_macs else 0.0,
