@@ -1,12 +1,13 @@
 """Whole builds against NNCF's whole process: processor and wall-clock seconds, in turn.
 
     python benchmarks/build_time.py --cases DIR --nncf PYTHON [--only NAME,NAME] [--tune off,quick]
-        [--without-eval] [--repeat 1] [--json FILE]
+        [--without-eval | --nncf-scores] [--repeat 1] [--json FILE]
 
 Each folder of DIR holds model.onnx, calib.npz and eval.npz. Ours starts from an empty cache and judges on
 eval.npz, which NNCF does not look at; with ``--without-eval`` we do not either, and judge on the calibration
-samples. NNCF gets the file with its sizes fixed, its 1.5 to 2 seconds of imports are part of it as ours are;
-our modules are compiled to bytecode first, as pip does where it installs packages.
+samples; with ``--nncf-scores`` its process scores the float file and its own as we do, once each. NNCF gets
+the file with its sizes fixed, its 1.5 to 2 seconds of imports are part of it as ours are; our modules are
+compiled to bytecode first, as pip does where it installs packages.
 Of ``--repeat`` rounds the least is taken. Prints a table in Markdown.
 """
 
@@ -27,10 +28,10 @@ import backends
 import deploy
 
 
-def nncf(case: Path, python: str, folder: Path) -> Finished:
+def nncf(case: Path, python: str, folder: Path, *, scores: bool) -> Finished:
     model = fixed(case, folder / "fixed.onnx")
     child = [python, str(HERE / "peers_child.py"), "nncf", str(model), str(case / "calib.npz")]
-    return whole([*child, str(folder / "nncf.xml")])
+    return whole([*child, str(folder / "nncf.xml"), *([str(case / "eval.npz")] if scores else [])])
 
 
 def ours(case: Path, tune: str, folder: Path, *, judged: bool) -> Finished:
@@ -58,7 +59,7 @@ def compared(case: Path, options: argparse.Namespace) -> dict[str, tuple[float, 
                 folder = Path(work)
                 judged = not options.without_eval
                 done = (
-                    nncf(case, options.nncf, folder)
+                    nncf(case, options.nncf, folder, scores=options.nncf_scores)
                     if name == "NNCF"
                     else ours(case, name, folder, judged=judged)
                 )
@@ -88,7 +89,9 @@ def main() -> None:
     parser.add_argument("--nncf", required=True, help="the Python of an environment with nncf and openvino")
     parser.add_argument("--only", default="", help="names of cases, separated by commas")
     parser.add_argument("--tune", default="off,quick")
-    parser.add_argument("--without-eval", action="store_true")
+    judged = parser.add_mutually_exclusive_group()
+    judged.add_argument("--without-eval", action="store_true")
+    judged.add_argument("--nncf-scores", action="store_true")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

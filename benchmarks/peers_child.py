@@ -1,10 +1,12 @@
 """Makes one file of another quantizer, run by the Python of an environment that has it.
 
-    PYTHON benchmarks/peers_child.py HOW MODEL CALIB OUT
+    PYTHON benchmarks/peers_child.py HOW MODEL CALIB OUT [EVAL]
 
 HOW is ort-int8, ort-uint8, nncf, nncf-mixed or nncf-transformer. MODEL is an ONNX file whose sizes are all
 known, batch 1; CALIB an .npz of samples under its inputs' names. OUT is an .onnx file for ONNX Runtime's
-quantizer and an .xml file for NNCF. The last line on stdout ("said: ") has what was done beyond the usual.
+quantizer and an .xml file for NNCF. With EVAL, an .npz with labels ``y``, NNCF's process also scores both the
+float file, in float32, and what it made, in OpenVINO. The last line on stdout ("said: ") has what was done
+beyond the usual.
 """
 
 from __future__ import annotations
@@ -92,11 +94,26 @@ def nncf(model: Path, calibration: list[Sample], out: Path, kind: str) -> str:
     return said
 
 
+def scored(path: Path, data: Path, settings: dict[str, str]) -> float:
+    """Top-1 in OpenVINO, sample by sample, with as many threads as it likes."""
+    import openvino
+
+    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    with np.load(data) as arrays:
+        labels = arrays["y"].reshape(-1)
+    answers = [request.infer(sample)[0].argmax() for sample in samples(data)]
+    return float((np.array(answers) == labels).mean())
+
+
 def main() -> None:
-    how, model, calibration, out = sys.argv[1], *map(Path, sys.argv[2:])
+    how, (model, calibration, out, *judged) = sys.argv[1], map(Path, sys.argv[2:])
     tool, _, kind = how.partition("-")
     make = {"ort": onnx_runtime, "nncf": nncf}[tool]
-    print("\nsaid: " + make(model, samples(calibration), out, kind))
+    said = make(model, samples(calibration), out, kind)
+    for data in judged:
+        before, after = scored(model, data, {"INFERENCE_PRECISION_HINT": "f32"}), scored(out, data, {})
+        said = ", ".join(filter(None, (said, f"top-1 {before:.4f} became {after:.4f}")))
+    print("\nsaid: " + said)
 
 
 if __name__ == "__main__":
