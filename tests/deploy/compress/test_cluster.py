@@ -94,7 +94,7 @@ def test_what_would_not_become_smaller_or_moves_too_far_stays(model) -> None:
 
 @pytest.mark.parametrize("given", [{"centres": 1}, {"centres": 257}, {"group": 0}])
 def test_settings_that_make_no_sense_are_refused(given) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(UsageError):
         Cluster(**given)
 
 

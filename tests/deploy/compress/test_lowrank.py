@@ -140,7 +140,7 @@ def test_the_tolerance_is_kept(residual, data) -> None:
 
 def test_what_makes_no_sense_is_refused(residual, data) -> None:
     for given in ({"lost": 1.0}, {"lost": -0.1}, {"align": 0}):
-        with pytest.raises(ValueError):
+        with pytest.raises(UsageError):
             LowRank(**given)
     with pytest.raises(DataError):
         factorize(residual, data(residual, 4), LowRank())
