@@ -13,8 +13,8 @@ from backends.tflite.layout import plain
 from backends.tflite.network import Tensor
 from backends.tflite.ops import OPERATIONS
 from backends.tflite.ops.quant import dequantize, quantize
-from backends.tflite.reading import TYPES, widens
-from deploy.adapter.optable import Unsupported, type_name
+from backends.tflite.reading import dtype_of, widens
+from deploy.adapter.optable import Unsupported
 from deploy.errors import UnsupportedError
 from deploy.graph.shapes import model_inputs
 from deploy.spec.artifact import Verdict
@@ -101,10 +101,7 @@ def emitted(
 
 def _input(value: ir.Value, out: Emitter) -> None:
     shape = out.shape(value)
-    dtype = "" if value.dtype is None or value.dtype.is_string() else type_name(value.dtype)
-    if dtype not in TYPES:
-        raise Unsupported(f"a tensor of {dtype or 'unknown type'}")
-    index = out.add(Tensor(value.name or "", shape, dtype, plain(len(shape))))
+    index = out.add(Tensor(value.name or "", shape, dtype_of(value), plain(len(shape))))
     out.inputs.append(index)
     out.carried[value] = index
 
