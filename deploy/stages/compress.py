@@ -175,7 +175,7 @@ def _replayed(
         return []
     head = softened(stretch.head, choice.share, weight_bytes(before.clean))
     if isinstance(head, Sparsify) and choice.softened:
-        head = head.model_copy(update={"protect": choice.protect or head.protect})
+        head = head.model_copy(update={"protect": choice.protect})
     tried = _tries(work, stretch, head, choice.softened, before, choice.share)
     return [_with(one, limit if stretch.guarded else None, "") for one in tried]
 
