@@ -35,3 +35,9 @@ def _data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEPLOY_DATA", str(tmp_path_factory.mktemp("data")))
         yield
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profiles that the test names by their files are forgotten afterwards."""
+    monkeypatch.setattr("deploy.adapter.profiles._FROM_FILES", {})

@@ -153,10 +153,9 @@ minimum_deployment_target = "iOS16"
 
 
 def test_an_older_release_gets_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, named: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rules that a profile inherits from one for later releases do not make the package impossible."""
-    monkeypatch.setattr("deploy.adapter.profiles._FROM_FILES", {})
     (tmp_path / "older.toml").write_text(OLDER)
     source = saved(
         tmp_path / "net.onnx",

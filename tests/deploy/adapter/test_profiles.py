@@ -420,12 +420,6 @@ def test_a_machine_that_no_profile_describes_is_told() -> None:
 CAMERA = 'schema = 1\nname = "camera"\naliases = ["cam"]\ninherits = "rpi5"\ntitle = "A camera"\n'
 
 
-@pytest.fixture
-def named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What files add is forgotten afterwards."""
-    monkeypatch.setattr("deploy.adapter.profiles._FROM_FILES", {})
-
-
 @pytest.mark.usefixtures("named")
 def test_a_file_that_is_named_is_a_target(tmp_path: Path) -> None:
     (tmp_path / "gate.toml").write_text(CAMERA)

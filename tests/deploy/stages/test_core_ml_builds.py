@@ -61,13 +61,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(
-    save, images: dict[str, np.ndarray], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Bundle]:
+def made(save, images: dict[str, np.ndarray], tmp_path: Path, cache: Path, named) -> Callable[..., Bundle]:
     draw = np.random.default_rng(0)
     arrays = {name: (draw.standard_normal(shape) / 4).astype(np.float32) for name, shape in SHAPES.items()}
     model = save(tmp_path / "net.onnx", NET, arrays)
-    monkeypatch.setattr("deploy.adapter.profiles._FROM_FILES", {})  # named for this test alone
     (tmp_path / "old.toml").write_text(OLD)
 
     def run(release: str, precision: PrecisionRequest, **settings: object) -> Bundle:
