@@ -126,8 +126,15 @@ def speedup(baseline: Timing, other: Timing, *, seed: int = 0) -> tuple[float, t
     >>> ratio, low, high
     (2.1, 2.0, 2.2)
     """
-    both = min(len(baseline.rounds), len(other.rounds))
-    ratios = baseline.rounds[:both] / other.rounds[:both]
+    return ratio_by_round(baseline.rounds, other.rounds, seed=seed)
+
+
+def ratio_by_round(
+    baseline: np.ndarray, other: np.ndarray, *, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """The same of anything that was measured round by round, such as joules: two arrays of shape [rounds]."""
+    both = min(len(baseline), len(other))
+    ratios = baseline[:both] / other[:both]
     generator = np.random.default_rng(seed)
     resampled = np.median(generator.choice(ratios, (1000, len(ratios))), axis=1)
     low, high = np.percentile(resampled, [2.5, 97.5])
