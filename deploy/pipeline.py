@@ -33,6 +33,7 @@ from deploy.spec.recipe import Preset, Recipe, Step, recipe_of
 from deploy.stages import steps
 from deploy.stages.assemble import assemble
 from deploy.stages.compress import compress
+from deploy.stages.energy import check_objective
 from deploy.stages.foresee import foresee
 from deploy.stages.job import Ingredients
 from deploy.stages.legalize import legalize
@@ -52,6 +53,7 @@ def run(request: Request, progress: Progress = SILENT) -> Bundle:
     """
     record = Record(progress)
     target = find_target(request.target, request.runtime)
+    check_objective(request)
     destination = Path(request.out) / request.target
     with staged(destination) as folder, open_cache(request.cache, progress) as cache:
         source = steps.read_source(request, cache, record)
@@ -86,6 +88,7 @@ def build_all(request: Request, targets: Sequence[str], progress: Progress = SIL
     check_targets(request.recipe, targets)
     for target in targets:
         find_target(target, request.runtime)
+        check_objective(replace(request, target=target))
     return [run(replace(request, target=target), progress) for target in targets]
 
 

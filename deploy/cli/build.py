@@ -31,7 +31,7 @@ Precision = Literal["auto", "float", "fp16", "bf16", "int8", "mixed", "w8a16", "
 IoType = Literal["uint8", "int8"]
 IoLayout = Literal["NHWC", "NCHW"]
 Observer = Literal["minmax", "percentile", "mse", "kl"]
-Objective = Literal["latency", "size", "memory", "accuracy"]
+Objective = Literal["latency", "size", "memory", "energy", "accuracy"]
 Tune = Literal["off", "quick", "full"]
 Preset = Literal["fast", "balanced", "smallest"]
 
@@ -149,7 +149,8 @@ def build(
         typer.Option(
             metavar="NAME",
             rich_help_panel=_QUALITY,
-            help="What is made best within these limits: latency (the default), size, memory or accuracy.",
+            help="What is made best within these limits: latency (the default), size, memory, "
+            "energy (where this machine counts joules) or accuracy.",
         ),
     ] = None,
     metric: Annotated[
@@ -273,6 +274,7 @@ def build(
     """
     import_uncollected("deploy.pipeline")
     from deploy.adapter.profiles import load_profile
+    from deploy.stages.energy import check_objective
     from deploy.stages.recipe import check_targets
 
     quiet = settle(context, verbose, quiet)
@@ -317,8 +319,9 @@ def build(
     if dry_run:
         _preview(wanted, json=json)
         return
-    for request in wanted:
-        load_profile(request.target)  # a misspelt second target is told before the first is built
+    for request in wanted:  # what is wrong with a second target is told before the first is built
+        load_profile(request.target)
+        check_objective(request)
     bundles = [_build(request, json=json, quiet=quiet, explain=explain) for request in wanted]
     if json:
         from deploy.cli.explained import with_explanations

@@ -41,13 +41,13 @@ class Check:
 
 
 def doctor(cache: CacheFolder = None, json: Json = False) -> None:
-    """Look at this machine: CPU, memory, backends, optional packages, cache.
+    """Look at this machine: CPU, memory, backends, optional packages, cache, counters of energy.
 
     Ends with exit code 6 where something that builds need is missing.
     """
     from deploy.cli.terminal import write_json
 
-    checks = [*_backends(), *_extras(), _cache(cache), _here()]
+    checks = [*_backends(), *_extras(), _cache(cache), _here(), _energy()]
     broken = any(check.needed and check.remedy for check in checks)
     if json:
         write_json({
@@ -137,6 +137,16 @@ def _extras() -> list[Check]:
         else Check(f"extra {extra}", f"not installed: {use}", f"pip install 'deploy-compiler[{extra}]'")
         for extra, (module, use) in _EXTRAS.items()
     ]
+
+
+def _energy() -> Check:
+    """Whether --objective energy can be had. Most machines that are virtual cannot, and lack nothing else."""
+    from deploy.measure.energy import find_counters
+
+    try:
+        return Check("energy", f"counted by {', '.join(counter.name for counter in find_counters())}")
+    except ToolchainError as e:
+        return Check("energy", f"{e.message}: no --objective energy", e.hint)
 
 
 def _cache(folder: Path | None) -> Check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deploy.bundle.report.content import IN_SIGHT, Report
+from deploy.bundle.report.content import IN_SIGHT, Report, weighings
 from deploy.bundle.report.figures import plural
 from deploy.bundle.report.ladder import HEADER, RIGHT, RungRow
 from deploy.bundle.report.markdown import bar
@@ -84,7 +84,7 @@ def _more(rows: Sequence[object], what: str) -> None:
 
 
 def _attempts(content: Report) -> None:
-    weighed = any(row.memory for row in content.attempts)
+    weighed = weighings(content.attempts)
     lines: list[list[Cell]] = [
         [
             (row.name, "strong" if row.chosen else ""),
@@ -94,13 +94,13 @@ def _attempts(content: Report) -> None:
             row.size,
             row.latency,
             row.speed,
-            *([row.memory] if weighed else []),
+            *(cells[i] for _, cells in weighed),
             (row.outcome, "good" if row.chosen else "quiet"),
         ]
-        for row in content.attempts
+        for i, row in enumerate(content.attempts)
     ]
     header = ("form", "runtime", "score", "change", "file", "p50", "speed")
-    write_table((*header, *(["memory"] if weighed else []), ""), lines, right=range(2, 8 if weighed else 7))
+    write_table((*header, *(head for head, _ in weighed), ""), lines, right=range(2, 7 + len(weighed)))
 
 
 def _blocks(blocks: Blocks) -> None:

@@ -51,6 +51,7 @@ def as_json(bundle: Bundle) -> dict[str, object]:
         "memory_bytes": dict(manifest.artifact.memory_bytes) or None,
         "latency_ms": None,
         "peak_memory_bytes": None,
+        "energy": None,
     }
     if comparison is None:
         found["why"] = measured.why_not
@@ -65,6 +66,8 @@ def as_json(bundle: Bundle) -> dict[str, object]:
             "baseline": baseline.peak_memory_bytes,
             "artifact": artifact.peak_memory_bytes,
         }
+        if comparison.energy is not None:
+            found["energy"] = comparison.energy.model_dump(mode="json")
     found["compression"] = (
         None if measured.compression is None else measured.compression.model_dump(mode="json")
     )

@@ -37,23 +37,41 @@ class Measurement(Frozen):
     conditions: Conditions
 
 
+class Energy(Frozen):
+    """Joules of one inference of float baseline and artifact, run in turn: medians over rounds.
+
+    They are what ``counters`` counted while one of them alone ran: whole processor packages, idle power
+    included. ``saving`` is the median over rounds of baseline / artifact; ``interval`` its 95 % bootstrap
+    interval.
+    """
+
+    baseline: float = Field(gt=0)
+    artifact: float = Field(gt=0)
+    saving: float
+    interval: tuple[float, float]
+    counters: tuple[str, ...]
+
+
 class Comparison(Frozen):
     """Float baseline and artifact, timed in turn within one run, so that a drifting clock hits both.
 
     ``speedup`` is the median over rounds of baseline / artifact; ``interval`` its 95 % bootstrap interval.
+    ``energy`` is there where energy was the objective and this machine can count it.
     """
 
     baseline: Measurement
     artifact: Measurement
     speedup: float
     interval: tuple[float, float]
+    energy: Energy | None = None
 
 
 class Attempt(Frozen):
     """One form of the model that was built, scored or timed on the way to the artifact, in that order.
 
     ``bytes`` is the size of its model files, ``score`` and ``drop`` are in the metric's unit on the data that
-    choose, ``speed`` is in multiples of the file as given. ``outcome`` says in a few words what became of it.
+    choose, ``speed`` is in multiples of the file as given, ``joules`` are those of one inference (see
+    `Energy`). ``outcome`` says in a few words what became of it.
     """
 
     name: str
@@ -65,6 +83,7 @@ class Attempt(Frozen):
     latency_ms: Latency | None = None
     speed: float | None = None
     peak_memory_bytes: int | None = None
+    joules: float | None = None
     outcome: str = ""
 
 

@@ -14,9 +14,9 @@ from deploy.spec.tensors import Colours, Layout, Normalisation
 Observer = Literal["minmax", "percentile", "mse", "kl"]
 PrecisionRequest = Literal["auto", "float", "fp16", "bf16", "int8", "mixed", "w8a16", "dynamic", "w8", "w4"]
 
-Objective = Literal["latency", "size", "memory", "accuracy"]
+Objective = Literal["latency", "size", "memory", "energy", "accuracy"]
 """What is made best among the forms within the limits: milliseconds, bytes of the model's files, bytes of
-memory while it runs, or the score."""
+memory while it runs, joules of an inference, or the score."""
 Tune = Literal["off", "quick", "full"]
 """How much is tried: ``off`` chooses from what is known beforehand, ``quick`` times the few best, ``full``
 also trains roundings and weights and tries threads and options of the runtimes."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
+
 from deploy.measure.blocks import block_times
 from deploy.measure.latency import speedup
 from deploy.quantize.trial import Trial, trial_of
@@ -138,6 +140,7 @@ _LESS: dict[Objective, str] = {
     "latency": "slower",
     "size": "larger or slower",
     "memory": "takes more memory or time",
+    "energy": "takes more energy or time",
     "accuracy": "less accurate or slower",
 }
 
@@ -166,5 +169,6 @@ def _timed(attempt: Attempt, held: Race, name: str) -> Attempt:
         "latency_ms": held.times[name].summary(),
         "speed": round(ratio, 4),
         "peak_memory_bytes": held.memory.get(name),
+        "joules": float(np.median(held.energy[name])) if name in held.energy else None,
     }
     return attempt.model_copy(update=found)

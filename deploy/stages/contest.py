@@ -20,6 +20,7 @@ from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import compare, race
 from deploy.stages.by_form import weights_alone
 from deploy.stages.by_table import bound, chosen_freely, entered, may_win, or_never
+from deploy.stages.energy import energy_of
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
 from deploy.stages.ladder import ladder_for
@@ -226,12 +227,13 @@ def _float_build(job: Job, entrant: Entrant) -> Entrant:
 
 def figures(job: Job, winner: Entrant, held: Race) -> Comparison:
     """The winner against the file as given: times of the race, and peak memory in a child process each, which
-    takes longer than all else in a build without tuning."""
+    takes longer than all else in a build without tuning; joules where these are the objective."""
     weighs = job.request.tune != "off" or job.request.objective == "memory"
     assert held.times is not None
-    return compare(
+    found = compare(
         (job.given(), held.times[GIVEN]),
         (winner.contender(), held.times[winner.name]),
         job.one_inference(winner.decided.candidate.artifact),
         scratch=job.work / "memory" if weighs else None,
     )
+    return found.model_copy(update={"energy": energy_of(job, winner, held)})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from deploy.measure.latency import Timing
 from deploy.quantize.candidate import Subject
 from deploy.quantize.decide import Decided
@@ -72,8 +74,9 @@ class Race:
     """Who may win, preferred runtimes first; the float builds that INT8 has to beat; times where there are.
 
     ``times`` holds the baseline under `GIVEN` and everybody else by name, ``memory`` the peak bytes of those
-    who were weighed. ``refused`` are forms that eval data did not allow, with what they said of them;
-    ``tuned`` are the settings that were tried of the winner.
+    who were weighed, ``energy`` joules of one inference by round, of the baseline and those who were metered.
+    ``refused`` are forms that eval data did not allow, with what they said of them; ``tuned`` are the
+    settings that were tried of the winner.
     """
 
     entrants: tuple[Entrant, ...]
@@ -81,6 +84,7 @@ class Race:
     times: Mapping[str, Timing] | None = None
     refused: tuple[Entrant, ...] = ()
     memory: Mapping[str, int] = field(default_factory=dict)
+    energy: Mapping[str, np.ndarray] = field(default_factory=dict)
     tuned: tuple[Attempt, ...] = ()
 
     def without(self, runtime: str) -> Race:

@@ -7,10 +7,12 @@ two races, gives way to it. Where no form keeps everything, the one nearest to i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from deploy.measure.latency import Timing, speedup
+import numpy as np
+
+from deploy.measure.latency import Timing, ratio_by_round, speedup
 from deploy.quantize.decide import BY_COSTS, SLOWER_SO, decide_float
 from deploy.spec.manifest import Choice, Lock
 from deploy.spec.project import Objective
@@ -24,6 +26,7 @@ BEST: dict[Objective, str] = {
     "latency": "the fastest within the budget",
     "size": "the smallest within the limits",
     "memory": "the least memory within the limits",
+    "energy": "the least energy within the limits",
     "accuracy": "the most accurate within the limits",
 }
 """Why a form won. A replay knows a float build by it."""
@@ -33,7 +36,8 @@ _BUT_SLOWER = ", though slower than float"
 _NOISE = 0.97
 """A ratio of medians that could be noise, where its interval does not tell."""
 _ALIKE: dict[Objective, float] = {"size": 1.01, "memory": 1.03, "accuracy": 1.0}
-"""How much more than the least is as good: formats differ by names and notes, peaks by chance."""
+"""How much more than the least is as good: formats differ by names and notes, peaks by chance. Joules come
+with an interval."""
 
 
 def pick(job: Job, held: Race) -> Entrant:
@@ -100,12 +104,22 @@ def _best_form(job: Job, held: Race) -> tuple[Entrant, str]:
         found = fastest_of(held, able)
         why = job.why_not_measured or "so it is where nothing is raced"
         return found, "" if len(everybody) == 1 else f"{objective} was not measured: {why}"
-    enough = min(costs[e.name] for e in weighed) * _ALIKE[objective]
-    best = fastest_of(held, [e for e in weighed if costs[e.name] <= enough])
+    best = fastest_of(held, _as_good(objective, held, weighed, costs))
     if len(everybody) == 1 or (not best.integer and any(e is best for e in held.entrants)):
         return best, ""  # nothing else there, or float as accuracy alone had it
     slower = best.integer and held.floats and held.times is not None and _slower_than_float(held, best)
     return best, BEST[objective] + (_BUT_SLOWER if slower else "")
+
+
+def _as_good(
+    objective: Objective, held: Race, weighed: Sequence[Entrant], costs: Mapping[str, float]
+) -> list[Entrant]:
+    """Those who may take as little as the one who takes least."""
+    least = min(weighed, key=lambda e: costs[e.name]).name
+    if objective == "energy":
+        used = held.energy
+        return [e for e in weighed if ratio_by_round(used[e.name], used[least])[1][0] <= 1.0]
+    return [e for e in weighed if costs[e.name] <= costs[least] * _ALIKE[objective]]
 
 
 def contenders(held: Race) -> Iterator[Entrant]:
@@ -123,8 +137,10 @@ def _costs(objective: Objective, held: Race) -> dict[str, float]:
             found[entrant.name] = entrant.decided.candidate.artifact.size_bytes()
         elif objective == "accuracy":  # a gain is luck, and counts as nothing lost
             found[entrant.name] = 0.0 if drop is None else max(drop.drop, 0.0)
-        elif entrant.name in held.memory:
+        elif objective == "memory" and entrant.name in held.memory:
             found[entrant.name] = held.memory[entrant.name]
+        elif objective == "energy" and entrant.name in held.energy:
+            found[entrant.name] = float(np.median(held.energy[entrant.name]))
     return found
 
 

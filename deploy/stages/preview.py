@@ -13,6 +13,7 @@ from deploy.spec.recipe import Recipe
 from deploy.spec.residency import Residency
 from deploy.spec.tensors import Precision
 from deploy.stages import steps
+from deploy.stages.energy import check_objective
 from deploy.stages.job import check_request, subject_for
 from deploy.stages.legalize import legalize
 from deploy.stages.prepare import Prepared
@@ -59,6 +60,7 @@ class Preview:
 def preview(request: Request, cache: Cache, record: Record) -> Preview:
     """Read and clean the model, open the data, ask the backends of every node. Raises what a build raises."""
     target = find_target(request.target, request.runtime)
+    check_objective(request)
     source = steps.read_source(request, cache, record)
     prepared = steps.clean(source, request, cache, record)
     request, followed = follow_lock(request, target, prepared)

@@ -94,7 +94,8 @@ def tuned(job: Job, winner: Entrant, held: Race) -> tuple[Entrant, Race]:
     As they were where nothing was timed, nothing is to be tried, or a lock says what to take.
     """
     seconds = _SECONDS[job.request.tune]
-    if held.times is None or not seconds or job.lock is not None or job.request.objective == "memory":
+    other_aim = job.request.objective in ("memory", "energy")  # it was weighed under the settings as they are
+    if held.times is None or not seconds or job.lock is not None or other_aim:
         return winner, held
     tuning = _tried(job, winner, seconds)
     better = _fastest(tuning.times)

@@ -1,4 +1,4 @@
-"""What an objective has to know beyond the clock: the score of float builds, and memory while running."""
+"""What an objective has to know beyond the clock: scores of float builds, memory and joules while running."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from deploy.measure.memory import peak_memory
 from deploy.quantize.decide import decide_float
+from deploy.stages.energy import metered
 from deploy.stages.entrants import Entrant, Race
 from deploy.stages.job import Job
 from deploy.stages.limits import fits
 from deploy.stages.pick import BEST, contenders, fastest_of
 
 _MOST_WEIGHED = 8
-"""Forms that are run for their memory, each in a process of its own."""
+"""Forms that are run for their memory, each in a process of its own, or for their energy."""
 
 
 def weigh(job: Job, held: Race) -> Race:
@@ -21,6 +22,8 @@ def weigh(job: Job, held: Race) -> Race:
     if held.times is None or objective == "latency" or len(tuple(contenders(held))) == 1:
         return held
     held = replace(held, floats=tuple(_scored(job, e) for e in held.floats))
+    if objective == "energy":
+        return metered(job, held, [e for e in contenders(held) if fits(job, e, held)][:_MOST_WEIGHED])
     if objective != "memory":
         return held
     able = [e for e in contenders(held) if fits(job, e, held) and e.name not in held.memory]

@@ -21,7 +21,16 @@ from deploy.bundle.report.hardware import Hardware, hardware
 from deploy.bundle.report.ladder import RungRow, rungs
 from deploy.bundle.report.origin import Origin, origin
 from deploy.bundle.report.running import Running, running
-from deploy.bundle.report.summary import Fact, Kind, Row, context, reasons, rows, sentence
+from deploy.bundle.report.summary import (
+    Fact,
+    Kind,
+    Row,
+    context,
+    energy_note,
+    reasons,
+    rows,
+    sentence,
+)
 from deploy.bundle.report.units import Unit, units
 from deploy.errors import printable
 from deploy.spec.manifest import Evaluation, KnownHazard, StageTime
@@ -45,8 +54,15 @@ class AttemptRow:
     latency: str
     speed: str
     memory: str
+    energy: str
     outcome: str
     chosen: bool
+
+
+def weighings(attempts: Sequence[AttemptRow]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The columns that only some objectives fill, each with its head: memory and energy."""
+    columns = (("memory", tuple(a.memory for a in attempts)), ("energy", tuple(a.energy for a in attempts)))
+    return tuple((head, cells) for head, cells in columns if any(cells))
 
 
 @dataclass(frozen=True)
@@ -139,7 +155,11 @@ def report(bundle: Bundle) -> Report:
 def explained_by(bundle: Bundle) -> Whys:
     """Why each block is computed as it is. Its texts are as the bundle has them: see `cleaned`."""
     measured, scores = bundle.measurements, bundle.manifest.evaluation
-    return whys(measured.explained, measured.blocks, "" if scores is None else scores.unit)
+    found = whys(measured.explained, measured.blocks, "" if scores is None else scores.unit)
+    if measured.comparison is None or (used := measured.comparison.energy) is None:
+        return found
+    told = f"energy: {figures.joules(used.artifact)}, the file as given {figures.joules(used.baseline)}"
+    return replace(found, notes=(*found.notes, f"{told}: {energy_note(measured.comparison)}"))
 
 
 def _attempts(attempts: tuple[Attempt, ...], scores: Evaluation | None) -> tuple[AttemptRow, ...]:
@@ -154,6 +174,7 @@ def _attempts(attempts: tuple[Attempt, ...], scores: Evaluation | None) -> tuple
             latency="" if attempt.latency_ms is None else figures.milliseconds(attempt.latency_ms.p50),
             speed="" if attempt.speed is None else figures.times(attempt.speed),
             memory="" if attempt.peak_memory_bytes is None else figures.size(attempt.peak_memory_bytes),
+            energy="" if attempt.joules is None else figures.joules(attempt.joules),
             outcome=attempt.outcome,
             chosen=attempt.outcome == "chosen",
         )

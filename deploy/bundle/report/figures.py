@@ -23,6 +23,14 @@ def milliseconds(value: float) -> str:
     return f"{digits(value)} ms"
 
 
+def joules(value: float) -> str:
+    """``2.5 J``, ``41.2 mJ``, ``812 µJ``, three digits."""
+    for unit, factor in (("J", 1.0), ("mJ", 1e3)):
+        if value * factor >= 0.9995:
+            return f"{digits(value * factor)} {unit}"
+    return f"{digits(value * 1e6)} µJ"
+
+
 def seconds(value: float) -> str:
     """``0.42 s``, ``3.1 s``, ``2 min 05 s``."""
     if value >= 60:

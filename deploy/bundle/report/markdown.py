@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from deploy.bundle.report import ablation, figures, ladder
 from deploy.bundle.report.blocks import BlockRow, Blocks
-from deploy.bundle.report.content import IN_SIGHT, ClassRow, Report
+from deploy.bundle.report.content import IN_SIGHT, ClassRow, Report, weighings
 from deploy.bundle.report.explained import HEADER, RIGHT, Whys
 from deploy.bundle.report.summary import Fact
 from deploy.bundle.report.units import BLOCK_HEADER, RULE_HEADER, Unit
@@ -44,19 +44,19 @@ def _lines(content: Report) -> Iterator[str]:
     yield from ("", *_facts(content.context))
     if content.attempts:
         yield from ("", "## What was tried", "")
-        weighed = any(a.memory for a in content.attempts)
+        weighed = weighings(content.attempts)
         header = ("form", "runtime", "score", "change", "file", "p50", "speed")
         yield from _table(
-            (*header, *(["memory"] if weighed else []), "outcome"),
+            (*header, *(head for head, _ in weighed), "outcome"),
             [
                 (
                     *(a.name, a.runtime, a.score, a.drop, a.size, a.latency, a.speed),
-                    *([a.memory] if weighed else []),
+                    *(cells[i] for _, cells in weighed),
                     a.outcome,
                 )
-                for a in content.attempts
+                for i, a in enumerate(content.attempts)
             ],
-            right=(2, 3, 4, 5, 6, 7) if weighed else (2, 3, 4, 5, 6),
+            right=range(2, 7 + len(weighed)),
         )
     yield from _compression(content)
     yield from _rungs(content)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deploy.bundle.read import Bundle
 from deploy.bundle.report.blocks import BlockRow
-from deploy.bundle.report.content import IN_SIGHT, Report, report
+from deploy.bundle.report.content import IN_SIGHT, Report, report, weighings
 from deploy.bundle.report.explained import HEADER, RIGHT
 from deploy.bundle.report.units import BLOCK_HEADER, RULE_HEADER
 from deploy.errors import BackendError
@@ -43,6 +43,7 @@ def html(content: Report) -> str:
         return _template(environment).render(
             report=content,
             in_sight=IN_SIGHT,
+            weighed=weighings(content.attempts),
             strips=strips(content),
             why_header=HEADER,
             why_right=RIGHT,

@@ -68,7 +68,8 @@ def reasons(bundle: Bundle) -> tuple[str, ...]:
 
 
 def rows(bundle: Bundle) -> tuple[Row, ...]:
-    """Float against artifact: metric, latency, file, weights and peak memory, as far as they are known."""
+    """Float against artifact: metric, latency, file, weights, peak memory and energy, as far as they are
+    known."""
     manifest, comparison = bundle.manifest, bundle.measurements.comparison
     sizes = manifest.size_bytes
     return (
@@ -77,6 +78,7 @@ def rows(bundle: Bundle) -> tuple[Row, ...]:
         _size_row("file", sizes.baseline, sizes.artifact),
         _size_row("weights", sizes.baseline_weights, sizes.weights),
         *_memory_rows(comparison),
+        *_energy_rows(comparison),
     )
 
 
@@ -114,6 +116,28 @@ def _memory_rows(comparison: Comparison | None) -> list[Row]:
         return []
     before, after = comparison.baseline.peak_memory_bytes, comparison.artifact.peak_memory_bytes
     return [] if before is None or after is None else [_size_row("peak memory", before, after)]
+
+
+def _energy_rows(comparison: Comparison | None) -> list[Row]:
+    if comparison is None or comparison.energy is None:
+        return []
+    used = comparison.energy
+    ratio, (low, high) = used.saving, used.interval
+    change = f"{figures.times(ratio)} less" if ratio >= 1 else f"{figures.times(1 / ratio)} more"
+    if 1 / _VISIBLE < ratio < _VISIBLE:
+        change = "as much"
+    change += f" (95 %: {low:.2f} to {high:.2f})"
+    before, after = figures.joules(used.baseline), figures.joules(used.artifact)
+    return [Row("energy", before, after, change, "good" if low > 1 else "")]
+
+
+def energy_note(comparison: Comparison | None) -> str:
+    """What the joules are made of; empty where there are none."""
+    if comparison is None or comparison.energy is None:
+        return ""
+    return (
+        f"one inference, by {', '.join(comparison.energy.counters)}: all that these use, idle power included"
+    )
 
 
 def _size_row(name: str, before: int, after: int) -> Row:
@@ -163,6 +187,8 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
         facts.append(
             Fact("measured on", f"{where.device}, {threads}, batch {where.batch}, in turn with float{other}")
         )
+        note = energy_note(measured.comparison)
+        facts += [Fact("energy of", note)] if note else []
         facts += [Fact("in doubt", doubt) for doubt in measured.doubts]
     elif measured.why_not:
         facts.append(Fact("not measured", measured.why_not))

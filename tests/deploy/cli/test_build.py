@@ -98,6 +98,7 @@ def test_json_is_one_object_and_alone_on_stdout(deploy: Deploy, pipeline: Pipeli
             "speedup": 2.73,
         },
         "peak_memory_bytes": {"baseline": 9_000_000, "artifact": 6_000_000},
+        "energy": None,
         "compression": None,
         "front": [],
         "stages": [
@@ -175,6 +176,20 @@ def test_a_wrong_limit_or_point_is_one_clear_message(
     code, out, err = deploy("build", "m.onnx", "-t", "x86-cpu", *words)
     assert (code, out, pipeline.requests) == (2, "", [])
     assert err.startswith("error: ") and err.count("error:") == 1 and "hint: " in err
+
+
+@pytest.mark.parametrize("more", [(), ("--tune", "off"), ("--dry-run",)], ids=["quick", "off", "dry"])
+def test_energy_that_cannot_be_known_is_refused_before_anything_is_built(
+    deploy: Deploy, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("deploy.measure.energy.ROOT", Path("no-such-folder"))
+    monkeypatch.setattr("deploy.stages.target.Target.stands_here", lambda self: self.name != "jetson")
+    said = deploy("build", "m.onnx", "-t", "x86-cpu", "--objective", "energy", *more)
+    assert said[:2] == (6, "") and pipeline.requests == []
+    assert said[2].startswith("error: this machine shows no counter of joules") and "hint: " in said[2]
+    code, out, err = deploy("build", "m.onnx", "-t", "jetson", "--objective", "energy", *more)
+    assert (code, out, pipeline.requests) == (2, "", [])
+    assert err.startswith("error: energy cannot be made least for NVIDIA Jetson")
 
 
 @pytest.mark.parametrize("flag", [(), ("--json",), ("--quiet",)])

@@ -59,6 +59,23 @@ def test_one_broken_backend_of_several_is_told_but_not_fatal(
     assert code == 0 and "reinstall it" in out
 
 
+def test_whether_energy_can_be_counted(deploy: Deploy, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a folder that stands for the machine's own."""
+    monkeypatch.setattr("deploy.measure.energy.ROOT", here / "sys")
+
+    def found() -> dict[str, object]:
+        code, out, _ = deploy("doctor", "--json")
+        assert code == 0, "a build needs none"
+        return next(check for check in json.loads(out)["checks"] if check["name"] == "energy")
+
+    assert "no --objective energy" in str(found()["found"]) and "modprobe" in str(found()["remedy"])
+    zone = here / "sys" / "powercap" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    for file, text in (("name", "package-0"), ("energy_uj", "1"), ("max_energy_range_uj", "9")):
+        (zone / file).write_text(text)
+    assert (found()["found"], found()["remedy"]) == ("counted by package-0", "")
+
+
 def test_a_cache_that_cannot_be_written(deploy: Deploy, here: Path) -> None:
     (here / "file").write_text("")
     code, out, _ = deploy("doctor", "--cache", here / "file")

@@ -32,7 +32,7 @@ from deploy.spec.manifest import (
     StageTime,
     Verification,
 )
-from deploy.spec.measurement import Attempt, BlockTime, Comparison, Conditions, Latency, Measurement
+from deploy.spec.measurement import Attempt, BlockTime, Comparison, Conditions, Energy, Latency, Measurement
 from deploy.spec.overlay import Cost, Failure, Machine, Overlay, RuntimeCosts
 from deploy.spec.plan import BlockPlan, Plan, QuantParams, TensorPlan, differences
 from deploy.spec.profile import Figure, Profile, QuantRules, Runtime, Sparsity
@@ -158,10 +158,25 @@ MANIFEST = Manifest(
     seed=0,
 )
 MEASUREMENTS = Measurements(
-    comparison=Comparison(baseline=MEASURED, artifact=MEASURED, speedup=1.0, interval=(0.9, 1.1)),
+    comparison=Comparison(
+        baseline=MEASURED,
+        artifact=MEASURED,
+        speedup=1.0,
+        interval=(0.9, 1.1),
+        energy=Energy(
+            baseline=0.2, artifact=0.1, saving=2.0, interval=(1.9, 2.1), counters=("package-0", "package-1")
+        ),
+    ),
     attempts=(
         Attempt(
-            name="int8", runtime="ort", precision={"int8": 3}, bytes=1000, score=0.9, drop=0.01, speed=1.5
+            name="int8",
+            runtime="ort",
+            precision={"int8": 3},
+            bytes=1000,
+            score=0.9,
+            drop=0.01,
+            speed=1.5,
+            joules=0.1,
         ),
     ),
     blocks=(BlockTime(id="conv1", float_ms=0.2, ms=0.1), BlockTime(id="tail")),

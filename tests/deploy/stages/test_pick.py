@@ -31,6 +31,7 @@ class Form:
     size: int
     drop: float = 0.0
     memory: int | None = None
+    joules: tuple[float, ...] | None = None
     scored: bool = True
 
 
@@ -66,7 +67,8 @@ class Arena:
         times = {GIVEN: timing(self.given_ms)} | {name(f): timing(f.ms) for f in everybody}
         memory = {name(f): f.memory for f in everybody if f.memory is not None}
         entrants, floats = (tuple(map(self.entrant, part)) for part in (self.entrants, self.floats))
-        return Race(entrants, floats, times if self.timed else None, memory=memory)
+        energy = {name(f): np.asarray(f.joules) for f in everybody if f.joules is not None}
+        return Race(entrants, floats, times if self.timed else None, memory=memory, energy=energy)
 
     def entrant(self, form: Form) -> Entrant:
         artifact = SimpleNamespace(size_bytes=lambda: form.size, memory_bytes={})
@@ -210,6 +212,34 @@ class TestMemory:
         assert dark.reason() == "memory was not measured: measuring was switched off"
 
 
+class TestEnergy:
+    STEADY = (0.5,) * 8
+    MORE = (0.51,) * 8
+    UNCLEAR = (0.45, 0.6) * 4
+
+    def test_the_least_wins_though_slower(self) -> None:
+        forms = replace(FAST, joules=self.MORE), replace(SMALL, joules=self.STEADY)
+        assert arena(*forms, objective="energy").won == "b int8"
+        assert arena(*forms, objective="energy").reason() == f"{BEST['energy']}, though slower than float"
+
+    def test_of_those_whom_the_interval_does_not_tell_apart_the_faster(self) -> None:
+        forms = replace(FAST, joules=self.UNCLEAR), replace(SMALL, joules=self.STEADY)
+        assert arena(*forms, objective="energy").won == "a int8"
+
+    def test_a_float_build_may_win(self) -> None:
+        forms = replace(FAST, joules=self.MORE), replace(SMALL, joules=self.MORE)
+        floats = (replace(PLAIN_A, joules=self.STEADY),)
+        assert arena(*forms, objective="energy", floats=floats).won == "a float"
+
+    def test_within_the_limits(self) -> None:
+        forms = replace(FAST, joules=self.MORE), replace(SMALL, joules=self.STEADY)
+        assert arena(*forms, objective="energy", budget=Budget(max_latency_ms=2.0)).won == "a int8"
+
+    def test_unmeasured_is_said(self) -> None:
+        dark = arena(objective="energy", timed=False)
+        assert dark.reason() == "energy was not measured: measuring was switched off"
+
+
 class TestAccuracy:
     def test_the_least_drop_wins(self) -> None:
         forms = arena(objective="accuracy", floats=(scored(PLAIN_A), scored(PLAIN_B)))
@@ -270,5 +300,6 @@ def test_a_replay_knows_why_blocks_are_float() -> None:
     assert said("precision", "bf16", SLOWER) == SLOWER
     assert said("INT8 blocks", "3 of 4", BY_COSTS) == SLOWER_SO
     assert said("precision", "float", BEST["accuracy"]) == BEST["accuracy"]
+    assert said("precision", "float", BEST["energy"]) == BEST["energy"]
     assert said("precision", "int8", BEST["accuracy"]) == "", "its float blocks are so for accuracy's sake"
     assert said("point", "1 of 3", PICKED) == PICKED

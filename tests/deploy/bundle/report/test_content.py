@@ -9,8 +9,11 @@ import pytest
 
 from deploy.bundle.read import Bundle, load_bundle
 from deploy.bundle.report.content import cleaned, report
+from deploy.bundle.report.markdown import markdown
+from deploy.bundle.report.page import html
 from deploy.bundle.report.summary import Fact, context, rows
 from deploy.errors import UsageError
+from deploy.spec.measurement import Energy
 
 
 def test_the_verdict_comes_with_its_numbers(full: Bundle, built: Bundle):
@@ -30,6 +33,64 @@ def test_float_against_artifact(full: Bundle):
     assert rows["latency p99"].after == "1.20 ms"
     assert rows["peak memory"].change == "10.00 × smaller"
     assert set(rows) >= {"file", "weights", "latency p95"}
+
+
+def metered(full: Bundle, **changed: object) -> Bundle:
+    """The bundle where energy was the objective."""
+    used = Energy(
+        baseline=0.0412,
+        artifact=0.0103,
+        saving=4.0,
+        interval=(3.9, 4.1),
+        counters=("package-0", "package-0 dram"),
+    ).model_copy(update=changed)
+    measured = full.measurements
+    assert measured.comparison is not None
+    attempts = tuple(
+        attempt.model_copy(update={"joules": joules})
+        for attempt, joules in zip(measured.attempts, (0.0412, 0.0103), strict=True)
+    )
+    comparison = measured.comparison.model_copy(update={"energy": used})
+    return replace(
+        full, measurements=measured.model_copy(update={"comparison": comparison, "attempts": attempts})
+    )
+
+
+def test_energy_is_told_where_it_was_measured_and_only_there(full: Bundle):
+    found = report(metered(full))
+    row = next(row for row in found.rows if row.name == "energy")
+    assert (row.before, row.after, row.kind) == ("41.2 mJ", "10.3 mJ", "good")
+    assert row.change == "4.00 × less (95 %: 3.90 to 4.10)"
+    assert [a.energy for a in found.attempts] == ["41.2 mJ", "10.3 mJ"]
+    assert any("package-0 dram" in fact.value and "idle" in fact.value for fact in found.context)
+    assert any(note.startswith("energy: 10.3 mJ") for note in found.whys.notes), "--explain says it too"
+    plain = report(full)
+    assert all(row.name != "energy" for row in plain.rows) and not any(a.energy for a in plain.attempts)
+    assert not any("energy" in text for text in (*plain.whys.notes, *(fact.name for fact in plain.context)))
+
+
+@pytest.mark.parametrize(
+    ("saving", "interval", "said"),
+    [
+        (0.5, (0.4, 0.6), "2.00 × more (95 %: 0.40 to 0.60)"),
+        (1.0, (0.9, 1.1), "as much (95 %: 0.90 to 1.10)"),
+    ],
+)
+def test_energy_that_was_not_saved_is_not_praised(
+    full: Bundle, saving: float, interval: tuple[float, float], said: str
+):
+    row = next(row for row in rows(metered(full, saving=saving, interval=interval)) if row.name == "energy")
+    assert (row.change, row.kind) == (said, "")
+
+
+def test_every_renderer_has_a_column_of_energy_where_there_is_any(full: Bundle):
+    found = metered(full)
+    for text in (markdown(report(found)), html(report(found))):
+        assert text.count("10.3 mJ") >= 2, "beside the float file, and among the attempts"
+    head = next(line for line in markdown(report(found)).splitlines() if line.startswith("| form"))
+    assert head == "| form | runtime | score | change | file | p50 | speed | energy | outcome |"
+    assert ">Energy</th>" in html(report(found))
+    assert "Energy" not in html(report(full)) and "energy" not in markdown(report(full))
 
 
 def test_the_interval_of_a_gain_is_that_of_the_gain(full: Bundle):

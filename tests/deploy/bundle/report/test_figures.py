@@ -20,6 +20,15 @@ def test_sizes(value: int, text: str) -> None:
     assert figures.size(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(12.34, "12.3 J"), (1.0, "1.00 J"), (0.99949, "999 mJ"), (0.99951, "1.00 J"), (0.0412, "41.2 mJ"),
+     (812e-6, "812 µJ"), (5e-7, "0.500 µJ")],
+)  # fmt: skip
+def test_joules(value: float, text: str) -> None:
+    assert figures.joules(value) == text
+
+
 @pytest.mark.parametrize(("value", "text"), [(7, "7"), (308_074, "308 k"), (11_173_962, "11.2 M")])
 def test_counts(value: int, text: str) -> None:
     assert figures.count(value) == text
