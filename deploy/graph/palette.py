@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,12 +122,27 @@ def shared_palette(array: np.ndarray, axis: int, forms: PaletteForms = ANY_PALET
             array = array.astype(np.float16)
         if not np.isfinite(array).all():
             return None
-    tried = [palette_of(array)]
-    tried += [palette_of(array, axis, size) for size in forms.sizes(array.shape[axis])]
     kept = int(np.count_nonzero(_bits(array)))
+    plain = forms.plain_bytes(array)
+    tried = [palette_of(array)]
+    for size in forms.sizes(array.shape[axis]):
+        if _least_bytes(array, axis, size, kept, forms) < plain:
+            tried.append(palette_of(array, axis, size))
     found = [way for palette in tried if palette is not None for way in _ways(palette, kept, forms)]
     best = min(found, key=lambda way: way.bytes, default=None)
-    return best if best is not None and best.bytes < forms.plain_bytes(array) else None
+    return best if best is not None and best.bytes < plain else None
+
+
+def _least_bytes(array: np.ndarray, axis: int, size: int, kept: int, forms: PaletteForms) -> float:
+    """No palette of ``size`` neighbours takes less: what it would take if each group had as few values as the
+    first numbers of the first one. Trained weights, of which hardly two are equal, are told by these alone."""
+    first = np.unique(_bits(np.moveaxis(array, axis, 0)[:size].ravel()[: 2 * MOST]))
+    groups = -(-array.shape[axis] // size)
+    ways = [_stored_bytes(len(first), groups, array.itemsize, array.size, forms)]
+    if forms.masks == "palettes":
+        values = int(np.count_nonzero(first))
+        ways.append(_stored_bytes(max(1, values), groups, array.itemsize, kept, forms))
+    return min(taken for _, taken in ways)
 
 
 def _ways(palette: Palette, kept: int, forms: PaletteForms) -> list[Shared]:
@@ -138,10 +154,18 @@ def _ways(palette: Palette, kept: int, forms: PaletteForms) -> list[Shared]:
         ways.append((without_zeros(palette).codebook.shape[1], kept, -(-count // 8)))
     found = []
     for held, indices, mask in ways:
-        if (bits := forms.bits_for(held)) is not None:
-            book = int(groups * palette.codebook.itemsize) << bits
-            found.append(Shared(palette, bits, book + -(-indices * bits // 8) + mask, mask > 0))
+        bits, taken = _stored_bytes(held, groups, palette.codebook.itemsize, indices, forms)
+        if bits is not None:
+            found.append(Shared(palette, bits, int(taken) + mask, mask > 0))
     return found
+
+
+def _stored_bytes(
+    values: int, groups: int, itemsize: int, indices: int, forms: PaletteForms
+) -> tuple[int | None, float]:
+    """The bits of an index, and the bytes of codebooks and indices; infinitely many where no index is so wide."""
+    bits = forms.bits_for(values)
+    return (None, math.inf) if bits is None else (bits, (groups * itemsize << bits) + -(-indices * bits // 8))
 
 
 def without_zeros(palette: Palette) -> Palette:

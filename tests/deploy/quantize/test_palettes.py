@@ -9,7 +9,7 @@ from deploy.compress.cluster import cluster
 from deploy.compress.codec import decode, encode
 from deploy.frontend import onnx_file
 from deploy.graph.edit import constant
-from deploy.graph.palette import palette_of, shared_palette
+from deploy.graph.palette import PaletteForms, palette_of, shared_palette
 from deploy.graph.qdq import data_digest
 from deploy.quantize.candidate import build_candidate
 from deploy.quantize.palettes import palettes_of
@@ -64,3 +64,25 @@ def test_a_palette_that_the_plan_does_not_have_is_a_difference(graph) -> None:
     assert differences(plan, plan) == differences(plan, bare) == []
     assert "w1: other values" in differences(plan, plan.model_copy(update={"palettes": {"w1": other}}))[0]
     assert "w2: a palette" in differences(bare, plan.model_copy(update={"palettes": palettes}))[1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_palette_is_passed_over(seed: int) -> None:
+    """Whole palettes of every size are few bytes where they are, whatever the first channels look like."""
+    generator = np.random.default_rng(seed)
+    channels = int(generator.integers(2, 40))
+    values = generator.normal(size=int(generator.choice([2, 5, 17, 300]))).astype(np.float32)
+    array = values[generator.integers(0, len(values), (channels, 24))]
+    array *= generator.choice([0.5, 1.0, 3.0], (channels, 1)).astype(np.float32)
+    forms = PaletteForms()
+    every = [palette_of(array), *(palette_of(array, 0, size) for size in forms.sizes(channels))]
+    least = min(
+        (len(p.codebook) * 4 * 2**p.bits + -(-array.size * p.bits // 8) for p in every if p is not None),
+        default=array.nbytes,
+    )
+    found = shared_palette(array, 0, forms)
+    if least >= array.nbytes:
+        assert found is None
+    else:
+        assert found.bytes == least
+        np.testing.assert_array_equal(found.palette.values(), array)
