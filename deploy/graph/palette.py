@@ -124,18 +124,16 @@ def shared_palette(array: np.ndarray, axis: int, forms: PaletteForms = ANY_PALET
             return None
     kept = int(np.count_nonzero(_bits(array)))
     plain = forms.plain_bytes(array)
-    tried = [palette_of(array)]
-    for size in forms.sizes(array.shape[axis]):
-        if _least_bytes(array, axis, size, kept, forms) < plain:
-            tried.append(palette_of(array, axis, size))
+    sizes = [n for n in forms.sizes(array.shape[axis]) if _least_bytes(array, axis, n, kept, forms) < plain]
+    tried = [palette_of(array), *(palette_of(array, axis, size) for size in sizes)]
     found = [way for palette in tried if palette is not None for way in _ways(palette, kept, forms)]
     best = min(found, key=lambda way: way.bytes, default=None)
     return best if best is not None and best.bytes < plain else None
 
 
 def _least_bytes(array: np.ndarray, axis: int, size: int, kept: int, forms: PaletteForms) -> float:
-    """No palette of ``size`` neighbours takes less: what it would take if each group had as few values as the
-    first numbers of the first one. Trained weights, of which hardly two are equal, are told by these alone."""
+    """No palette of ``size`` neighbours takes less: what it would take if each group had as few values as
+    the first numbers of the first one. By these alone trained weights, hardly two of them equal, are told."""
     first = np.unique(_bits(np.moveaxis(array, axis, 0)[:size].ravel()[: 2 * MOST]))
     groups = -(-array.shape[axis] // size)
     ways = [_stored_bytes(len(first), groups, array.itemsize, array.size, forms)]
@@ -163,7 +161,7 @@ def _ways(palette: Palette, kept: int, forms: PaletteForms) -> list[Shared]:
 def _stored_bytes(
     values: int, groups: int, itemsize: int, indices: int, forms: PaletteForms
 ) -> tuple[int | None, float]:
-    """The bits of an index, and the bytes of codebooks and indices; infinitely many where no index is so wide."""
+    """The bits of an index, and the bytes of codebooks and indices: infinitely many if no index is so wide."""
     bits = forms.bits_for(values)
     return (None, math.inf) if bits is None else (bits, (groups * itemsize << bits) + -(-indices * bits // 8))
 
