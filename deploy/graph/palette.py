@@ -161,7 +161,7 @@ def _ways(palette: Palette, kept: int, forms: PaletteForms) -> list[Shared]:
 def _stored_bytes(
     values: int, groups: int, itemsize: int, indices: int, forms: PaletteForms
 ) -> tuple[int | None, float]:
-    """The bits of an index, and the bytes of codebooks and indices: infinitely many if no index is so wide."""
+    """The bits of an index, and the bytes of codebooks and indices: infinitely many where none is so wide."""
     bits = forms.bits_for(values)
     return (None, math.inf) if bits is None else (bits, (groups * itemsize << bits) + -(-indices * bits // 8))
 
