@@ -1,20 +1,25 @@
 """Reads ``.npz`` and ``.npy`` files as streams: memory does not depend on the number of samples.
 
 An ``.npz`` is a zip of ``.npy`` files (numpy.lib.format). Members that are stored plainly are read at their
-position in the file, a few samples at a time; deflated ones in order, chunk by chunk. Positioned reads are
-preferred to a memory map since mapped pages would count as memory of the process. Pickles are never read.
+position in the file, a few samples at a time. Deflated ones are unpacked once into a temporary file and read
+from there, since a build reads its samples for each candidate anew; very large ones are unpacked in order,
+chunk by chunk, in every pass. Positioned reads are preferred to a memory map since mapped pages would count
+as memory of the process. Pickles are never read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
+import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -30,12 +35,17 @@ _WHOLE_LIMIT = 256 << 20
 _BOMB_RATIO, _BOMB_BYTES = 200, 4 << 30
 """A member that expands by more than this factor to more than so many bytes is taken for a zip bomb."""
 _SAMPLE_LIMIT = 1 << 30
+_UNPACKED_LIMIT = 1 << 30
+"""Largest deflated array that is unpacked into a temporary file."""
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where an array lies: ``stored_at`` is the file position of ``stored_bytes`` bytes, packed or plain."""
+    """Where an array lies: ``stored_at`` is the file position of ``stored_bytes`` bytes, packed or plain.
+
+    ``member`` is its name in the archive where it is deflated.
+    """
 
     column: Column
     column_major: bool
@@ -44,13 +54,23 @@ class _Stored:
     stored_bytes: int
     member: str | None = None
 
+    @property
+    def bytes(self) -> int:
+        """Of all samples, unpacked."""
+        return self.column.row_bytes * self.column.shape[0]
+
 
 @dataclass(frozen=True)
 class NumpyFile:
-    """An opened ``.npz`` or ``.npy``: only headers were read. ``member`` is set where data are deflated."""
+    """An opened ``.npz`` or ``.npy``: only headers were read.
+
+    ``unpacked`` are the deflated arrays that were read before, each in a temporary file without its header,
+    which goes when the object does.
+    """
 
     path: Path
     arrays: Mapping[str, _Stored]
+    unpacked: dict[str, Path] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def origin(self) -> str:
@@ -85,17 +105,37 @@ class NumpyFile:
 
     def _reader(self, name: str, selected: np.ndarray, size: int, stack: ExitStack) -> Iterator[np.ndarray]:
         stored = self.arrays[name]
-        stream = self._open(stored, stack)
+        stream = self._open(name, stack)
         if stored.column_major:
             return _whole(self.path, name, stored, stream, selected, size)
         return _in_order(self.path, name, stored.column, stream, selected, size)
 
-    def _open(self, stored: _Stored, stack: ExitStack) -> IO[bytes]:
+    def _open(self, name: str, stack: ExitStack) -> IO[bytes]:
         """A stream at the first byte of the first sample."""
+        stored = self.arrays[name]
         if stored.member is None:
-            file = stack.enter_context(self.path.open("rb", buffering=0))
-            file.seek(stored.stored_at + stored.header_bytes)
-            return file
+            return _at(self.path, stored.stored_at + stored.header_bytes, stack)
+        if stored.bytes > _UNPACKED_LIMIT:
+            return self._deflated(stored, stack)
+        if name not in self.unpacked:
+            self._unpack(name, stored)
+        return _at(self.unpacked[name], 0, stack)
+
+    def _unpack(self, name: str, stored: _Stored) -> None:
+        try:
+            descriptor, copy = tempfile.mkstemp(prefix="deploy-", suffix=".raw")
+            weakref.finalize(self, Path.unlink, Path(copy), missing_ok=True)
+            with os.fdopen(descriptor, "wb") as file, ExitStack() as stack:
+                _copy(self._deflated(stored, stack), file, stored.bytes, self.path, name)
+        except OSError as e:
+            raise DataError(
+                f"{self.path}: array '{name}' cannot be unpacked to {stored.bytes:,} bytes: {e}",
+                hint="let TMPDIR name a folder with room, or save the data uncompressed, with np.savez",
+            ) from e
+        self.unpacked[name] = Path(copy)
+
+    def _deflated(self, stored: _Stored, stack: ExitStack) -> IO[bytes]:
+        assert stored.member is not None
         archive = stack.enter_context(zipfile.ZipFile(self.path))
         stream = stack.enter_context(archive.open(stored.member))
         stream.read(stored.header_bytes)
@@ -201,6 +241,20 @@ def _header(origin: str, name: str, stream: IO[bytes]) -> tuple[Column, bool]:
             hint="the first axis of an array must be samples",
         )
     return column, bool(column_major) and len(column.shape) > 1
+
+
+def _at(path: Path, position: int, stack: ExitStack) -> IO[bytes]:
+    file = stack.enter_context(path.open("rb", buffering=0))
+    file.seek(position)
+    return file
+
+
+def _copy(stream: IO[bytes], file: IO[bytes], count: int, path: Path, name: str) -> None:
+    scratch = memoryview(bytearray(min(count, _PIECE)))
+    for start in range(0, count, _PIECE):
+        part = scratch[: min(_PIECE, count - start)]
+        _fill(stream, part, path, name)
+        file.write(part)
 
 
 def _in_order(

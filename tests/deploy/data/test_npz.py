@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import tracemalloc
 import zipfile
@@ -94,6 +95,40 @@ def test_the_digest_is_that_of_the_arrays_that_are_read(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{name}.npz", y=LABELS, x=x)
     a, b, c = (open_dataset(tmp_path / f"{n}.npz", [X]).digest for n in "abc")
     assert a == b != c
+
+
+def test_packed_arrays_are_unpacked_once_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "d.npz", x=SAMPLES)
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(copies))
+    dataset = open_dataset(tmp_path / "d.npz", [X])
+    assert not list(copies.iterdir())
+    read(dataset)
+    (only,) = copies.iterdir()
+    assert only.stat().st_size == SAMPLES.nbytes
+    np.testing.assert_array_equal(read(dataset.select(np.arange(3, 9)))[0], SAMPLES[3:9])
+    assert list(copies.iterdir()) == [only]
+    del dataset
+    gc.collect()
+    assert not list(copies.iterdir())
+
+
+def test_no_room_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "d.npz", x=SAMPLES)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    assert f"{SAMPLES.nbytes:,} bytes" in problem(tmp_path / "d.npz")
+
+
+def test_very_large_packed_arrays_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "d.npz", x=SAMPLES)
+    monkeypatch.setattr("deploy.data.npz._UNPACKED_LIMIT", SAMPLES.nbytes - 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    dataset = open_dataset(tmp_path / "d.npz", [X])
+    np.testing.assert_array_equal(read(dataset)[0], SAMPLES)
+    np.testing.assert_array_equal(read(dataset.select(np.arange(3, 50, 5)))[0], SAMPLES[3::5])
 
 
 def test_not_an_npz(tmp_path: Path) -> None:
