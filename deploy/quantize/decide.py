@@ -189,10 +189,11 @@ def decide_mixed(
     progress: Progress,
     given: Decided | None = None,
     sparse: SparseWeights = NO_SPARSE_WEIGHTS,
+    enough: float = 1.0,
 ) -> Decided | None:
     """The fastest mixture of float and integer blocks by the ``costs`` of kernels; None where there is none
     within the ``allowance`` (``max_drop`` where that is not given), or it is what was decided by accuracy
-    alone (``given``).
+    alone (``given``). One is fast ``enough`` where any faster one would take that share of its time at least.
 
     ``sqnr``: see `noise`. Blocks may have the 2:4 zeros of ``sparse``, too, where there is a ``judge``.
     Raises LookupError and UnknownSizeError where costs are not known.
@@ -215,7 +216,8 @@ def decide_mixed(
         return search.score(thinned(sparse_blocks), float_blocks, sqnr)
 
     limit = max_drop if allowance is None else allowance
-    found = mixture(problem, able, scored if judge is not None else None, limit, progress)
+    score = scored if judge is not None else None
+    found = mixture(problem, able, score, limit, progress, enough=enough)
     if found is None:
         return None
     if given is not None and found.float_blocks == given.float_blocks and not found.sparse_blocks:

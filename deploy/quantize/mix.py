@@ -53,11 +53,14 @@ def mixture(
     progress: Progress,
     *,
     budget: float = math.inf,
+    enough: float = 1.0,
 ) -> Mixture | None:
     """The fastest choice whose drop is within ``max_drop``, of those that harm no more than ``budget``.
 
-    ``able`` are the blocks that may be integers. Without ``score`` the fastest is taken as it is. None where
-    neither integers nor zeros pay, or none hold the budget. Raises BackendError where the solver fails.
+    ``able`` are the blocks that may be integers. Without ``score`` the fastest is taken as it is. The search
+    ends early where what is left to be won would take more than ``enough`` of the milliseconds of what holds.
+    None where neither integers nor zeros pay, or none hold the budget. Raises BackendError where the solver
+    fails.
     """
     tried: dict[_Form, Drop] = {}
 
@@ -67,6 +70,7 @@ def mixture(
             frozenset(b for b in able if b in chosen and not chosen[b].integer),
             frozenset(b for b, option in chosen.items() if option.sparsity is not None),
             sum(option.harm for b, option in chosen.items() if b in able),
+            problem.ms(chosen),
         )
 
     def holds(one: _Form) -> bool:
@@ -93,7 +97,10 @@ def mixture(
     if holds(first):
         return Mixture(first.floats, tried[first], first.sparse)
     high, low, best = first.harm, 0.0, None
+    least = first.ms  # what harms less takes longer
     for _ in range(_STEPS):
+        if best is not None and least >= enough * best.ms:
+            break
         middle = high / 4 if low == 0.0 else math.sqrt(low * high)
         candidate = form(middle)
         if wins_nothing(candidate):  # so little harm buys nothing, more may
@@ -101,14 +108,15 @@ def mixture(
         elif holds(candidate):
             low, best = middle, candidate
         else:
-            high = min(middle, candidate.harm)
+            high, least = min(middle, candidate.harm), candidate.ms
     return None if best is None else Mixture(best.floats, tried[best], best.sparse)
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A choice: the blocks that stay float, those with 2:4 zeros, and what it harms."""
+    """A choice: the blocks that stay float, those with 2:4 zeros, what it harms, and what it takes."""
 
     floats: frozenset[str]
     sparse: frozenset[str]
     harm: float = field(compare=False)
+    ms: float = field(compare=False)

@@ -27,6 +27,10 @@ from deploy.stages.ladder import ladder_for
 from deploy.stages.limits import expected
 from deploy.stages.pick import loses, why_float
 
+_AS_GOOD = 0.97
+"""Of the time of a mixture what a faster one must take less than to be worth a try where no clock tells the
+two apart: the costs of kernels are less sure than that."""
+
 
 def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     """What is decided for each runtime but those ``left_out``: by accuracy alone, beside that the mixture
@@ -133,6 +137,7 @@ def _mixed(
             progress=job.progress,
             given=given,
             sparse=_sparse(job, subject),
+            enough=1.0 if job.races else _AS_GOOD,
         )
     except (LookupError, UnknownSizeError, BackendError, VerificationError) as e:
         job.progress.note(f"{subject.runtime.name}: no mixture by cost: {e}")
