@@ -2,28 +2,27 @@
 
 A multiple-choice knapsack with borders: each block takes one of its choices; a value that is made in one form
 and read in another costs a change of form, once however many read it. Solved as a mixed-integer linear
-program by HiGHS (Huangfu and Hall 2018), which scipy brings. Without a budget it is a least cut (Greig,
-Porteous and Seheult 1989), and of few blocks every choice is looked at: for these nothing need be imported.
+program. Without a budget it is a least cut (Greig, Porteous and Seheult 1989), and of few blocks every choice
+is looked at.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from deploy.errors import BackendError
-from deploy.progress import stdout_silenced
+from deploy.milp import Rows, least_cost
 from deploy.quantize.flow import SINK, SOURCE, WITHOUT_END, Network
 from deploy.spec.tensors import INTEGER, Precision
 
 _SECONDS = 20.0
 """What solving may take at most; a good choice is there long before, if not proved to be the best."""
-_GAP = 1e-7
+_INSTEAD = "give --precision int8 or float"
 _UNIT = 1e3
 """What a typical option costs in the program: the solver stops where 1e-6 is left to win."""
 _TIES = 1e-6
@@ -190,19 +189,19 @@ def _best_of_all(problem: Problem, picks: Sequence[tuple[str, Option]], budget: 
         some = np.any([integer.get(reader, floats) for reader in readers], axis=0)
         total[integer.get(block, floats) != some] = np.inf
     if np.isinf(total).all():
-        raise _failed("no choice does what is asked")
+        raise BackendError("choosing precisions failed: no choice does what is asked", hint=_INSTEAD)
     best = places[:, int(np.argmin(total))]
     return {block: each[at][0] for block, each, at in zip(problem.options, options, best, strict=True)}
 
 
-def _program(problem: Problem, picks: Sequence[tuple[str, Option]]) -> tuple[np.ndarray, _Rows]:
+def _program(problem: Problem, picks: Sequence[tuple[str, Option]]) -> tuple[np.ndarray, Rows]:
     """What each pick and each border costs, and the rows that bind them."""
     count = len(picks)
     integers: dict[str, list[int]] = {}
     for index, (block, option) in enumerate(picks):
         if option.integer:
             integers.setdefault(block, []).append(index)
-    rows = _Rows()
+    rows = Rows()
     for block in problem.options:  # one option each
         rows.add({i: 1.0 for i, (b, _) in enumerate(picks) if b == block}, 1.0, 1.0)
 
@@ -278,49 +277,8 @@ def _unlike(border: Border) -> Iterator[tuple[str, str]]:
             yield border.maker, reader
 
 
-def _solved(costs: np.ndarray, rows: _Rows, picks: Sequence[tuple[str, Option]]) -> dict[str, Option]:
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
-
-    matrix = csr_array((rows.values, (rows.at, rows.columns)), shape=(len(rows.low), len(costs)))
-    with stdout_silenced():
-        result = milp(
-            costs,
-            constraints=LinearConstraint(matrix, rows.low, rows.high),
-            bounds=Bounds(0, 1),
-            integrality=np.array([1] * len(picks) + [0] * (len(costs) - len(picks))),
-            options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
-        )
-    if result.x is None:
-        raise _failed(result.message)
-    taken = result.x[: len(picks)] > 0.5
-    return {block: option for (block, option), yes in zip(picks, taken, strict=True) if yes}
-
-
-def _failed(why: str) -> BackendError:
-    return BackendError(f"choosing precisions failed: {why}", hint="give --precision int8 or float")
-
-
-class _Rows:
-    """A sparse matrix row by row, with bounds."""
-
-    def __init__(self) -> None:
-        self.at: list[int] = []
-        self.columns: list[int] = []
-        self.values: list[float] = []
-        self.low: list[float] = []
-        self.high: list[float] = []
-
-    def add(self, row: Mapping[int, float], low: float, high: float) -> None:
-        for column, value in row.items():
-            self.at.append(len(self.low))
-            self.columns.append(column)
-            self.values.append(value)
-        self.low.append(low)
-        self.high.append(high)
-
-    def with_row(self, row: Mapping[int, float], high: float) -> _Rows:
-        """These rows and one more."""
-        new = deepcopy(self)
-        new.add(row, -np.inf, high)
-        return new
+def _solved(costs: np.ndarray, rows: Rows, picks: Sequence[tuple[str, Option]]) -> dict[str, Option]:
+    found = least_cost(
+        costs, rows, whole=len(picks), seconds=_SECONDS, finding="choosing precisions", hint=_INSTEAD
+    )
+    return {block: option for (block, option), taken in zip(picks, found, strict=False) if taken > 0.5}

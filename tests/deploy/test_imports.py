@@ -17,8 +17,8 @@ import deploy
 ROOT = Path(deploy.__file__).parents[1]
 SOURCES = sorted(p for folder in ("deploy", "backends") for p in (ROOT / folder).rglob("*.py"))
 VENDORS = (
-    "torch", "tensorrt", "openvino", "coremltools", "ai_edge_litert", "PIL", "scipy", "sklearn", "onnxscript",
-    "onnxsim", "pandas", "tensorflow", "jax", "ray",
+    "torch", "tensorrt", "openvino", "coremltools", "ai_edge_litert", "PIL", "scipy", "highspy", "sklearn",
+    "onnxscript", "onnxsim", "pandas", "tensorflow", "jax", "ray",
 )  # fmt: skip
 LONGEST = 400
 MADE_OF_TORCH = (

@@ -1,8 +1,8 @@
 """How many channels each family keeps so that the goal is met: at the least harm, or by rank.
 
-By harm it is a multiple-choice knapsack, solved by HiGHS (Huangfu and Hall 2018), which scipy brings. What
-widths save multiplies, so savings are said next to others half-way between what they are and what they
-become: for products of two widths these add up exactly. By rank it is the smallest share that suffices.
+By harm it is a multiple-choice knapsack, solved as an integer program. What widths save multiplies, so
+savings are said next to others half-way between what they are and what they become: for products of two
+widths these add up exactly. By rank it is the smallest share that suffices.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploy.compress.prune.amount import NAMES, SLACK, Amount
-from deploy.errors import BackendError, UsageError
-from deploy.progress import stdout_silenced
+from deploy.errors import UsageError
+from deploy.milp import Rows, least_cost
 from deploy.spec.compression import Goal
 
 _TRIES, _TRIES_DEAR = 12, 3
@@ -129,25 +129,22 @@ def _savings(choices: Sequence[Choice], amount: Amount, middle: np.ndarray) -> l
 
 def _knapsack(choices: Sequence[Choice], savings: Sequence[Sequence[float]], wanted: float) -> list[int]:
     """One width of each family, the sum of harm least among those that save ``wanted``."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
-
     harm = np.concatenate([c.harm for c in choices])
     saved = np.concatenate(savings) / wanted
     owner = np.repeat(np.arange(len(choices)), [len(c.kept) for c in choices])
-    one = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
-    with stdout_silenced():
-        result = milp(
-            harm / (float(harm.max()) or 1.0),
-            constraints=[LinearConstraint(one, 1, 1), LinearConstraint(saved[None], 1, np.inf)],
-            bounds=Bounds(0, 1),
-            integrality=np.ones(len(harm), np.int64),
-            options={"time_limit": _SECONDS, "mip_rel_gap": 1e-7},
-        )
-    if result.x is None:
-        raise BackendError(f"choosing widths failed: {result.message}", hint='set scope = "global"')
-    taken = [result.x[owner == index] for index in range(len(choices))]
-    return [int(np.argmax(own)) for own in taken]
+    rows = Rows()
+    for index in range(len(choices)):
+        rows.add(dict.fromkeys(np.flatnonzero(owner == index).tolist(), 1.0), 1.0, 1.0)
+    rows.add(dict(enumerate(saved.tolist())), 1.0, np.inf)
+    taken = least_cost(
+        harm / (float(harm.max()) or 1.0),
+        rows,
+        whole=len(harm),
+        seconds=_SECONDS,
+        finding="choosing widths",
+        hint='set scope = "global"',
+    )
+    return [int(np.argmax(taken[owner == index])) for index in range(len(choices))]
 
 
 def _improved(choices: Sequence[Choice], amount: Amount, goal: float, at: list[int], dear: bool) -> list[int]:

@@ -231,23 +231,3 @@ def test_what_follows_several_is_in_integers_where_one_of_them_is(
     assert allowed(chosen)
     least = min(cost(problem, other) for other in all_choices(problem) if allowed(other))
     assert cost(problem, chosen) <= least * (1 + 1e-4) + 1e-12
-
-
-def test_what_the_solver_prints_stays_out_of_the_output(capfd, monkeypatch) -> None:
-    """In a process of its own libc keeps it until the end; here it would come at once."""
-    import ctypes
-
-    from scipy import optimize
-
-    solved = optimize.milp
-
-    def chatty(*given, **more):
-        ctypes.CDLL(None).printf(b"tmpSolver.run();\n")
-        return solved(*given, **more)
-
-    monkeypatch.setattr(optimize, "milp", chatty)
-    monkeypatch.setattr(knapsack, "_FEW", 0)
-    blocks = {"a": (Option("float", 2.0), Option("int8", 1.0, 5.0))}
-    assert fastest(Problem(blocks, ()), 6.0) == {"a": "int8"}
-    ctypes.CDLL(None).fflush(None)
-    assert capfd.readouterr().out == ""
