@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -31,6 +32,7 @@ def channels_last(rank: int) -> Order:
     return (0, *range(2, rank), 1)
 
 
+@cache
 def own_axes(order: Order) -> Order:
     """The order without axes that the value lacks."""
     return tuple(axis for axis in order if axis != LACKING)

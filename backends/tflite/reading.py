@@ -97,20 +97,22 @@ def quantize_of(value: ir.Value) -> ir.Node | None:
 
 def params_of(node: ir.Node) -> QuantParams:
     """The parameters of a QuantizeLinear or DequantizeLinear. Raises Unsupported for a form not written."""
-    scale = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if scale is None or zero is None or scale.dtype != np.float32:
+    scale = constant_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
+    zero = constant_tensor(node.inputs[2]) if len(node.inputs) > 2 else None
+    if scale is None or zero is None or scale.dtype != ir.DataType.FLOAT:
         raise Unsupported("scale and zero point must be constants, the scale float32")
-    if zero.dtype.name not in _STORED:
-        raise Unsupported(f"quantized to {zero.dtype}; written are {', '.join(_STORED)}")
-    scales, zeros = scale.reshape(-1).tolist(), zero.astype(np.int64).reshape(-1).tolist()
-    axis = node.attributes.get_int("axis", 1) if scale.ndim else None
-    return _params(_STORED[zero.dtype.name], tuple(scales), tuple(zeros), axis)
+    return _params(scale, zero, node.attributes.get_int("axis", 1))  # type: ignore[arg-type] (every tensor is one key)
 
 
 @lru_cache(4096)
-def _params(
-    kind: QuantType, scale: tuple[float, ...], zero_point: tuple[int, ...], axis: int | None
-) -> QuantParams:
-    """One object for equal parameters: each node is asked for its own several times."""
-    return QuantParams(type=kind, scale=scale, zero_point=zero_point, axis=axis)
+def _params(scale: ir.TensorProtocol, zero: ir.TensorProtocol, axis: int) -> QuantParams:
+    """Each node is asked several times, and the two of a pair share their constants."""
+    kind = type_name(zero.dtype)
+    if kind not in _STORED:
+        raise Unsupported(f"quantized to {kind}; written are {', '.join(_STORED)}")
+    return QuantParams(
+        type=_STORED[kind],
+        scale=tuple(scale.numpy().ravel().tolist()),
+        zero_point=tuple(zero.numpy().astype(np.int64).ravel().tolist()),
+        axis=axis if scale.shape.rank() else None,
+    )

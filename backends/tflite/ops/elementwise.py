@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 
 import numpy as np
 import onnx_ir as ir
@@ -50,8 +51,9 @@ def common_order(out: Emitter, values: Sequence[ir.Value | None], rank: int) -> 
     return min((*orders, plain(rank)), key=cost)
 
 
-def _moved(shape: Sequence[int], own: Order, order: Order) -> int:
-    """How many elements a value of perhaps fewer axes has to move."""
+@lru_cache(4096)
+def _moved(shape: tuple[int, ...], own: Order, order: Order) -> int:
+    """How many elements a value of perhaps fewer axes has to move; steps of a network ask the same."""
     more = len(order) - len(shape)
     wide = (*(1,) * more, *shape)
     lies = (*range(more), *(axis + more for axis in own))
