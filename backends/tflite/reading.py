@@ -101,7 +101,8 @@ def params_of(node: ir.Node) -> QuantParams:
     zero = constant_tensor(node.inputs[2]) if len(node.inputs) > 2 else None
     if scale is None or zero is None or scale.dtype != ir.DataType.FLOAT:
         raise Unsupported("scale and zero point must be constants, the scale float32")
-    return _params(scale, zero, node.attributes.get_int("axis", 1))  # type: ignore[arg-type] (every tensor is one key)
+    axis = node.attributes.get_int("axis", 1)
+    return _params(scale, zero, axis)  # type: ignore[arg-type]  # the protocol does not say it, but each is a key
 
 
 @lru_cache(4096)
