@@ -29,7 +29,7 @@ _MEANT = {
 def profile(
     context: typer.Context,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer sizes: under a minute, and predictions a little worse.")
+        bool, typer.Option("--quick", help="Fewer sizes: a minute or two, and predictions a little worse.")
     ] = False,
     runtime: Annotated[
         list[str] | None,
@@ -96,7 +96,7 @@ def profile(
 ) -> None:
     """Measure this machine: the true speed of its runtimes by kind of operation, size and precision.
 
-    Builds and predictions then know what INT8 is worth here. Takes up to five minutes; one that was
+    Builds and predictions then know what INT8 is worth here. Takes five to ten minutes; one that was
     interrupted goes on where it stopped.
     """
     quiet = settle(context, verbose, quiet)
@@ -229,7 +229,9 @@ def _show(fit: Fit, out: Path | None, picture: Path | None, *, json: bool, quiet
         write_line(
             "nothing was measured on this machine yet" if not fit.reasons else "nothing fits this machine"
         )
-        write_line(("`deploy profile` measures it in up to five minutes, with --quick in one", "quiet"))
+        write_line(
+            ("`deploy profile` measures it in five to ten minutes, with --quick in one or two", "quiet")
+        )
     else:
         measured.show_overlay(fit.overlay, sorted(shown))
     measured.show_kept(elsewhere)
