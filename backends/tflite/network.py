@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -57,8 +57,7 @@ class Tensor:
         return (nbytes + 1) // 2 if self.dtype == "int4" else nbytes
 
 
-@dataclass(frozen=True)
-class Operator:
+class Operator(NamedTuple):
     """``node`` names the node of the graph that reads ``inputs``; empty for a change of type or order."""
 
     code: str
@@ -174,8 +173,7 @@ class Network:
         number = {old: new for new, old in enumerate(sorted(live - {ABSENT}))} | {ABSENT: ABSENT}
         self.tensors = [tensor for index, tensor in enumerate(self.tensors) if index in live]
         self.operators = [
-            replace(
-                operator,
+            operator._replace(
                 inputs=tuple(number[i] for i in operator.inputs),
                 outputs=tuple(number[i] for i in operator.outputs),
             )
@@ -195,7 +193,7 @@ class Network:
         for number, operator in enumerate(self.operators):
             source = self._reshaped.get(operator.outputs[0], ABSENT)
             if source in quantized:
-                self.operators[number] = replace(operator, inputs=(source, *operator.inputs[1:]))
+                self.operators[number] = operator._replace(inputs=(source, *operator.inputs[1:]))
 
     def _held_elsewhere(self, planned: Planned) -> Planned:
         """A planned value whose own tensor nobody reads, but the one that has its bytes."""

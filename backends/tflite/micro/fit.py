@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +79,7 @@ def _use_integer_kernels(out: Emitter, integer: Collection[str]) -> None:
             continue
         if out.tensors[before.inputs[0]].dtype != "int8" or out.tensors[quantize.outputs[0]].dtype != "int8":
             continue
-        replaced[id(quantize)] = replace(middle, inputs=before.inputs, outputs=quantize.outputs)
+        replaced[id(quantize)] = middle._replace(inputs=before.inputs, outputs=quantize.outputs)
         dropped.add(id(middle))
         readers[before.outputs[0]] -= 1
         if not readers[before.outputs[0]]:
