@@ -19,7 +19,6 @@ import numpy as np
 from backends.tflite.emitter import Emitter
 from backends.tflite.layout import Blocks, Order, plain
 from backends.tflite.network import Tensor
-from backends.tflite.packing import Packer
 from backends.tflite.sdk import schema
 from deploy.errors import BackendError, UnsupportedError
 from deploy.spec.tensors import TensorSpec
@@ -77,7 +76,7 @@ def _room(out: Emitter) -> int:
 
 def _packed(model: tfl.ModelT, room: int) -> bytes:
     # A builder that is too small doubles, and copies what it holds each time.
-    builder = Packer(room)
+    builder = flatbuffers.Builder(room)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(memoryview(builder.Bytes)[builder.Head() :])
 
