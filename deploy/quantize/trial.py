@@ -15,6 +15,8 @@ from deploy.spec.plan import Plan
 Judge = Callable[[Candidate], Drop]
 """Scores an artifact against the float baseline."""
 
+_KEPT_BYTES = 4 << 20
+"""Of candidates that are kept: one that held is mostly asked for again after others did not."""
 _NOT_MEASURED: Mapping[str, float] = {}
 
 
@@ -42,17 +44,18 @@ def trial_of(
 class Search:
     """Builds candidates in ``folder``, has each judged once, and keeps the trials in their order.
 
-    Of the candidates themselves only the last is kept: each holds its own copy of the weights. One is proven
-    when it is asked for, which those are not that were scored and left behind. ``why_float`` is the reason
-    that plans give for blocks which are float though they need not be; accuracy if empty.
+    Of the candidates themselves small ones are kept, and of larger ones the last: each holds its own copy of
+    the weights. One is proven when it is asked for, which those are not that were scored and left behind.
+    ``why_float`` is the reason that plans give for blocks which are float though they need not be; accuracy
+    if empty.
     """
 
     def __init__(self, judge: Judge | None, folder: Path, why_float: str = "") -> None:
         self._judge, self._folder, self._why_float = judge, folder, why_float
         self._drops: dict[object, Drop] = {}
         self._trials: dict[object, Trial] = {}
-        self._last: tuple[object, Candidate] | None = None
-        self._proven = False
+        self._kept: dict[object, Candidate] = {}
+        self._proven: set[Path] = set()
 
     def score(
         self, subject: Subject, float_blocks: frozenset[str], sqnr: Mapping[str, float] = _NOT_MEASURED
@@ -74,20 +77,21 @@ class Search:
         Raises VerificationError where its file carries another plan.
         """
         built = self._built(subject, float_blocks, sqnr)
-        if not self._proven:
-            proven(subject, built)
-            self._proven = True
+        if built.artifact.folder not in self._proven:
+            self._proven.add(proven(subject, built).artifact.folder)
         return built
 
     def _built(self, subject: Subject, float_blocks: frozenset[str], sqnr: Mapping[str, float]) -> Candidate:
         key = (_key(subject, float_blocks), bool(sqnr))
-        if self._last is None or self._last[0] != key:
-            self._last = None
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if key not in self._kept:
+            if sum(kept.artifact.size_bytes() for kept in self._kept.values()) > _KEPT_BYTES:
+                self._kept.clear()
+                self._proven.clear()
+                shutil.rmtree(self._folder)
             reasons = dict.fromkeys(float_blocks, self._why_float)
-            built = lowered(subject, float_blocks, self._folder, sqnr=sqnr, reasons=reasons)
-            self._last, self._proven = (key, built), False
-        return self._last[1]
+            folder = self._folder / str(len(self._kept))
+            self._kept[key] = lowered(subject, float_blocks, folder, sqnr=sqnr, reasons=reasons)
+        return self._kept[key]
 
     def ending_with(
         self, chosen: Candidate, subject: Subject, float_blocks: frozenset[str], drop: Drop | None
