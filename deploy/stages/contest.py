@@ -6,7 +6,7 @@ All that may win are timed in turn with the file as given and with our own float
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,11 +21,12 @@ from deploy.stages.baseline import compare, race
 from deploy.stages.by_form import weights_alone
 from deploy.stages.by_table import bound, chosen_freely, entered, may_win, or_never
 from deploy.stages.energy import energy_of
-from deploy.stages.entrants import GIVEN, Entrant, Race
+from deploy.stages.entrants import GIVEN, Entrant, Race, under
 from deploy.stages.job import Job
 from deploy.stages.ladder import ladder_for
 from deploy.stages.limits import expected
 from deploy.stages.pick import loses, why_float
+from deploy.stages.settings import variants_of
 
 _AS_GOOD = 0.97
 """Of the time of a mixture what a faster one must take less than to be worth a try where no clock tells the
@@ -208,6 +209,7 @@ def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
     free = job.request.precision == "auto" and job.lock is None
     must_pay = free and any(e.integer and not e.subject.imported for e in entrants)
     floats = tuple(_float_build(job, e) for e in entrants if e.first) if must_pay else ()
+    floats += tuple(wide for e in floats for wide in _in_float32(e))
     contenders = {
         GIVEN: job.given(),
         **{e.name: e.contender() for e in (*entrants, *floats)},
@@ -228,6 +230,15 @@ def _float_build(job: Job, entrant: Entrant) -> Entrant:
     plain = build_candidate(subject, everything, job.work / subject.runtime.name / "plain")
     decided = Decided(subject, plain, frozenset(subject.int8_blocks()), None, True, (), entrant.decided.sqnr)
     return Entrant(decided)
+
+
+def _in_float32(entrant: Entrant) -> Iterator[Entrant]:
+    """The same float build computed in float32, where the profile has a narrower type: in small kernels and
+    depthwise ones that costs more than it wins on one CPU or another."""
+    subject = entrant.subject
+    for variant in variants_of(subject, subject.options.threads):
+        if variant.around == "float32":
+            yield under(entrant, variant)
 
 
 def figures(job: Job, winner: Entrant, held: Race) -> Comparison:

@@ -7,15 +7,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from deploy.adapter.protocol import Variant
 from deploy.measure.latency import Timing
 from deploy.quantize.candidate import Subject
 from deploy.quantize.decide import Decided
 from deploy.spec.measurement import Attempt
 from deploy.spec.tensors import Precision
 from deploy.stages.baseline import Contender
+from deploy.stages.settings import reopened
 
 GIVEN = "as given"
 """The name of the baseline among the contenders."""
+_FLOATS: Mapping[str, Precision] = {"float32": "float", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,17 @@ class Race:
             entrants=tuple(e for e in self.entrants if e.runtime != runtime),
             floats=tuple(e for e in self.floats if e.runtime != runtime),
         )
+
+
+def under(entrant: Entrant, variant: Variant) -> Entrant:
+    """The entrant opened with other settings. Its file stays, its plan says what floats are computed in."""
+    decided, subject = entrant.decided, entrant.subject
+    candidate = decided.candidate
+    if variant.around is not None:
+        was, becomes = subject.float_precision, _FLOATS[variant.around]
+        blocks = tuple(
+            b.model_copy(update={"precision": becomes}) if b.precision == was else b
+            for b in candidate.plan.blocks
+        )
+        candidate = replace(candidate, plan=candidate.plan.model_copy(update={"blocks": blocks}))
+    return replace(entrant, decided=replace(decided, subject=reopened(subject, variant), candidate=candidate))

@@ -16,7 +16,7 @@ def variants_of(subject: Subject, threads: int) -> list[Variant]:
     return subject.backend.variants(subject.runtime, subject.backend.options(subject.runtime, threads))
 
 
-def under(subject: Subject, variant: Variant) -> Subject:
+def reopened(subject: Subject, variant: Variant) -> Subject:
     """The subject opened with other settings, by which floats may be computed in another type."""
     runtime = subject.runtime
     if variant.around is not None:
@@ -31,4 +31,4 @@ def as_locked(subject: Subject, lock: Lock | None) -> Subject:
     options = subject.backend.options_type.model_validate(lock.options)
     known = variants_of(subject, options.threads)
     same = next((v for v in known if v.options == options), Variant("as locked", options))
-    return under(subject, same)
+    return reopened(subject, same)

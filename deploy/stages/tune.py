@@ -20,13 +20,12 @@ from deploy.quantize.candidate import Subject
 from deploy.spec.manifest import Choice
 from deploy.spec.measurement import Attempt
 from deploy.spec.project import Tune
-from deploy.spec.tensors import Precision
 from deploy.stages.attempts import attempt_of
 from deploy.stages.baseline import Contender, race
-from deploy.stages.entrants import GIVEN, Entrant, Race
+from deploy.stages.entrants import GIVEN, Entrant, Race, under
 from deploy.stages.job import Job
 from deploy.stages.pick import contenders
-from deploy.stages.settings import under, variants_of
+from deploy.stages.settings import variants_of
 
 _SECONDS: Mapping[Tune, float] = {"off": 0.0, "quick": 3.0, "full": 20.0}
 """For opening and timing the winner's variants; who then seems faster is timed once more with everybody."""
@@ -40,7 +39,6 @@ _WORTH = 1.02
 """Times as fast as before: less is not worth a setting that others have to know of."""
 _BEFORE = "as before"
 FASTEST = "the fastest of those tried"
-_FLOATS: Mapping[str, Precision] = {"float32": "float", "bfloat16": "bf16"}
 
 
 def thread_counts(tune: Tune) -> tuple[int, ...]:
@@ -85,7 +83,7 @@ class _Tuning:
 
     def changed(self, name: str) -> Entrant:
         """The winner under other settings."""
-        return _under(self.winner, self.variants[name])
+        return under(self.winner, self.variants[name])
 
 
 def tuned(job: Job, winner: Entrant, held: Race) -> tuple[Entrant, Race]:
@@ -220,20 +218,6 @@ def _raced_again(job: Job, winner: Entrant, changed: Entrant, held: Race) -> dic
     before = times.pop(_BEFORE)
     ratio, (least, _) = speedup(before, times[winner.name])
     return times if ratio > _WORTH and least > 1.0 else None
-
-
-def _under(entrant: Entrant, variant: Variant) -> Entrant:
-    """The entrant opened with other settings. Its file stays, its plan says what floats are computed in."""
-    decided, subject = entrant.decided, entrant.subject
-    candidate = decided.candidate
-    if variant.around is not None:
-        was, becomes = subject.float_precision, _FLOATS[variant.around]
-        blocks = tuple(
-            b.model_copy(update={"precision": becomes}) if b.precision == was else b
-            for b in candidate.plan.blocks
-        )
-        candidate = replace(candidate, plan=candidate.plan.model_copy(update={"blocks": blocks}))
-    return replace(entrant, decided=replace(decided, subject=under(subject, variant), candidate=candidate))
 
 
 def _exchanged(held: Race, winner: Entrant, changed: Entrant) -> Race:

@@ -328,3 +328,21 @@ def test_what_cannot_be_opened_is_passed_over_and_time_is_kept(built: Bundle) ->
 def test_threads_that_are_no_number_are_told(make: Build, threads: object) -> None:
     with pytest.raises(UsageError, match="threads must be a whole number"):
         make(threads=threads)
+
+
+@pytest.mark.parametrize("ms", [0.2, 1.2])
+def test_float32_races_where_the_profile_has_floats_in_bfloat16(
+    make: Build, backend: Tunable, clock: Clock, ms: float, tmp_path: Path
+) -> None:
+    """Float builds take three times as long as the clock says; INT8 takes 1.0."""
+    backend.offers = (("floats in float32", "0", "float32"),)
+    clock.takes[1, "0"] = ms
+    bundle = make(target="x86-bf16")
+    timed = {a.name: a.latency_ms.p50 for a in bundle.measurements.attempts if a.latency_ms is not None}
+    assert (timed["bf16"], timed["float"]) == (3.0, pytest.approx(3 * ms))
+    wins = 3 * ms < 1.0
+    assert {b.precision for b in plan_of(bundle).blocks} == ({"float"} if wins else {"int8"})
+    assert setting(bundle) == ("0" if wins else "")
+    again = make(target="x86-bf16", lock=bundle.folder / "deploy.lock", out=tmp_path / "again")
+    assert setting(again) == setting(bundle)
+    assert plan_of(again) == plan_of(bundle)
