@@ -90,6 +90,7 @@ class Search:
                 shutil.rmtree(self._folder)
             reasons = dict.fromkeys(float_blocks, self._why_float)
             folder = self._folder / str(len(self._kept))
+            shutil.rmtree(folder, ignore_errors=True)  # of one that could not be lowered
             self._kept[key] = lowered(subject, float_blocks, folder, sqnr=sqnr, reasons=reasons)
         return self._kept[key]
 
