@@ -15,7 +15,7 @@ from deploy.measure.host import this_machine
 from deploy.predict.elsewhere import Sheet, Transferred, roof_of, roof_seen
 from deploy.predict.latency import Costs, CostSource
 from deploy.spec.document import digest
-from deploy.spec.overlay import Overlay, RuntimeCosts
+from deploy.spec.overlay import Machine, Overlay, RuntimeCosts
 from deploy.spec.profile import Profile
 from deploy.stages.target import Target
 
@@ -63,10 +63,10 @@ def costs_of(target: Target, threads: int) -> Foresight:
     found: dict[str, Known] = {}
     notes: list[str] = []
     kept, unreadable = kept_overlays()
-    if not target.stands_here():
+    here = this_machine() if target.stands_here() else None
+    if here is None:
         notes += unreadable
     else:
-        here = this_machine()
         fit = find_overlay(here, runs_here(runtimes, threads))
         notes += [*fit.warnings, *fit.reasons]
         kept = [k for k in kept if why_not(k.overlay.machine, here)]  # of this machine what fits was taken
@@ -77,7 +77,7 @@ def costs_of(target: Target, threads: int) -> Foresight:
                 m.name: Known(Costs.of(m), when, True, digest(m), alike=True) for m in fit.overlay.runtime
             }
     elsewhere = [k.overlay for k in kept if k.overlay.profile == profile.name]
-    overlays = [*elsewhere, *measured_machines()]
+    overlays = sorted([*elsewhere, *measured_machines()], key=lambda o: _unlike(o.machine, here))
     for runtime in runtimes:
         if runtime.name not in found:
             known = _lent(profile, runtime.name, threads, overlays)
@@ -86,8 +86,16 @@ def costs_of(target: Target, threads: int) -> Foresight:
     return Foresight(found, tuple(notes))
 
 
+def _unlike(measured: Machine, here: Machine | None) -> int:
+    """In how many features one machine's CPU differs from this one; a CPU of another name in one more."""
+    if here is None:
+        return 0
+    return len(set(measured.features) ^ set(here.features)) + (measured.cpu != here.cpu)
+
+
 def _lent(profile: Profile, name: str, threads: int, overlays: Sequence[Overlay]) -> Known | None:
-    """The costs of one runtime from other machines' measurements, or else from the data sheet."""
+    """The costs of one runtime from other machines' measurements, those most like this machine first, or else
+    from the data sheet."""
     same = [(o, c) for o in overlays if o.profile == profile.name if (c := o.runtime_named(name)) is not None]
     if same:
         overlay, costs = min(same, key=lambda o: o[1].threads != threads)

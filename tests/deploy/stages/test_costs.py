@@ -80,6 +80,21 @@ def test_the_same_kind_of_device_elsewhere_comes_next() -> None:
     assert "ort is not used: measured on Other CPU" in found.notes[0]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_several_machines_of_the_kind_the_most_alike_lends(
+    turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This CPU has avx2 and fma: another by name with both, one that lacks fma, one that has more."""
+    features = {"A": ("avx2",), "B": ("avx2", "fma"), "C": ("avx2", "fma", "amx_int8", "amx_tile")}
+    shipped = [
+        overlay(1.0, machine=HERE.model_copy(update={"cpu": name, "features": has}))
+        for name, has in features.items()
+    ]
+    order = shipped[::-1] if turned else shipped
+    monkeypatch.setattr("deploy.stages.costs.measured_machines", lambda: order)
+    assert asked().runtimes["ort"].basis == "measured on B, 2026-11-21"
+
+
 def test_with_other_threads_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     save(overlay(3.0, machine=OTHER))
     assert asked(threads=4).runtimes["ort"].basis == "measured on Other CPU with 1 thread, 2026-11-21"
