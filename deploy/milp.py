@@ -47,8 +47,8 @@ def least_cost(
     """Numbers between 0 and 1, (n,), the first ``whole`` of them 0 or 1, that keep ``rows`` and cost least by
     ``costs``, (n,).
 
-    The best that was found where ``seconds`` did not suffice to prove it. Raises BackendError with ``hint``,
-    saying that ``finding`` them failed, where nothing was found.
+    The best that was found where ``seconds`` did not suffice to prove it. Raises BackendError with ``hint``
+    where nothing was found; ``finding`` says what then failed: "choosing precisions".
     """
     import highspy
 

@@ -54,11 +54,6 @@ class _Stored:
     stored_bytes: int
     member: str | None = None
 
-    @property
-    def bytes(self) -> int:
-        """Of all samples, unpacked."""
-        return self.column.row_bytes * self.column.shape[0]
-
 
 @dataclass(frozen=True)
 class NumpyFile:
@@ -115,7 +110,7 @@ class NumpyFile:
         stored = self.arrays[name]
         if stored.member is None:
             return _at(self.path, stored.stored_at + stored.header_bytes, stack)
-        if stored.bytes > _UNPACKED_LIMIT:
+        if stored.column.bytes > _UNPACKED_LIMIT:
             return self._deflated(stored, stack)
         if name not in self.unpacked:
             self._unpack(name, stored)
@@ -126,10 +121,10 @@ class NumpyFile:
             descriptor, copy = tempfile.mkstemp(prefix="deploy-", suffix=".raw")
             weakref.finalize(self, Path.unlink, Path(copy), missing_ok=True)
             with os.fdopen(descriptor, "wb") as file, ExitStack() as stack:
-                _copy(self._deflated(stored, stack), file, stored.bytes, self.path, name)
+                _copy(self._deflated(stored, stack), file, stored.column.bytes, self.path, name)
         except OSError as e:
             raise DataError(
-                f"{self.path}: array '{name}' cannot be unpacked to {stored.bytes:,} bytes: {e}",
+                f"{self.path}: array '{name}' cannot be unpacked to {stored.column.bytes:,} bytes: {e}",
                 hint="let TMPDIR name a folder with room, or save the data uncompressed, with np.savez",
             ) from e
         self.unpacked[name] = Path(copy)
@@ -163,7 +158,7 @@ def open_npy(path: Path, name: str) -> NumpyFile:
         column, column_major = _header(str(path), name, file)
         start = file.tell()
     whole = path.stat().st_size
-    if whole < start + column.row_bytes * column.shape[0]:
+    if whole < start + column.bytes:
         raise _truncated(path, name)
     return NumpyFile(path, {name: _Stored(column, column_major, start, 0, whole)})
 
@@ -201,7 +196,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Sto
         raise DataError(
             f"{path}: array '{name}' is damaged: {e}", hint="the file is corrupt; save it again"
         ) from e
-    if info.file_size != header_bytes + column.row_bytes * column.shape[0]:
+    if info.file_size != header_bytes + column.bytes:
         raise _truncated(path, name)
     packed = info.compress_type == zipfile.ZIP_DEFLATED
     return _Stored(
@@ -280,7 +275,7 @@ def _whole(
     path: Path, name: str, stored: _Stored, stream: IO[bytes], selected: np.ndarray, size: int
 ) -> Iterator[np.ndarray]:
     column = stored.column
-    if column.row_bytes * column.shape[0] > _WHOLE_LIMIT:
+    if column.bytes > _WHOLE_LIMIT:
         raise DataError(
             f"{path}: array '{name}' is stored column by column and too large to be read at once",
             hint=f"save np.ascontiguousarray({name}) instead, so that samples can be streamed",

@@ -28,6 +28,11 @@ class Column:
         """Bytes of one sample."""
         return self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all samples."""
+        return self.row_bytes * self.shape[0]
+
 
 class Source(Protocol):
     """Data of one kind (a file, a folder, a program). Reading is repeatable and its memory does not grow."""
