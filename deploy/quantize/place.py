@@ -8,7 +8,7 @@ the values that carry parameters, the groups that share one set, and who reads t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -149,10 +149,10 @@ def _longest(
 def observed_values(model: ir.Model, chains: Iterable[Chain], runtime: Runtime) -> list[str]:
     """Every activation whose range may be needed for any choice of precisions, in graph order."""
     wanted: set[str | None] = set()
-    for chain in chains:
-        wanted.update(value.name for _, value in chain.inputs())
-        wanted.add(chain.output.name)
     rules = runtime.quant
+    for chain in chains:
+        wanted.update(value.name for value in _read_as_integers(chain, rules))
+        wanted.add(chain.output.name)
     movers = () if rules is None else (*rules.forward, *rules.unify)
     for node in reversed(list(model.graph)):
         if node.op_type in movers and any(o.name in wanted for o in node.outputs):
@@ -223,12 +223,19 @@ def _centred(placement: Placement, rules: QuantRules) -> set[str]:
 
 def _needed(chains: Iterable[Chain], rules: QuantRules) -> dict[str, ir.Value]:
     """What enters a chain and what leaves it; a chain with float output leaves that for who needs it."""
-    needed = {value.name or "": value for chain in chains for _, value in chain.inputs()}
+    needed = {value.name or "": value for chain in chains for value in _read_as_integers(chain, rules)}
     for chain in chains:
         free = "+".join(node.op_type for node in chain.nodes) in rules.float_output
         if not free or chain.output.name in needed:
             needed[chain.output.name or ""] = chain.output
     return needed
+
+
+def _read_as_integers(chain: Chain, rules: QuantRules | None) -> Iterator[ir.Value]:
+    """What enters a chain, without what it would take as floats just as well."""
+    head = chain.nodes[0]
+    loose = () if rules is None else rules.float_input
+    return (value for node, value in chain.inputs() if node is head or node.op_type not in loose)
 
 
 def _prescribed(model: ir.Model, chains: Iterable[Chain], rules: QuantRules) -> set[str | None]:

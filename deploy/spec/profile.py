@@ -44,8 +44,10 @@ class QuantRules(Frozen):
 
     ``compute`` lists ONNX operations with integer kernels; ``weighted`` those of them that need their second
     operand constant; ``float_output`` operations and chains (``Conv+Relu``) whose result may leave the
-    integer domain without being requantized; ``forward`` operations that only move data, so that their
-    output shares its input's parameters; ``unify`` operations all of whose operands share one set.
+    integer domain without being requantized; ``float_input`` operations inside a chain whose other operand is
+    read as it is, so that nothing is quantized for their sake alone; ``forward`` operations that only move
+    data, so that their output shares its input's parameters; ``unify`` operations all of whose operands share
+    one set.
     ``pair_moved``: what they move needs a pair behind them too, so that the runtime sees integers go through.
     ``per_tensor``: operations whose weights have one scale where others have one for each channel.
     ``centred``: by operation the operands (0 is the first) whose zero point has to be 0, weights or not.
@@ -66,6 +68,7 @@ class QuantRules(Frozen):
     compute: tuple[str, ...]
     weighted: tuple[str, ...] = ()
     float_output: tuple[str, ...] = ()
+    float_input: tuple[str, ...] = ()
     forward: tuple[str, ...] = ()
     unify: tuple[str, ...] = ()
     pair_moved: bool = True

@@ -33,7 +33,7 @@ BEST: dict[Objective, str] = {
 PICKED = "asked for with --pick"
 NEAREST = "no form keeps the limits: this one is nearest to them"
 _BUT_SLOWER = ", though slower than float"
-_NOISE = 0.97
+_NOISE = 0.99
 """A ratio of medians that could be noise, where its interval does not tell."""
 _ALIKE: dict[Objective, float] = {"size": 1.01, "memory": 1.03, "accuracy": 1.0}
 """How much more than the least is as good: formats differ by names and notes, peaks by chance. Joules come
@@ -182,7 +182,7 @@ def loses(job: Job, held: Race) -> bool:
 
 
 def _slower_than_float(held: Race, best: Entrant) -> bool:
-    """By its interval or by 3 %, the file as given counted in."""
+    """By its interval or by 1 %, the file as given counted in."""
     assert held.times is not None
     fastest = min((GIVEN, *(e.name for e in held.floats)), key=lambda name: _median(held, name))
     ratio, (_, at_most) = speedup(held.times[fastest], held.times[best.name])

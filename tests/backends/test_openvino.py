@@ -340,6 +340,25 @@ def kernels(artifact) -> dict[str, str]:
     return found
 
 
+RESIDUAL = """g (float[N,16,8,8] x) => (float[N,16,8,8] y) { [s] s = Conv(x, k)
+    [c] c = Conv<pads=[1,1,1,1]>(x, w)  [a] a = Add(c, s)  [r] r = Relu(a)
+    [y] y = Conv<pads=[1,1,1,1]>(r, v) }"""
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_sum_reads_floats_as_well_as_codes(tmp_path, paired):
+    """``float_input`` in the profile: no kernel around it computes in floats because of that."""
+    assert RUNTIME.quant.float_input == ("Add",)
+    weights = {"k": weight(16, 16, 1, 1), "w": weight(16, 16, 3, 3), "v": weight(16, 16, 3, 3) + 1}
+    stored = {name: of_weight(array, 0) for name, array in weights.items()}
+    tensors = {name: plan for name, (plan, _) in stored.items()}
+    tensors |= {"x": activation(0.03, 120), "r": activation(0.05, 0)}
+    tensors |= {"s": activation(0.05, 120)} if paired else {}
+    qdq = insert(graph(RESIDUAL, **weights), tensors, {name: codes for name, (_, codes) in stored.items()})
+    found = kernels(OpenVino().lower(qdq, PLAIN, RUNTIME, tmp_path, SILENT))
+    assert [found[name] for name in ("s", "c", "y")] == ["u8", "u8", "u8"]
+
+
 MOVERS = {
     "MaxPool": "MaxPool<kernel_shape=[2,2],strides=[2,2]>(a)",
     "Reshape": "Reshape(a, shape)",

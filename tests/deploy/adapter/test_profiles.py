@@ -91,6 +91,7 @@ def test_rules_are_consistent(profile: Profile) -> None:
             continue
         assert {*rules.compute, *rules.forward, *rules.unify, *rules.fixed_output} <= known
         assert set(rules.float_output) <= {*rules.compute, *runtime.fuses}
+        assert set(rules.float_input) <= {op for chain in runtime.fuses for op in chain.split("+")[1:]}
         assert set(rules.weighted) <= set(rules.compute)
         kinds = [*rules.compute, *rules.forward, *rules.unify]
         assert len(set(kinds)) == len(kinds), "an operation computes, moves one operand or joins several"

@@ -83,6 +83,25 @@ def test_residual_as_one_kernel(placed, symmetric):
     assert p.placement.biases == {}
 
 
+SHORTCUT = image(
+    f"[c1] d = Conv{PAD}(x, w)  [c2] a = Conv{PAD}(x, w)  [r1] r = Relu(a)  [c3] c = Conv{PAD}(r, w)"
+    f" [s1] s = Add(c, d)  [r2] t = Relu(s)  [c4] e = Conv{PAD}(t, w)  [s2] y = Add(e, t)"
+)
+
+
+def test_a_sum_that_reads_floats_as_well_asks_for_no_codes(placed, symmetric):
+    assert symmetric.quant is not None
+    loose = symmetric.quant.model_copy(
+        update={"float_input": ("Add",), "float_output": (*symmetric.quant.float_output, "Conv+Add")}
+    )
+    strict = placed(SHORTCUT, symmetric, w=W)
+    eased = placed(SHORTCUT, symmetric.model_copy(update={"quant": loose}), w=W)
+    assert strict.chains == eased.chains == ["Conv", "Conv+Relu", "Conv+Add+Relu", "Conv+Add"]
+    assert strict.values == {"x", "r", "d", "t", "y"}
+    assert eased.values == {"x", "r", "t"}, "t are codes for a convolution's sake, and the sum reads these"
+    assert eased.readers == {}
+
+
 def test_concat_shares_one_set(placed):
     p = placed(
         image(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deploy.data.interval import Drop
-from deploy.measure.latency import Timing
+from deploy.measure.latency import Timing, speedup
 from deploy.quantize.decide import BY_COSTS, SLOWER_SO, Decided
 from deploy.spec.manifest import Choice, Lock
 from deploy.spec.project import Budget, Objective
@@ -145,6 +145,18 @@ class TestLatency:
         slow = arena(SMALL)
         assert loses(slow.job, slow.held)
         assert (slow.won, slow.reason()) == ("b float", SLOWER)
+
+    @pytest.mark.parametrize(("ratio", "won"), [(1.005, "b int8"), (1.02, "b float")])
+    def test_where_noise_hides_who_is_faster_integers_may_be_one_percent_behind(
+        self, ratio: float, won: str
+    ) -> None:
+        race = arena(SMALL)
+        noise = 2.0 * np.random.default_rng(0).normal(1, 0.1, 400)
+        rounds = {"b float": noise, "b int8": ratio * noise[::-1], "a float": 2 * noise, GIVEN: 5 * noise}
+        held = replace(race.held, times={who: Timing(times, times) for who, times in rounds.items()})
+        least, most = speedup(held.times["b float"], held.times["b int8"])[1]
+        assert least < 1.0 < most
+        assert pick(race.job, held).name == won
 
     def test_a_float_build_over_the_budget_does_not(self) -> None:
         worse = replace(PLAIN_B, precision="bf16", drop=0.5)
