@@ -1,13 +1,16 @@
 """The same networks through other tools that pip installs, judged and timed beside our build.
 
     python benchmarks/peers.py --cases DIR [--nncf PYTHON] [--litert PYTHON] [--only NAME,NAME]
-        [--threads 1,2] [--seconds 10] [--max-drop 0.005] [--work DIR] [--timed-by "chrt -f 10"]
+        [--threads 1,2,auto] [--seconds 10] [--max-drop 0.005] [--work DIR] [--timed-by "chrt -f 10"]
         [--markdown FILE] [--json FILE]
 
 Each folder of DIR holds model.onnx, calib.npz and eval.npz. `--nncf` is the Python of an environment with
 nncf, openvino and onnx, `--litert` of one with litert-torch, ai-edge-quantizer, onnx-ir, onnx and pydantic;
 without them these tools are left out. All get the same calibration samples. The others get the file with
 its sizes fixed at batch 1, which helps them; we get sizes only where more than the batch is free.
+
+With `--threads auto` ours is built so, and may run with fewer threads than there are cores; the others run
+with all of them, and with one once more. What is said of the best of them holds for either number.
 
 Everything is made in whole processes, ours from an empty cache, once for each number of threads. All of a
 case are judged on eval.npz and timed in turn in one process. `--work` keeps what was made, and a further run
@@ -25,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,6 +38,7 @@ from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_sha
 from peers_table import BASELINE, Entrant, Result, rows, summary
 
 from deploy.frontend.onnx_file import read
+from deploy.measure.host import physical_cores
 from deploy.measure.latency import Timing, speedup
 from deploy.spec.project import IoSection
 from deploy.stages.prepare import prepare
@@ -170,14 +174,14 @@ def litert(case: Path, folder: Path, setting: Setting) -> list[Entrant]:
     return found
 
 
-def ours(case: Path, folder: Path, threads: int, setting: Setting) -> Entrant:
+def ours(case: Path, folder: Path, threads: str, setting: Setting) -> Entrant:
     note = folder / f"ours-{threads}.json"
     if (known := kept(note)) is not None:
         return known
     out = folder / f"ours-{threads}"
     arguments = [
         "build", str(case / "model.onnx"), "--target", "x86-cpu", "--data", str(case / "calib.npz"),
-        "--eval", str(case / "eval.npz"), "--max-drop", str(setting.max_drop), "--threads", str(threads),
+        "--eval", str(case / "eval.npz"), "--max-drop", str(setting.max_drop), "--threads", threads,
         "--out", str(out), "--json",
     ]  # fmt: skip
     free = {
@@ -191,13 +195,14 @@ def ours(case: Path, folder: Path, threads: int, setting: Setting) -> Entrant:
             arguments += ["--shape", f"{name}=1,{','.join(map(str, array.shape[1:]))}"]
     with tempfile.TemporaryDirectory() as cache:
         done = whole([*DEPLOY, *arguments, "--cache", cache])
-    made = Entrant(OURS, "bundle", str(out / "x86-cpu"))
+    made = Entrant(OURS, "bundle", str(out / "x86-cpu"), threads=_most(threads))
     made.seconds, made.processor_seconds = done.seconds, done.processor_seconds
     if done.code not in (0, 9):
         made.failed = done.why()
     else:
         manifest = json.loads((out / "x86-cpu" / "manifest.json").read_text())
-        made.said = spoken(manifest)
+        made.threads = manifest["options"]["threads"]
+        made.said = spoken(manifest) + (f", {made.threads} threads" if threads == "auto" else "")
     note.write_text(json.dumps(asdict(made)))
     return made
 
@@ -214,10 +219,14 @@ def spoken(manifest: dict[str, object]) -> str:
     return f"{manifest['runtime']}: {blocks}{floats} ({verdict['status']})"
 
 
-def job(files: Sequence[Entrant], threads: int, case: Path, folder: Path, seconds: float) -> Path:
+def _most(threads: str) -> int:
+    return physical_cores() if threads == "auto" else int(threads)
+
+
+def job(files: Sequence[Entrant], case: Path, folder: Path, seconds: float) -> Path:
     path = folder / "job.json"
-    listed = [{k: getattr(e, k) for k in ("name", "kind", "path", "settings")} for e in files]
-    said = {"files": listed, "threads": threads, "data": str(case / "eval.npz"), "seconds": seconds}
+    listed = [{k: getattr(e, k) for k in ("name", "kind", "path", "settings", "threads")} for e in files]
+    said = {"files": listed, "data": str(case / "eval.npz"), "seconds": seconds}
     path.write_text(json.dumps(said))
     return path
 
@@ -240,27 +249,31 @@ def entrants(case: Path, folder: Path, setting: Setting) -> list[Entrant]:
     if setting.pythons.get("litert"):
         made += litert(case, folder, setting)
     for entrant in made:
-        judge(entrant, 1, case, folder)
+        judge(entrant, case, folder)
     note.write_text(json.dumps([asdict(entrant) for entrant in made]))
     return made
 
 
-def judge(entrant: Entrant, threads: int, case: Path, folder: Path) -> None:
+def judge(entrant: Entrant, case: Path, folder: Path) -> None:
     if entrant.failed:
         return
-    done = run("judge", job([entrant], threads, case, folder, 0.0))
+    done = run("judge", job([entrant], case, folder, 0.0))
     if done.code:
         entrant.failed = f"does not run: {done.why()}"
     else:
         entrant.right = json.loads(done.out.strip().splitlines()[-1])[entrant.name]
 
 
-def compare(case: Path, threads: int, folder: Path, setting: Setting) -> Result:
+def compare(case: Path, threads: str, folder: Path, setting: Setting) -> Result:
     own = ours(case, folder, threads, setting)
-    judge(own, threads, case, folder)
-    found = [*entrants(case, folder, setting), own]
+    judge(own, case, folder)
+    most, others = _most(threads), entrants(case, folder, setting)
+    found = [replace(e, threads=most) for e in others]
+    if threads == "auto" and most > 1:
+        found += [replace(e, name=f"{e.name}, 1 thread", threads=1) for e in others]
+    found.append(own)
     timed = [entrant for entrant in found if not entrant.failed]
-    done = run("time", job(timed, threads, case, folder, setting.seconds), setting.timed_by)
+    done = run("time", job(timed, case, folder, setting.seconds), setting.timed_by)
     if done.code:
         raise SystemExit(f"{case.name}: timing fails: {done.err}")
     times = json.loads(done.out.strip().splitlines()[-1])
@@ -297,7 +310,7 @@ def main() -> None:
     lines, results = [f"{versions}, {time.strftime('%Y-%m-%d')}"], []
     print(lines[0], flush=True)
     with tempfile.TemporaryDirectory(prefix="deploy-peers-") as scratch:
-        for threads in map(int, asked.threads.split(",")):
+        for threads in asked.threads.split(","):
             table: list[Result] = []
             for case in cases:
                 if wanted and case.name not in wanted:

@@ -2,8 +2,8 @@
 
     python benchmarks/peers_run.py judge|time JOB
 
-Run by peers.py, in a process of its own. JOB is a JSON file: `files` (name, kind, path, settings),
-`threads`, `data` (an .npz with labels `y`), `seconds`. Prints a JSON object on the last line: by name whether
+Run by peers.py, in a process of its own. JOB is a JSON file: `files` (name, kind, path, settings,
+threads), `data` (an .npz with labels `y`), `seconds`. Prints a JSON object on the last line: by name whether
 each sample was right, or the medians of the rounds, of all runs, and their spread, in milliseconds.
 """
 
@@ -179,8 +179,8 @@ def samples(path: Path) -> dict[str, np.ndarray]:
         return {k: arrays[k] for k in arrays if k != "y" and not k.startswith("y.")}
 
 
-def opened(file: Mapping[str, Any], threads: int, sample: Arrays) -> _Opened:
-    made: _Opened = KINDS[file["kind"]](file["path"], file["settings"], threads, sample)
+def opened(file: Mapping[str, Any], sample: Arrays) -> _Opened:
+    made: _Opened = KINDS[file["kind"]](file["path"], file["settings"], file["threads"], sample)
     return made
 
 
@@ -191,7 +191,7 @@ def judge(job: Mapping[str, Any]) -> dict[str, list[bool]]:
     right: dict[str, list[bool]] = {}
     for file in job["files"]:
         one = {name: array[:1] for name, array in inputs.items()}
-        with opened(file, job["threads"], one) as runner:
+        with opened(file, one) as runner:
             right[file["name"]] = []
             for i, label in enumerate(labels):
                 fed = runner.fed({name: array[i : i + 1] for name, array in inputs.items()})
@@ -205,8 +205,7 @@ def times(job: Mapping[str, Any]) -> dict[str, Any]:
     one = {name: array[:1].copy() for name, array in samples(Path(job["data"])).items()}
     with ExitStack() as stack:
         runners: dict[str, Runner] = {
-            file["name"]: stack.enter_context(_Fixed(opened(file, job["threads"], one), one))
-            for file in job["files"]
+            file["name"]: stack.enter_context(_Fixed(opened(file, one), one)) for file in job["files"]
         }
         # Long slices: what a runtime's threads do after its last run falls into few of the next one's runs.
         found = measure(runners, one, TimingPlan(seconds=job["seconds"], slice_s=0.05))

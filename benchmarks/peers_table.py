@@ -16,10 +16,10 @@ BASELINE = "ONNX Runtime float"
 class Entrant:
     """A tool's file. ``kind`` is what it is opened with: ort, openvino, tflite or bundle.
 
-    ``seconds``: of the whole process that made it, ``processor_seconds`` what it took of the processors.
-    ``said``: what there is to know of it. ``right``: of every sample whether it was. ``speed``: in multiples
-    of the float file's in ONNX Runtime. ``slower_than_ours``: its time in multiples of ours, with the ends of
-    the 95 % interval.
+    ``threads``: that it runs with. ``seconds``: of the whole process that made it, ``processor_seconds`` what
+    it took of the processors. ``said``: what there is to know of it. ``right``: of every sample whether it
+    was. ``speed``: in multiples of the float file's in ONNX Runtime. ``slower_than_ours``: its time in
+    multiples of ours, with the ends of the 95 % interval.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Entrant:
     settings: dict[str, str] = field(default_factory=dict)
     failed: str = ""
     said: str = ""
+    threads: int = 1
     seconds: float = 0.0
     processor_seconds: float = 0.0
     right: list[bool] = field(default_factory=list)
@@ -39,10 +40,10 @@ class Entrant:
 
 @dataclass
 class Result:
-    """Everything of one case with one number of threads."""
+    """Everything of one case with one number of threads, or where that is left to us."""
 
     case: str
-    threads: int
+    threads: str
     entrants: list[Entrant]
 
     def one(self, name: str) -> Entrant:
@@ -55,9 +56,15 @@ class Result:
         low, high = np.percentile(difference[picked].mean(axis=1), [2.5, 97.5])
         return float(difference.mean()), float(low), float(high)
 
-    def best(self, ours: str, kinds: Sequence[str]) -> Entrant:
-        """The fastest of the others of these kinds that lose no more than a point."""
+    @property
+    def most(self) -> int:
+        """The greatest number of threads of the others."""
+        return max(e.threads for e in self.entrants)
+
+    def best(self, ours: str, kinds: Sequence[str], least: int = 1) -> Entrant:
+        """The fastest of the others of these kinds that lose no more than a point, with so many threads."""
         others = [e for e in self.entrants if e.name != ours and e.kind in kinds and not e.failed]
+        others = [e for e in others if e.threads >= least]
         within = [e for e in others if self.drop(e)[0] <= POINT + 1e-9]
         return min(within, key=lambda e: e.slower_than_ours[0])
 
@@ -120,4 +127,11 @@ def summary(results: Sequence[Result], ours: str) -> list[str]:
             f"- our speed / that of the best {group} within 1 point, geometric mean of {len(found)} cases: "
             f"{mean:.3f}, least {min(found, default=math.nan):.2f}"
         )
+    if any(e.threads < result.most for result in done for e in result.entrants if e.name != ours):
+        for group, kinds in GROUPS.items():
+            found = [result.best(ours, kinds, result.most).slower_than_ours[0] for result in done]
+            mean = math.exp(float(np.mean(np.log(found))))
+            lines.append(
+                f"- the same of those with all threads: {mean:.3f}, least {min(found):.2f} (best {group})"
+            )
     return lines

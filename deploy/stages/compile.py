@@ -34,7 +34,8 @@ from deploy.stages.front import front, runners_up
 from deploy.stages.job import Job
 from deploy.stages.limits import misses, unchecked
 from deploy.stages.record import Record
-from deploy.stages.tune import tuned, with_threads
+from deploy.stages.threads import with_threads
+from deploy.stages.tune import tuned
 from deploy.stages.weigh import score_floats
 
 _RESULT = "compiled.json"

@@ -27,6 +27,7 @@ from deploy.stages.ladder import ladder_for
 from deploy.stages.limits import expected
 from deploy.stages.pick import loses, why_float
 from deploy.stages.settings import variants_of
+from deploy.stages.threads import each_at_its_best
 
 _AS_GOOD = 0.97
 """Of the time of a mixture what a faster one must take less than to be worth a try where no clock tells the
@@ -208,7 +209,9 @@ def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
         return Race(tuple(entrants))
     free = job.request.precision == "auto" and job.lock is None
     must_pay = free and any(e.integer and not e.subject.imported for e in entrants)
+    entrants = each_at_its_best(job, entrants)
     floats = tuple(_float_build(job, e) for e in entrants if e.first) if must_pay else ()
+    floats = each_at_its_best(job, floats)
     floats += tuple(wide for e in floats for wide in _in_float32(e))
     contenders = {
         GIVEN: job.given(),

@@ -1,4 +1,4 @@
-"""Threads and settings of a runtime as part of the choice, tried for a few seconds when it is known who wins.
+"""Settings of the winner's runtime, and its threads once more with these, tried for a few seconds.
 
 Other settings must be faster by more than noise and in two races, the second with everything opened anew,
 since one session in a few is lucky with its memory. Ties keep what the profile says.
@@ -6,71 +6,28 @@ since one session in a few is lucky with its memory. Ties keep what the profile 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from deploy.adapter.protocol import Arrays, Runner, Variant
+from deploy.adapter.protocol import Variant
 from deploy.bundle.report.figures import plural
-from deploy.errors import BackendError
-from deploy.measure.host import physical_cores
-from deploy.measure.latency import Timing, knock_out, speedup
+from deploy.measure.latency import Timing, speedup
 from deploy.quantize.candidate import Subject
 from deploy.spec.manifest import Choice
 from deploy.spec.measurement import Attempt
-from deploy.spec.project import Tune
 from deploy.stages.attempts import attempt_of
 from deploy.stages.baseline import Contender, race
 from deploy.stages.entrants import GIVEN, Entrant, Race, under
+from deploy.stages.heat import SECONDS, WORTH, fastest, heat
 from deploy.stages.job import Job
 from deploy.stages.pick import contenders
 from deploy.stages.settings import variants_of
+from deploy.stages.threads import thread_counts
 
-_SECONDS: Mapping[Tune, float] = {"off": 0.0, "quick": 3.0, "full": 20.0}
-"""For opening and timing the winner's variants; who then seems faster is timed once more with everybody."""
-_GIVEN_SHARE = 0.2
-"""Of these seconds, for the number of threads that the file as given likes best."""
 _HELD_BYTES = 512e6
 """Model files that variants may have together: all are open at once, each with its own copy."""
-_CROWD = 6
-"""Contenders that need all of the time."""
-_WORTH = 1.02
-"""Times as fast as before: less is not worth a setting that others have to know of."""
 _BEFORE = "as before"
 FASTEST = "the fastest of those tried"
-
-
-def thread_counts(tune: Tune) -> tuple[int, ...]:
-    """The numbers of threads that are tried where none was asked for."""
-    most = physical_cores()
-    if tune == "off":
-        return (1,)
-    if tune == "quick":
-        return tuple(sorted({1, most}))
-    return tuple(sorted({most, *(1 << i for i in range(most.bit_length()))}))
-
-
-def with_threads(job: Job) -> Job:
-    """Where the number of threads is left to us: as many for all as the file as given likes best.
-
-    So nobody is compared with a baseline that would be faster otherwise. Elsewhere the job as it is.
-    """
-    counts = thread_counts(job.request.tune)
-    if not job.request.any_threads or job.why_not_measured or len(counts) == 1:
-        return job
-    runs = {plural(count, "thread"): replace(job, threads=count).given() for count in counts}
-    seconds = _SECONDS[job.request.tune] * _GIVEN_SHARE
-    times = _timed(runs, job.one_inference(job.baseline), seconds)
-    best = _fastest(times) or plural(1, "thread")
-    job.progress.note(f"the file as given is fastest with {best}")
-    count = runs[best].options.threads
-    subjects = job.subjects if job.lock is not None and job.lock.options else _threaded(job.subjects, count)
-    return replace(job, subjects=subjects, threads=count)
-
-
-def _threaded(subjects: Sequence[Subject], count: int) -> tuple[Subject, ...]:
-    return tuple(replace(s, options=s.options.model_copy(update={"threads": count})) for s in subjects)
 
 
 @dataclass(frozen=True)
@@ -91,12 +48,12 @@ def tuned(job: Job, winner: Entrant, held: Race) -> tuple[Entrant, Race]:
 
     As they were where nothing was timed, nothing is to be tried, or a lock says what to take.
     """
-    seconds = _SECONDS[job.request.tune]
+    seconds = SECONDS[job.request.tune]
     other_aim = job.request.objective in ("memory", "energy")  # it was weighed under the settings as they are
     if held.times is None or not seconds or job.lock is not None or other_aim:
         return winner, held
     tuning = _tried(job, winner, seconds)
-    better = _fastest(tuning.times)
+    better = fastest(tuning.times)
     changed = None if better is None else _allowed(job, tuning, better)
     confirmed = None if changed is None else _raced_again(job, winner, changed, held)
     rows = [
@@ -132,7 +89,7 @@ def _tried(job: Job, winner: Entrant, seconds: float) -> _Tuning:
         name: Contender(subject.backend, artifact, v.options) for name, v in list(variants.items())[:most]
     }
     feeds = job.one_inference(artifact)
-    times = _timed({_BEFORE: winner.contender(), **runs}, feeds, seconds) if runs else {}
+    times = heat({_BEFORE: winner.contender(), **runs}, feeds, seconds) if runs else {}
     return _Tuning(winner, {name: v for name, v in variants.items() if name in times}, times)
 
 
@@ -150,40 +107,6 @@ def _variants(subject: Subject, counts: Sequence[int]) -> list[Variant]:
         for v in variants_of(subject, count)
     ]
     return [*plain, *variants_of(subject, now), *both]
-
-
-def _timed(runs: Mapping[str, Contender], feeds: Arrays, seconds: float) -> dict[str, Timing]:
-    """Times of all that can be opened within half of the time, of the first two whatever that takes."""
-    end = time.perf_counter() + seconds
-    with ExitStack() as stack:
-        opened: dict[str, Runner] = {}
-        for name, who in runs.items():
-            if len(opened) > 1 and time.perf_counter() > end - seconds / 2:
-                break
-            try:
-                runner = stack.enter_context(who.open())
-                runner.run(feeds)
-            except BackendError:
-                if not opened:
-                    raise
-                continue  # settings that this machine or version does not take
-            opened[name] = runner
-        enough = len(opened) * seconds / _CROWD
-        left = max(end - time.perf_counter(), seconds / 4)
-        return knock_out(opened, feeds, min(left, enough)) if len(opened) > 1 else {}
-
-
-def _fastest(times: Mapping[str, Timing]) -> str | None:
-    """Who is faster than the first by more than noise, the fastest of them; None if nobody is."""
-    if not times:
-        return None
-    first, *others = times
-    best, most = None, _WORTH
-    for name in others:
-        ratio, (least, _) = speedup(times[first], times[name])
-        if ratio > most and least > 1.0:
-            best, most = name, ratio
-    return best
 
 
 def _allowed(job: Job, tuning: _Tuning, name: str) -> Entrant | None:
@@ -217,7 +140,7 @@ def _raced_again(job: Job, winner: Entrant, changed: Entrant, held: Race) -> dic
     times = race(runs, job.one_inference(winner.decided.candidate.artifact))
     before = times.pop(_BEFORE)
     ratio, (least, _) = speedup(before, times[winner.name])
-    return times if ratio > _WORTH and least > 1.0 else None
+    return times if ratio > WORTH and least > 1.0 else None
 
 
 def _exchanged(held: Race, winner: Entrant, changed: Entrant) -> Race:

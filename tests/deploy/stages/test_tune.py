@@ -25,9 +25,10 @@ from deploy.spec.artifact import Artifact, Options
 from deploy.spec.measurement import Attempt
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Profile, Runtime
-from deploy.stages import tune
 from deploy.stages.baseline import Contender
+from deploy.stages.heat import heat
 from deploy.stages.job import Job
+from deploy.stages.threads import thread_counts
 
 Build = Callable[..., Bundle]
 KEY = "session.intra_op.allow_spinning"
@@ -55,12 +56,14 @@ class Tunable(OnnxRuntime):
 class Clock:
     """Milliseconds by what is opened: the file as given by threads, the artifact by threads and setting.
 
-    ``again`` holds where everything was opened a second time. ``raced`` says what was asked for.
+    ``again`` holds where everything was opened a second time; ``floats`` is how many times that float builds
+    take, by threads. ``raced`` says what was asked for.
     """
 
     given: dict[int, float] = field(default_factory=lambda: {1: 4.0})
     takes: dict[tuple[int, str], float] = field(default_factory=lambda: {(1, ""): 1.0})
     again: dict[tuple[int, str], float] = field(default_factory=dict)
+    floats: dict[int, float] = field(default_factory=dict)
     raced: list[list[str]] = field(default_factory=list)
 
     def ms(self, name: str, who: Contender, *, again: bool) -> float:
@@ -68,7 +71,7 @@ class Clock:
         if not isinstance(options, OrtOptions) or not options.session:
             return self.given[key]
         place = (key, options.session.get(KEY, ""))
-        slower = 3.0 if name.endswith((" float", " bf16")) else 1.0
+        slower = self.floats.get(key, 3.0) if name.endswith((" float", " bf16")) else 1.0
         return slower * (self.again.get(place, self.takes[place]) if again else self.takes[place])
 
     def race(self, runs: Mapping[str, Contender], feeds: Arrays) -> dict[str, Timing]:
@@ -107,8 +110,9 @@ def clock(monkeypatch: pytest.MonkeyPatch, backend: Tunable) -> Clock:
     clock = Clock()
     monkeypatch.setattr("deploy.stages.contest.race", clock.race)
     monkeypatch.setattr("deploy.stages.tune.race", clock.race)
-    monkeypatch.setattr("deploy.stages.tune._timed", clock.timed)
-    monkeypatch.setattr("deploy.stages.tune.physical_cores", lambda: 4)
+    for user in ("tune", "threads"):
+        monkeypatch.setattr(f"deploy.stages.{user}.heat", clock.timed)
+    monkeypatch.setattr("deploy.stages.threads.physical_cores", lambda: 4)
     monkeypatch.setattr("deploy.stages.steps.physical_cores", lambda: 4)
     for user in ("baseline", "weigh"):
         monkeypatch.setattr(
@@ -195,7 +199,8 @@ def test_threads_are_chosen_for_both_and_replayed(
 ) -> None:
     clock.given, clock.takes = {1: 4.0, 4: 2.0}, {(4, ""): 1.0, (1, ""): 0.5}
     bundle = make(threads="auto")
-    assert clock.raced == [["1 thread", "4 threads"], ["as before", "1 thread"]]
+    each = ["4 threads", "1 thread"]
+    assert clock.raced == [["1 thread", "4 threads"], each, each, ["as before", "4 threads"]]
     compared = bundle.measurements.comparison
     assert compared is not None
     assert (compared.baseline.conditions.threads, compared.artifact.conditions.threads) == (4, 1)
@@ -206,9 +211,20 @@ def test_threads_are_chosen_for_both_and_replayed(
     again = make(lock=bundle.folder / "deploy.lock", out=tmp_path / "again")
     assert (again.folder / "manifest.json").read_bytes() == (bundle.folder / "manifest.json").read_bytes()
     assert (again.folder / "deploy.lock").read_bytes() == (bundle.folder / "deploy.lock").read_bytes()
-    assert clock.raced[2:] == [["1 thread", "4 threads"]]
+    assert clock.raced[4:] == [["1 thread", "4 threads"]]
     assert again.measurements.comparison is not None
     assert again.measurements.comparison.baseline.conditions.threads == 4
+
+
+def test_forms_race_with_the_number_of_threads_that_each_likes_best(
+    make: Build, backend: Tunable, clock: Clock
+) -> None:
+    """With four threads, as the file as given likes them, the float build would win."""
+    clock.given, clock.takes, clock.floats = {1: 4.0, 4: 2.0}, {(4, ""): 1.0, (1, ""): 0.5}, {1: 3.0, 4: 0.8}
+    bundle = make(threads="auto")
+    assert {block.precision for block in plan_of(bundle).blocks} == {"int8"}
+    assert bundle.manifest.options["threads"] == 1
+    assert {b.precision for b in plan_of(make(threads=4)).blocks} == {"float"}
 
 
 def test_threads_and_settings_together(make: Build, backend: Tunable, clock: Clock) -> None:
@@ -218,7 +234,7 @@ def test_threads_and_settings_together(make: Build, backend: Tunable, clock: Clo
     bundle = make(threads="auto", tune="full")
     assert clock.raced[0] == ["1 thread", "2 threads", "4 threads"]
     names = ["as before", "2 threads", "4 threads", "asleep", "2 threads, asleep", "4 threads, asleep"]
-    assert clock.raced[1] == names
+    assert clock.raced[-1] == names
     assert (bundle.manifest.options["threads"], setting(bundle)) == (2, "0")
     assert {"threads": "2", "settings": "asleep"}.items() <= choices(bundle).items()
     assert [c.what for c in load_lock(bundle).choices].count("threads") == 1
@@ -298,9 +314,9 @@ def test_other_threads_than_the_locks_are_refused(make: Build, clock: Clock) -> 
 def test_numbers_of_threads(
     monkeypatch: pytest.MonkeyPatch, cores: int, quick: tuple[int, ...], full: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr("deploy.stages.tune.physical_cores", lambda: cores)
-    assert tune.thread_counts("off") == (1,)
-    assert (tune.thread_counts("quick"), tune.thread_counts("full")) == (quick, full)
+    monkeypatch.setattr("deploy.stages.threads.physical_cores", lambda: cores)
+    assert thread_counts("off") == (1,)
+    assert (thread_counts("quick"), thread_counts("full")) == (quick, full)
 
 
 def test_what_cannot_be_opened_is_passed_over_and_time_is_kept(built: Bundle) -> None:
@@ -316,12 +332,12 @@ def test_what_cannot_be_opened_is_passed_over_and_time_is_kept(built: Bundle) ->
         s.name: np.zeros([d if isinstance(d, int) else 1 for d in s.shape], s.dtype) for s in artifact.inputs
     }
     begin = time.perf_counter()
-    times = tune._timed(runs, feeds, 0.6)
+    times = heat(runs, feeds, 0.6)
     assert set(times) == {"first", "second", "third"}
     assert time.perf_counter() - begin < 3.0
     with pytest.raises(BackendError):
-        tune._timed({"broken": runs["broken"], **runs}, feeds, 0.6)
-    assert set(tune._timed({"first": runs["first"]}, feeds, 0.6)) == set()
+        heat({"broken": runs["broken"], **runs}, feeds, 0.6)
+    assert set(heat({"first": runs["first"]}, feeds, 0.6)) == set()
 
 
 @pytest.mark.parametrize("threads", [0, "many", 1.5])
