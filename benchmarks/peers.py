@@ -37,6 +37,7 @@ import onnx
 from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
 from peers_table import BASELINE, Entrant, Result, rows, summary
 
+from deploy.bundle.report.figures import plural
 from deploy.frontend.onnx_file import read
 from deploy.measure.host import physical_cores
 from deploy.measure.latency import Timing, speedup
@@ -202,7 +203,7 @@ def ours(case: Path, folder: Path, threads: str, setting: Setting) -> Entrant:
     else:
         manifest = json.loads((out / "x86-cpu" / "manifest.json").read_text())
         made.threads = manifest["options"]["threads"]
-        made.said = spoken(manifest) + (f", {made.threads} threads" if threads == "auto" else "")
+        made.said = spoken(manifest) + (f", {plural(made.threads, 'thread')}" if threads == "auto" else "")
     note.write_text(json.dumps(asdict(made)))
     return made
 
