@@ -35,8 +35,11 @@ def load(path: Path) -> ModuleType:
 docs = load(ROOT / "docs" / "run.py")
 SLOW = {
     f"how-to/{page}.md"
-    for page in ("compress", "pytorch", "x86", "jetson", "budget", "report", "measure-machine", "choose")
-}
+    for page in (
+        "budget", "choose", "compress", "images", "jetson", "measure-machine", "phones", "plan",
+        "pytorch", "report", "sensitivity", "x86",
+    )
+}  # fmt: skip
 """Start PyTorch, build or measure much; `make test-all` runs them, the fast tests understand them only."""
 
 SHELL = ("||", "&&", "|", ">")
