@@ -58,14 +58,13 @@ class Result:
 
     @property
     def most(self) -> int:
-        """The greatest number of threads of the others."""
+        """The greatest number of threads."""
         return max(e.threads for e in self.entrants)
 
     def best(self, ours: str, kinds: Sequence[str], least: int = 1) -> Entrant:
         """The fastest of the others of these kinds that lose no more than a point, with so many threads."""
         others = [e for e in self.entrants if e.name != ours and e.kind in kinds and not e.failed]
-        others = [e for e in others if e.threads >= least]
-        within = [e for e in others if self.drop(e)[0] <= POINT + 1e-9]
+        within = [e for e in others if e.threads >= least and self.drop(e)[0] <= POINT + 1e-9]
         return min(within, key=lambda e: e.slower_than_ours[0])
 
 
@@ -122,16 +121,17 @@ def summary(results: Sequence[Result], ours: str) -> list[str]:
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
     for group, found in ratios.items():
-        mean = math.exp(float(np.mean(np.log(found)))) if found else math.nan
         lines.append(
             f"- our speed / that of the best {group} within 1 point, geometric mean of {len(found)} cases: "
-            f"{mean:.3f}, least {min(found, default=math.nan):.2f}"
+            f"{_mean_and_least(found)}"
         )
     if any(e.threads < result.most for result in done for e in result.entrants if e.name != ours):
         for group, kinds in GROUPS.items():
             found = [result.best(ours, kinds, result.most).slower_than_ours[0] for result in done]
-            mean = math.exp(float(np.mean(np.log(found))))
-            lines.append(
-                f"- the same of those with all threads: {mean:.3f}, least {min(found):.2f} (best {group})"
-            )
+            lines.append(f"- the same of those with all threads: {_mean_and_least(found)} (best {group})")
     return lines
+
+
+def _mean_and_least(ratios: Sequence[float]) -> str:
+    mean = math.exp(float(np.mean(np.log(ratios)))) if ratios else math.nan
+    return f"{mean:.3f}, least {min(ratios, default=math.nan):.2f}"

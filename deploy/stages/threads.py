@@ -9,6 +9,7 @@ from deploy.adapter.protocol import Variant
 from deploy.bundle.report.figures import plural
 from deploy.measure.host import physical_cores
 from deploy.quantize.candidate import Subject
+from deploy.spec.artifact import Options
 from deploy.spec.project import Tune
 from deploy.stages.entrants import Entrant, under
 from deploy.stages.heat import SECONDS, fastest, heat
@@ -61,14 +62,21 @@ def each_at_its_best(job: Job, entrants: Sequence[Entrant]) -> tuple[Entrant, ..
 
 def _at_its_best(job: Job, entrant: Entrant, counts: Sequence[int]) -> Entrant:
     first, now = entrant.contender(), entrant.subject.options
-    ways = {
-        plural(count, "thread"): now.model_copy(update={"threads": count})
-        for count in (now.threads, *(c for c in counts if c != now.threads))
-    }
-    runs = {name: replace(first, options=options) for name, options in ways.items()}
+    others = other_counts(now, counts)
+    runs = {name: replace(first, options=options) for name, options in others.items()}
     feeds = job.one_inference(entrant.decided.candidate.artifact)
-    best = fastest(heat(runs, feeds, SECONDS[job.request.tune] * _SHARE))
-    return entrant if best is None else under(entrant, Variant(best, ways[best]))
+    times = heat({plural(now.threads, "thread"): first, **runs}, feeds, SECONDS[job.request.tune] * _SHARE)
+    best = fastest(times)
+    return entrant if best is None else under(entrant, Variant(best, others[best]))
+
+
+def other_counts(options: Options, counts: Sequence[int]) -> dict[str, Options]:
+    """The options with those of these numbers of threads that they do not have, by how these are called."""
+    return {
+        plural(count, "thread"): options.model_copy(update={"threads": count})
+        for count in counts
+        if count != options.threads
+    }
 
 
 def _open(job: Job) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.adapter.protocol import Variant
-from deploy.bundle.report.figures import plural
 from deploy.measure.latency import Timing, speedup
 from deploy.quantize.candidate import Subject
 from deploy.spec.manifest import Choice
@@ -22,7 +21,7 @@ from deploy.stages.heat import SECONDS, WORTH, fastest, heat
 from deploy.stages.job import Job
 from deploy.stages.pick import contenders
 from deploy.stages.settings import variants_of
-from deploy.stages.threads import thread_counts
+from deploy.stages.threads import other_counts, thread_counts
 
 _HELD_BYTES = 512e6
 """Model files that variants may have together: all are open at once, each with its own copy."""
@@ -95,18 +94,14 @@ def _tried(job: Job, winner: Entrant, seconds: float) -> _Tuning:
 
 def _variants(subject: Subject, counts: Sequence[int]) -> list[Variant]:
     """Other numbers of threads first, then other settings with as many as now, then both."""
-    now = subject.options.threads
-    others = {count: plural(count, "thread") for count in counts if count != now}
-    plain = [
-        Variant(threads, subject.options.model_copy(update={"threads": count}))
-        for count, threads in others.items()
-    ]
+    others = other_counts(subject.options, counts)
+    plain = [Variant(name, options) for name, options in others.items()]
     both = [
-        replace(v, name=f"{threads}, {v.name}")
-        for count, threads in others.items()
-        for v in variants_of(subject, count)
+        replace(v, name=f"{name}, {v.name}")
+        for name, options in others.items()
+        for v in variants_of(subject, options.threads)
     ]
-    return [*plain, *variants_of(subject, now), *both]
+    return [*plain, *variants_of(subject, subject.options.threads), *both]
 
 
 def _allowed(job: Job, tuning: _Tuning, name: str) -> Entrant | None:
