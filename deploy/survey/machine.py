@@ -24,28 +24,25 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from datetime import date
 
 import numpy as np
-import onnx_ir as ir
 
-from deploy.execute.reference import Session, open_graph
 from deploy.measure.host import KERNEL_FLAGS, host
 from deploy.spec.profile import Figure
 from deploy.survey import readings
 from deploy.survey.bandwidth import KERNELS, bandwidth, levels
 from deploy.survey.clock import effective_clock
+from deploy.survey.pulse import Pulse, gemm, product, timed
 
-_SIDE, _SIDE_FIXED = 384, 192
+_SIDE = 384
 _ROUNDS, _ROUNDS_QUICK = 31, 11
 _LONGEST_S = 1.0
 _LOOK_S = 0.02
-"""Of the fixed work between two measurements: longer than another process keeps the core."""
+"""Of the pulse's work between two measurements: longer than another process keeps the core."""
 
 
-def machine_facts(*, quick: bool, threads: int) -> dict[str, Figure]:
+def machine_facts(*, quick: bool, threads: int, pulse: Pulse) -> dict[str, Figure]:
     """The figures of this machine; ``_all`` are by ``threads`` threads, left out where that is one.
 
     Takes up to 8 seconds of an idle machine, ``quick`` up to 3. Nothing fails where files are hidden: their
@@ -57,20 +54,18 @@ def machine_facts(*, quick: bool, threads: int) -> dict[str, Figure]:
     measured = _Measured(today, _ROUNDS_QUICK if quick else _ROUNDS, caches_known=bool(caches))
     memory = host().memory_bytes
     counts = [(1, "")] + ([(threads, "_all")] if threads > 1 else [])
-    with ExitStack() as stack:
-        fixed = stack.enter_context(_gemm(_SIDE_FIXED, 1))
-        watch = _Watch(_product(fixed, _SIDE_FIXED))
-        watch.look()
-        measured.put_clock()
-        for count, suffix in counts:
-            for level in levels(caches, memory, count, quick=quick):
-                for kernel in KERNELS:
-                    measured.put_bandwidth(f"{kernel}_{level.name}{suffix}", kernel, level.size, count)
-                watch.look()
-            side = round(_SIDE * count ** (1 / 3) / 64) * 64  # as much for each thread
-            measured.put_gemm(f"gemm_float{suffix}", side, count)
+    watch = _Watch(pulse)
+    watch.look()
+    measured.put_clock()
+    for count, suffix in counts:
+        for level in levels(caches, memory, count, quick=quick):
+            for kernel in KERNELS:
+                measured.put_bandwidth(f"{kernel}_{level.name}{suffix}", kernel, level.size, count)
             watch.look()
-        measured.put_clock()
+        side = round(_SIDE * count ** (1 / 3) / 64) * 64  # as much for each thread
+        measured.put_gemm(f"gemm_float{suffix}", side, count)
+        watch.look()
+    measured.put_clock()
     facts |= measured.facts
     facts |= watch.facts(today)
     facts |= _heat(before, readings.read_files(changing=True), today)
@@ -135,12 +130,12 @@ class _Measured:
         self._put(name, rate.gb_s, "GB/s", how, rate.spread)
 
     def put_gemm(self, name: str, side: int, threads: int) -> None:
-        with _gemm(side, threads) as session:
-            work = _product(session, side)
+        with gemm(side, threads) as session:
+            work = product(session, side)
             work()
-            times = [_timed(work) for _ in range(3)]
+            times = [timed(work) for _ in range(3)]
             while len(times) < self._rounds and sum(times) < _LONGEST_S:
-                times.append(_timed(work))
+                times.append(timed(work))
         low, typical, high = np.percentile(times, [25, 50, 75])
         how = f"{session.executed_by}, {side}x{side} matrices, {threads} threads"
         self._put(name, 2 * side**3 / typical / 1e9, "GFLOP/s", how, (high - low) / typical)
@@ -151,19 +146,18 @@ class _Measured:
 
 
 class _Watch:
-    """How evenly the machine runs: the same work, a fraction of a millisecond, throughout the survey."""
+    """How evenly the machine runs: the pulse's work, a fraction of a millisecond, throughout the survey."""
 
-    def __init__(self, work: Callable[[], object]) -> None:
-        self._work = work
+    def __init__(self, pulse: Pulse) -> None:
+        self._pulse, self._work = pulse, pulse.work
         self._times: list[float] = []
         self._ours = 0.0
 
     def look(self) -> None:
-        for _ in range(3):  # what was measured before has filled the caches
-            self._work()
+        self._pulse.beat()  # what was measured before has filled the caches
         ours, start = time.thread_time(), time.perf_counter()
         while time.perf_counter() - start < _LOOK_S:
-            self._times.append(_timed(self._work))
+            self._times.append(timed(self._work))
         self._ours += time.thread_time() - ours
 
     def facts(self, today: date) -> dict[str, Figure]:
@@ -174,30 +168,3 @@ class _Watch:
             "noise": Figure(value=round(float(late / typical), 3), unit=unit, source=how, date=today),
             "cpu_share": Figure(value=round(share, 3), unit="of the time at work", source=how, date=today),
         }
-
-
-def _gemm(side: int, threads: int) -> Session:
-    """A product with a constant matrix in ONNX Runtime, which packs it beforehand as for a network."""
-    matrix = f"float[{side}, {side}]"
-    text = f"""<ir_version: 10, opset_import: ["" : 21]>
-    g ({matrix} x, {matrix} w) => ({matrix} y) {{ y = MatMul(x, w) }}"""
-    graph = ir.from_onnx_text(text)
-    weight = graph.graph.inputs.pop()
-    weight.const_value = ir.tensor(_matrix(side), name="w")
-    graph.graph.register_initializer(weight)
-    return open_graph(graph, threads=threads)
-
-
-def _product(session: Session, side: int) -> Callable[[], object]:
-    feeds = {"x": _matrix(side)}
-    return lambda: session.run(feeds)
-
-
-def _matrix(side: int) -> np.ndarray:
-    return np.random.default_rng(side).standard_normal((side, side)).astype(np.float32)
-
-
-def _timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

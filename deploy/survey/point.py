@@ -28,6 +28,7 @@ from deploy.quantize.ranges import Histogram
 from deploy.spec.overlay import Cost, Failure
 from deploy.spec.profile import Runtime
 from deploy.spec.tensors import Precision
+from deploy.survey.pulse import Pulse
 from deploy.survey.unit import KEPT_FLOAT, Extend, Unit, chain
 from deploy.survey.units import separated
 
@@ -40,6 +41,8 @@ copy of a recurrent layer's weights for each step: such chains are as short as t
 _LONGEST, _SHORTEST = 34, 5
 _ROUNDS = 9
 _SLICE_MS = 4.0
+_PATIENCE_S = 3.0
+"""For a point whose rounds are taken while the machine is in another state than usual."""
 _PER_ELEMENT = 20
 """What one number of an image weighs beside multiply-accumulates, in these."""
 _DROWNED = 0.25
@@ -55,11 +58,13 @@ _POSITIVE = ("Relu", "Softmax")
 
 @dataclass(frozen=True)
 class Place:
-    """Where points are measured: one runtime of one profile, opened with so many threads."""
+    """Where points are measured: one runtime of one profile, opened with so many threads, on a machine whose
+    state is known by its ``pulse``."""
 
     runtime: Runtime
     backend: Backend
     threads: int
+    pulse: Pulse
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def _measured(
             if opened is None:
                 return []
             chains.append((share, opened))
-        taken = _times([opened for _, opened in chains])
+        taken, off = _times([opened for _, opened in chains], place.pulse)
     left: dict[Kernel, float] = defaultdict(float)
     for share, opened in chains:
         for kernel, count in opened.kernels.items():
@@ -115,7 +120,7 @@ def _measured(
     if np.median(rest) < max(_DROWNED * abs(others), _LOST * whole):
         reason = "it drowns in what is measured with it"
         return [Failure(op=unit.op, precision=precision, shape=unit.shape, reason=reason)]
-    spread = float(np.subtract(*np.percentile(rest, [75, 25])) / np.median(rest))
+    spread = max(off, _spread(rest))
     per_byte = float(np.median(rest)) / sum(n * k.bytes for k, n in wanted.items())
     found: list[Cost | Failure] = [
         _cost(unit, kernel, precision, per_byte * kernel.bytes, spread) for kernel in wanted
@@ -159,10 +164,13 @@ def _alone(unit: Unit, precision: Precision, place: Place, workdir: Path) -> lis
         opened = _open(chain(unit.input, unit.extend, 1), precision, place, workdir, stack)
         if opened is None:
             return []
-        (taken,) = _times([opened])
+        (taken,), off = _times([opened], place.pulse)
     kernel = Kernel("overhead", precision, (), 0, 64)
-    spread = float(np.subtract(*np.percentile(taken, [75, 25])) / np.median(taken))
-    return [_cost(unit, kernel, precision, float(np.median(taken)), spread)]
+    return [_cost(unit, kernel, precision, float(np.median(taken)), max(off, _spread(taken)))]
+
+
+def _spread(taken: np.ndarray) -> float:
+    return float(np.subtract(*np.percentile(taken, [75, 25])) / np.median(taken))
 
 
 def _entry(
@@ -242,14 +250,18 @@ def _repeats(unit: Unit) -> int:
     return int(np.clip(min(_CHAIN_MACS // one, most), _SHORTEST, _LONGEST))
 
 
-def _times(chains: Sequence[_Chain]) -> list[np.ndarray]:
-    """Milliseconds of each, round by round in turn: of each round the fastest run, as others only disturb."""
+def _times(chains: Sequence[_Chain], pulse: Pulse) -> tuple[list[np.ndarray], float]:
+    """Milliseconds of each, round by round in turn: of each round the fastest run, as others only disturb.
+    Also how far from its usual state the machine was."""
     repeats = [_warm_up(opened) for opened in chains]
-    taken: list[list[float]] = [[] for _ in chains]
-    for _ in range(_ROUNDS):
-        for opened, count, into in zip(chains, repeats, taken, strict=True):
-            into.append(min(_run(opened) for _ in range(count)))
-    return [np.asarray(ms) for ms in taken]
+
+    def taken() -> list[float]:
+        return [
+            min(_run(opened) for _ in range(count)) for opened, count in zip(chains, repeats, strict=True)
+        ]
+
+    rounds, off = pulse.steady(taken, _ROUNDS, _PATIENCE_S)
+    return list(np.asarray(rounds).T), off
 
 
 def _warm_up(opened: _Chain) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.adapter.discover import find_backend
-from deploy.adapter.overlays import Kept, data_root, runs_here, save
+from deploy.adapter.overlays import Kept, Runs, data_root, runs_here, save
 from deploy.adapter.profiles import profile_for
 from deploy.cache import scratch
 from deploy.errors import ToolchainError
@@ -25,13 +25,15 @@ from deploy.stages.record import Record
 from deploy.survey.journal import Journal, journal
 from deploy.survey.machine import machine_facts
 from deploy.survey.point import Place, measure_unit
+from deploy.survey.pulse import pulse
 from deploy.survey.unit import Unit
 from deploy.survey.units import units
 
+_LISTEN_S = 5.0
+_PATIENCE_S = 240.0
+"""For states of the machine other than its usual one to pass; then points are taken as they come."""
 _CALM = 0.1
 """A point whose spread is above it is measured once more; the calmer one counts."""
-
-Point = tuple[Unit, Precision]
 
 
 def survey(
@@ -59,35 +61,27 @@ def survey(
     folder = data_root() if root is None else root
     listed = units(quick=quick)
     record = Record(progress)
-    places = [Place(profile.runtime_named(runs.name), find_backend(runs.name), threads) for runs in found]
-    names = (_name(u, p) for place in places for u in listed for p in _precisions(place.runtime, quick=quick))
+    runtimes_here = [profile.runtime_named(runs.name) for runs in found]
+    names = (_name(u, p) for r in runtimes_here for u in listed for p in _precisions(r, quick=quick))
     points = list(dict.fromkeys(names))
     machine = this_machine()
-    with journal(
-        machine, found, points, quick=quick, data_root=folder, progress=progress, fresh=fresh
-    ) as kept:
+    with (
+        journal(
+            machine, found, points, quick=quick, data_root=folder, progress=progress, fresh=fresh
+        ) as kept,
+        pulse(threads, _PATIENCE_S) as state,
+    ):
         begin = time.perf_counter()
         earlier = kept.seconds
         with record.stage("machine") as stage:
-            facts = machine_facts(quick=quick, threads=threads)
+            state.listen(_LISTEN_S)
+            facts = machine_facts(quick=quick, threads=threads, pulse=state)
             stage.outcome = f"{len(facts)} figures"
-        measured = []
-        for runs, place in zip(found, places, strict=True):
-            with record.stage(runs.name) as stage:
-                work = [(u, p) for u in listed for p in _precisions(place.runtime, quick=quick)]
-                costs, failures = _points(place, work, kept, progress)
-                measured.append(
-                    RuntimeCosts(
-                        name=runs.name,
-                        version=runs.version,
-                        threads=threads,
-                        settings=dict(runs.settings),
-                        runner=runs.runner,
-                        cost=tuple(costs),
-                        failures=tuple(failures),
-                    )
-                )
-                stage.outcome = f"{len(costs)} points, version {runs.version}"
+        with record.stage("kernels") as stage:
+            places = [Place(runtime, find_backend(runtime.name), threads, state) for runtime in runtimes_here]
+            results = _points(places, listed, kept, progress, quick=quick)
+            measured = [_costs(runs, threads, results[runs.name]) for runs in found]
+            stage.outcome = ", ".join(f"{r.name} {r.version} {len(r.cost)} points" for r in measured)
         overlay = Overlay(
             profile=profile.name,
             machine=machine,
@@ -102,23 +96,41 @@ def survey(
         return Kept(save(overlay, folder), overlay)
 
 
+def _costs(runs: Runs, threads: int, results: Sequence[Cost | Failure]) -> RuntimeCosts:
+    return RuntimeCosts(
+        name=runs.name,
+        version=runs.version,
+        threads=threads,
+        settings=dict(runs.settings),
+        runner=runs.runner,
+        cost=tuple(r for r in results if isinstance(r, Cost)),
+        failures=tuple(r for r in results if isinstance(r, Failure)),
+    )
+
+
 def _points(
-    place: Place, work: Sequence[Point], kept: Journal, progress: Progress
-) -> tuple[list[Cost], list[Failure]]:
-    costs: list[Cost] = []
-    failures: list[Failure] = []
-    for index, (unit, precision) in enumerate(work):
-        name = _name(unit, precision)
-        results = kept.done.get((place.runtime.name, name))
+    places: Sequence[Place], listed: Sequence[Unit], kept: Journal, progress: Progress, *, quick: bool
+) -> dict[str, list[Cost | Failure]]:
+    """What each runtime's points gave. A unit is measured on all of them before the next one is: what is
+    compared was met within seconds, and a machine that becomes slower in these minutes favours nobody."""
+    found: dict[str, list[Cost | Failure]] = {place.runtime.name: [] for place in places}
+    work = [
+        (unit, place, precision)
+        for unit in listed
+        for place in places
+        for precision in _precisions(place.runtime, quick=quick)
+    ]
+    for index, (unit, place, precision) in enumerate(work):
+        name, runtime = _name(unit, precision), place.runtime.name
+        results = kept.done.get((runtime, name))
         if results is None:
             begin = time.perf_counter()
-            known = Costs(tuple(cost for cost in costs if cost.ms > 0))
+            known = Costs(tuple(c for c in found[runtime] if isinstance(c, Cost) and c.ms > 0))
             results = tuple(_calmest(unit, precision, _around(place, precision), known))
-            kept.add(place.runtime.name, name, results, time.perf_counter() - begin)
+            kept.add(runtime, name, results, time.perf_counter() - begin)
             progress.advance(index + 1, len(work))  # what was measured before tells nothing of the time left
-        costs += [r for r in results if isinstance(r, Cost)]
-        failures += [r for r in results if isinstance(r, Failure)]
-    return costs, failures
+        found[runtime] += results
+    return found
 
 
 def _calmest(unit: Unit, precision: Precision, place: Place, known: Costs) -> list[Cost | Failure]:

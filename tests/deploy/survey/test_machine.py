@@ -13,6 +13,7 @@ from deploy.survey import bandwidth as bandwidth_module
 from deploy.survey import machine, readings
 from deploy.survey.bandwidth import bandwidth, levels
 from deploy.survey.clock import add_chain, effective_clock
+from deploy.survey.pulse import pulse
 from deploy.survey.readings import Cache
 
 TODAY = date(2026, 11, 21)
@@ -360,7 +361,8 @@ def test_the_chain_adds():
 
 def test_this_machine():
     start = time.process_time()
-    facts = machine.machine_facts(quick=True, threads=2)
+    with pulse(2, 0.0) as state:
+        facts = machine.machine_facts(quick=True, threads=2, pulse=state)
     assert time.process_time() - start < 6, "3 s are meant, and two threads are at work"
     assert facts["cores"].value == host().cores
     for name in ("read_l1", "copy_memory", "update_memory_all", "gemm_float", "gemm_float_all"):
@@ -377,7 +379,8 @@ def test_a_machine_that_hides_its_files(monkeypatch):
     monkeypatch.setattr(machine, "effective_clock", lambda rounds: None)
     monkeypatch.setattr(machine, "_SIDE", 64)
     monkeypatch.setattr(machine, "bandwidth", lambda *args: bandwidth_module.Rate(1.0, 0.0))
-    facts = machine.machine_facts(quick=True, threads=1)
+    with pulse(1, 0.0) as state:
+        facts = machine.machine_facts(quick=True, threads=1, pulse=state)
     assert facts["read_l1"].source.endswith("16 KiB, sizes of caches assumed, spread 0.00")
     assert {"cores", "read_l1", "read_memory", "gemm_float", "noise"} <= set(facts)
     assert not {"l1d", "clock_max", "clock_effective", "temperature", "throttled", "read_l1_all"} & set(facts)

@@ -21,6 +21,7 @@ from deploy.spec.overlay import Cost, Failure, KernelClass
 from deploy.spec.tensors import Precision
 from deploy.survey import point
 from deploy.survey.point import Place, measure_unit
+from deploy.survey.pulse import Pulse
 from deploy.survey.unit import Unit
 from deploy.survey.units import units
 
@@ -41,14 +42,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Times follow the law; what comes back are the lengths of the chains that were timed."""
     timed: list[int] = []
 
-    def times(chains: Sequence[point._Chain]) -> list[np.ndarray]:
+    def times(chains: Sequence[point._Chain], pulse: Pulse) -> tuple[list[np.ndarray], float]:
         found = []
         for opened in chains:
             timed.append(sum(opened.kernels.values()))
             moved = sum(array.nbytes for array in opened.feeds.values())
             kernels = sum(law(kernel) * count for kernel, count in opened.kernels.items())
             found.append(np.full(5, OVERHEAD + ENTRY * 2 * moved + kernels))
-        return found
+        return found, 0.0
 
     monkeypatch.setattr(point, "_times", times)
     monkeypatch.setattr(point, "_LONGEST", 5)
@@ -57,7 +58,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def place(runtime: str = "ort", profile: str = "x86-vnni") -> Place:
-    return Place(load_profile(profile).runtime_named(runtime), find_backend(runtime), 1)
+    return Place(load_profile(profile).runtime_named(runtime), find_backend(runtime), 1, Pulse(lambda: None))
 
 
 def first_of_each_class() -> Iterator[Unit]:
@@ -157,7 +158,7 @@ class Broken:
 
 def test_what_a_runtime_cannot_run_is_a_failure_with_its_reason(tmp_path: Path) -> None:
     where = place()
-    broken = Place(where.runtime, cast(Backend, Broken(where.backend)), 1)
+    broken = Place(where.runtime, cast(Backend, Broken(where.backend)), 1, where.pulse)
     (found,) = measure_unit(unit_of("conv"), "float", broken, Costs(()), tmp_path / "work")
     assert isinstance(found, Failure) and found.op == "conv" and found.precision == "float"
     assert "no kernel for" in found.reason and "\x1b" not in found.reason

@@ -34,8 +34,9 @@ THREE = [next(unit for unit in units(quick=True) if unit.op == op) for op in ("o
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three units, timed a few times; figures of the machine have tests of their own."""
     monkeypatch.setattr(run, "units", lambda *, quick: THREE[:2] if quick else THREE)
-    monkeypatch.setattr(run, "machine_facts", lambda *, quick, threads: FACTS)
+    monkeypatch.setattr(run, "machine_facts", lambda *, quick, threads, pulse: FACTS)
     monkeypatch.setattr(run, "_CALM", 100.0)
+    monkeypatch.setattr(run, "_LISTEN_S", 0.1)
     monkeypatch.setattr(point, "_ROUNDS", 2)
     monkeypatch.setattr(point, "_SLICE_MS", 0.1)
     monkeypatch.setattr(point, "_LONGEST", 6)
@@ -157,7 +158,7 @@ def test_a_disturbed_point_is_measured_once_more_and_the_calmer_one_counts(
 
     monkeypatch.setattr(run, "_CALM", 0.1)
     monkeypatch.setattr(run, "measure_unit", measured)
-    place = Place(_ort(), None, 1)  # type: ignore[arg-type]
+    place = Place(_ort(), None, 1, None)  # type: ignore[arg-type]
     found = [run._calmest(THREE[1], "float", place, Costs(())) for _ in range(3)]
     assert [cost.ms for (cost,) in found if isinstance(cost, Cost)] == [1.2, 1.01, 1.3]
 
