@@ -30,7 +30,7 @@ from deploy.survey.unit import Unit
 from deploy.survey.units import units
 
 _LISTEN_S = 5.0
-_PATIENCE_S = 240.0
+_PATIENCE_S = 120.0
 """For states of the machine other than its usual one to pass; then points are taken as they come."""
 _CALM = 0.1
 """A point whose spread is above it is measured once more; the calmer one counts."""
@@ -134,12 +134,12 @@ def _points(
 
 
 def _calmest(unit: Unit, precision: Precision, place: Place, known: Costs) -> list[Cost | Failure]:
-    """The unit measured, and if others disturbed that once more."""
+    """The unit measured, and if others disturbed that once more, while there is patience."""
     if unit.op == "convert" and precision != "int8":
         return []
     with scratch("survey") as work:
         first = measure_unit(unit, precision, place, known, work / "first")
-        if _spread(first) <= _CALM:
+        if _spread(first) <= _CALM or place.pulse.patience <= 0:
             return first
         second = measure_unit(unit, precision, place, known, work / "second")
     return min(first, second, key=_spread)

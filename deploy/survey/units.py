@@ -116,8 +116,8 @@ def _stem(image: int, channels: int, kernel: int, stride: int) -> Extend:
 def _products() -> list[Unit]:
     found = []
     for rows, size, quick in (
-        (1, 64, True), (1, 256, True), (1, 1024, True), (1, 2048, False), (20, 76, False), (49, 128, False),
-        (98, 64, True), (98, 256, False), (128, 512, True), (16, 32, False),
+        (1, 64, True), (1, 128, False), (1, 256, True), (1, 1024, True), (1, 2048, False), (20, 76, False),
+        (49, 128, False), (98, 64, True), (98, 256, False), (128, 512, True), (16, 32, False),
     ):  # fmt: skip
         text = f"{rows} rows, {size} by {size}"
         found.append(Unit("gemm", text, _rows_of(rows, size), _gemm(rows, size, size), quick))
@@ -157,6 +157,8 @@ def _batched(sketch: Sketch, value: ir.Value) -> ir.Value:
 
 _SIZES: tuple[tuple[int, int, bool], ...] = ((16, 8, True), (64, 12, False), (64, 32, True), (128, 56, False))
 """Channels and extent of images for what costs by the byte: 4 KB to 1.6 MB."""
+_ROW = (64, 1, True)
+"""A row, as each step of a recurrent layer has some: what an operation costs whatever its size."""
 
 
 def _elementwise() -> list[Unit]:
@@ -169,7 +171,7 @@ def _elementwise() -> list[Unit]:
         ("transcendental", "Gelu", lambda s, v: s.node("Gelu", [v])),
     )
     for op, word, extend in kinds:
-        for channels, size, quick in _SIZES:
+        for channels, size, quick in (_ROW, *_SIZES):
             text = f"{word}, {channels} channels, {size}x{size}"
             found.append(Unit(op, text, _image(channels, size), extend, quick and word != "Gelu"))
     for channels, size in ((16, 24), (72, 12)):
@@ -243,7 +245,7 @@ def _normed(width: int) -> Extend:
 
 def _moves() -> list[Unit]:
     found = []
-    for channels, size, quick in ((16, 16, True), (64, 16, False), (128, 28, False)):
+    for channels, size, quick in (_ROW, (16, 16, True), (64, 16, False), (128, 28, False)):
         text = f"halves of {channels} channels swapped, {size}x{size}"
         image = _image(channels, size)
         found.append(Unit("concat", text, image, _swapped(channels // 2), quick, also=("move",)))

@@ -22,6 +22,7 @@ from deploy.spec.profile import Figure, Runtime
 from deploy.spec.tensors import Precision
 from deploy.survey import point, run
 from deploy.survey.point import Place
+from deploy.survey.pulse import Pulse
 from deploy.survey.run import survey
 from deploy.survey.unit import Unit
 from deploy.survey.units import units
@@ -150,7 +151,7 @@ def test_a_short_survey_says_so_and_does_not_replace_a_full_one(
 def test_a_disturbed_point_is_measured_once_more_and_the_calmer_one_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spreads = iter([0.5, 0.2, 0.01, 0.3, 0.4])
+    spreads = iter([0.5, 0.2, 0.01, 0.3, 0.4, 0.5])
 
     def measured(*args: object) -> list[Cost | Failure]:
         spread = next(spreads)
@@ -158,9 +159,12 @@ def test_a_disturbed_point_is_measured_once_more_and_the_calmer_one_counts(
 
     monkeypatch.setattr(run, "_CALM", 0.1)
     monkeypatch.setattr(run, "measure_unit", measured)
-    place = Place(_ort(), None, 1, None)  # type: ignore[arg-type]
+    place = Place(_ort(), None, 1, Pulse(lambda: None, patience=1.0))  # type: ignore[arg-type]
     found = [run._calmest(THREE[1], "float", place, Costs(())) for _ in range(3)]
     assert [cost.ms for (cost,) in found if isinstance(cost, Cost)] == [1.2, 1.01, 1.3]
+    place.pulse.patience = 0.0
+    (hurried,) = run._calmest(THREE[1], "float", place, Costs(()))
+    assert isinstance(hurried, Cost) and hurried.ms == 1.5, "a machine that stays busy is taken as it is"
 
 
 def test_what_fails_twice_is_a_failure_with_its_reason(
