@@ -14,7 +14,7 @@ from deploy.data.dataset import Dataset
 from deploy.errors import BackendError, DataError, UnsupportedError, VerificationError
 from deploy.predict.kernels import UnknownSizeError
 from deploy.quantize.candidate import Subject, build_candidate
-from deploy.quantize.decide import Decided, decide, decide_mixed, noise
+from deploy.quantize.decide import Decided, decide, decide_float, decide_mixed, noise
 from deploy.quantize.sparse import NO_SPARSE_WEIGHTS, SparseWeights, sparse_weights, why_dense
 from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import compare, race
@@ -26,7 +26,7 @@ from deploy.stages.job import Job
 from deploy.stages.ladder import ladder_for
 from deploy.stages.limits import expected
 from deploy.stages.pick import loses, why_float
-from deploy.stages.settings import variants_of
+from deploy.stages.settings import reopened, variants_of
 from deploy.stages.threads import each_at_its_best
 
 _AS_GOOD = 0.97
@@ -72,6 +72,8 @@ def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple
     ask = job.waits_for_no_race and not _mixes(job, subject)
     try:
         mixed = _by_costs(job, subject)
+        if not mixed and (exact := _exact_enough(job, subject)) is not subject:
+            subject, mixed = exact, _by_costs(job, exact)
         if mixed and _conclusive(job, mixed[0]):
             return mixed
         decided = decided_for(job, subject, ask=ask, climbs=climbs)
@@ -80,18 +82,37 @@ def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple
             raise
         job.progress.warn(f"{subject.runtime.name} is left out: {e.message}")
         return ()
-    mixed = mixed or _mixed(job, decided.subject, decided.decided.sqnr, decided.decided)
+    if mixed is None or decided.subject.refinement != subject.refinement:  # else it was found out before
+        mixed = mixed or _mixed(job, decided.subject, decided.decided.sqnr, decided.decided)
     return (decided, *mixed, *weights_alone(job, subject))
 
 
-def _by_costs(job: Job, subject: Subject) -> tuple[Entrant, ...]:
+def _by_costs(job: Job, subject: Subject) -> tuple[Entrant, ...] | None:
     """The mixture that is fastest by the table, where the table alone chooses: it is tried before anything
-    else, and nothing else where that cannot do better. Not where limits may need something else."""
+    else, and nothing else where that cannot do better. None, and nothing tried, elsewhere and where limits
+    may need something else."""
     alone = not job.races and job.request.objective == "latency" and job.request.budget.max_size_bytes is None
     calibration = job.roles.calibration
     if not alone or calibration is None or not _mixes(job, subject):
-        return ()
+        return None
     return _mixed(job, subject, _noise(job, subject, calibration))
+
+
+def _exact_enough(job: Job, subject: Subject) -> Subject:
+    """The subject with its floats in float32, where these alone miss the budget in a narrower type: no block
+    that becomes float would ever help."""
+    wide = next((v for v in variants_of(subject, subject.options.threads) if v.around == "float32"), None)
+    judge = job.scores(subject, job.judge)
+    if wide is None or judge is None or not chosen_freely(job, subject):
+        return subject
+    limit = job.request.budget.max_drop if job.allowance is None else job.allowance
+    narrow = decide_float(subject, judge, None, limit, job.work / subject.runtime.name / "narrow")
+    if narrow.within_budget:
+        return subject
+    assert narrow.drop is not None
+    lost = f"in {subject.runtime.around} they alone lose {narrow.drop.drop:.4f}"
+    job.progress.note(f"{subject.runtime.name} computes floats in float32: {lost}")
+    return reopened(subject, wide)
 
 
 def _conclusive(job: Job, mixture: Entrant) -> bool:

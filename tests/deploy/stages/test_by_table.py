@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from backends.openvino import OpenVino
 from backends.ort import OnnxRuntime
 from deploy.adapter.overlays import save
 from deploy.adapter.profiles import load_profile
-from deploy.adapter.protocol import Arrays, Availability, Runner
+from deploy.adapter.protocol import Arrays, Availability, Backend, Runner
 from deploy.bundle.read import Bundle, load_lock
 from deploy.data.interval import Drop
 from deploy.errors import BackendError
@@ -27,7 +28,8 @@ from deploy.measure.latency import Timing
 from deploy.pipeline import build
 from deploy.progress import Progress, Silent
 from deploy.quantize.candidate import Subject
-from deploy.spec.artifact import Artifact
+from deploy.quantize.decide import decide_mixed
+from deploy.spec.artifact import Artifact, Options
 from deploy.spec.overlay import Cost, KernelClass, Machine, Overlay, RuntimeCosts
 from deploy.spec.plan import BlockPlan, Plan
 from deploy.spec.profile import Fact, Figure, Profile, Runtime, Sparsity
@@ -146,6 +148,25 @@ def make(network: Path, images: dict[str, np.ndarray], tmp_path: Path) -> Build:
     return run
 
 
+def harmed(monkeypatch: pytest.MonkeyPatch, backend: type[Backend], when: Callable[..., bool]) -> None:
+    """Half of the accuracy is lost by what a backend opens so."""
+    original, opened = Examiner.examine, backend.open
+
+    def open_marked(self: Backend, artifact: Artifact, options: Options) -> Runner:
+        runner = opened(self, artifact, options)
+        runner.harm = 0.5 if when(self, artifact, options) else 0.0  # type: ignore[attr-defined]
+        return runner
+
+    def examine(self: Examiner, runner: Runner) -> Drop:
+        original(self, runner)
+        harm = getattr(runner, "harm", 0.0)
+        self._examined[-1] = (Drop(harm, harm, harm), self._examined[-1][1])
+        return self._examined[-1][0]
+
+    monkeypatch.setattr(backend, "open", open_marked)
+    monkeypatch.setattr(Examiner, "examine", examine)
+
+
 def precisions(bundle: Bundle) -> list[str]:
     return [block.precision for block in blocks(bundle)]
 
@@ -239,24 +260,41 @@ def test_a_runtime_whose_accuracy_costs_its_speed_loses(
             ort={op: ms / 10 for op, ms in FLOATS.items()}, second={op: ms / 20 for op, ms in FLOATS.items()}
         )
     )
-    original, opened = Examiner.examine, OnnxRuntime.open
-
-    def open_named(self: OnnxRuntime, artifact: Artifact, options: object) -> Runner:
-        runner = opened(self, artifact, options)  # type: ignore[arg-type]
-        quantized = b"QuantizeLinear" in artifact.main.read_bytes()
-        runner.harm = 0.5 if self.name == "second" and quantized else 0.0  # type: ignore[attr-defined]
-        return runner
-
-    def examine(self: Examiner, runner: Runner) -> Drop:
-        original(self, runner)
-        harm = getattr(runner, "harm", 0.0)
-        self._examined[-1] = (Drop(harm, harm, harm), self._examined[-1][1])
-        return self._examined[-1][0]
-
-    monkeypatch.setattr(OnnxRuntime, "open", open_named)
-    monkeypatch.setattr(Examiner, "examine", examine)
+    harmed(
+        monkeypatch,
+        OnnxRuntime,
+        lambda self, artifact, _: self.name == "second" and b"QuantizeLinear" in artifact.main.read_bytes(),
+    )
     bundle = make()
     assert bundle.manifest.runtime == "ort" and "int8" in precisions(bundle)
+
+
+def test_mixtures_that_all_miss_the_budget_are_tried_once(
+    make: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(measured(ort=MIXED))
+    harmed(
+        monkeypatch, OnnxRuntime, lambda self, artifact, _: b"QuantizeLinear" in artifact.main.read_bytes()
+    )
+    tried: list[Subject] = []
+
+    def mixed(subject: Subject, *rest: object, **settings: object) -> object:
+        tried.append(subject)
+        return decide_mixed(subject, *rest, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("deploy.stages.contest.decide_mixed", mixed)
+    assert set(precisions(make(runtime="ort"))) == {"float"} and len(tried) == 1
+
+
+def test_floats_are_float32_where_a_narrower_type_alone_misses_the_budget(
+    make: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle = make(target="x86-bf16", runtime="openvino")
+    assert load_lock(bundle).options["inference_precision"] == "bf16"
+    harmed(monkeypatch, OpenVino, lambda _, artifact, options: options.inference_precision == "bf16")
+    bundle = make(target="x86-bf16", runtime="openvino", cache=tmp_path / "empty")
+    assert load_lock(bundle).options["inference_precision"] == "f32"
+    assert bundle.manifest.verdict.status == "met" and set(precisions(bundle)) <= {"float", "int8"}
 
 
 @pytest.mark.parametrize("profile", ["x86-vnni", None])
