@@ -58,7 +58,8 @@ def mixture(
     """The fastest choice whose drop is within ``max_drop``, of those that harm no more than ``budget``.
 
     ``able`` are the blocks that may be integers. Without ``score`` the fastest is taken as it is. The search
-    ends early where what is left to be won would take more than ``enough`` of the milliseconds of what holds.
+    ends early where what is left to be won would take more than ``enough`` of the milliseconds of what holds,
+    floats if nothing else does.
     None where neither integers nor zeros pay, or none hold the budget. Raises BackendError where the solver
     fails.
     """
@@ -98,8 +99,9 @@ def mixture(
         return Mixture(first.floats, tried[first], first.sparse)
     high, low, best = first.harm, 0.0, None
     least = first.ms  # what harms less takes longer
+    plain = form(0.0)
     for _ in range(_STEPS):
-        if best is not None and least >= enough * best.ms:
+        if least >= enough * (plain if best is None else best).ms:
             break
         middle = high / 4 if low == 0.0 else math.sqrt(low * high)
         candidate = form(middle)

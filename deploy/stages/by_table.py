@@ -8,7 +8,7 @@ preferred runtime is taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.errors import BackendError
@@ -84,6 +84,17 @@ def _bound(job: Job, subject: Subject) -> float | None:
     return found.ms / zeros
 
 
+def integers_pay(job: Job, subject: Subject) -> bool:
+    """Whether by the table any block is worth integers or 2:4 zeros; True where the table cannot tell."""
+    if subject.runtime.sparsity_gain > 1:
+        return True
+    try:
+        floats = _fastest_blocks(job, subject, job.foresight.runtimes[subject.runtime.name].costs)
+    except (LookupError, UnknownSizeError, BackendError):
+        return True
+    return not floats >= frozenset(subject.int8_blocks())
+
+
 def may_win(job: Job, subjects: Sequence[Subject]) -> list[Subject]:
     """Those of ``subjects`` that are worth building for a race: all but those whose fastest form is predicted
     to take 1.5 times what the fastest of all takes. Two at least, if there are two."""
@@ -154,17 +165,22 @@ def _plain(job: Job, instead_of: Entrant, ms: float) -> Entrant | None:
     took = expected(job, subject, everything)
     if took is None or not chosen_freely(job, subject) or took.ms >= _AS_FAST * ms:
         return None
+    entrant = in_floats(job, subject, instead_of.decided.sqnr, SLOWER_SO)
+    return entrant if entrant.decided.within_budget else None
+
+
+def in_floats(job: Job, subject: Subject, sqnr: Mapping[str, float], why: str = "") -> Entrant:
+    """The float build of a runtime where the table has nothing faster within the budget; ``why`` its blocks
+    are float, accuracy if empty."""
     decided = decide_float(
         subject,
         job.scores(subject, job.judge),
         None,
         job.request.budget.max_drop,
         job.work / subject.runtime.name,
-        instead_of.decided.sqnr,
-        SLOWER_SO,
+        sqnr,
+        why,
     )
-    if not decided.within_budget:
-        return None
     return _chosen(
         Entrant(decided), Choice(what="precision", chosen=subject.float_precision, reason=BY_COSTS)
     )

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from deploy.data.dataset import Dataset
 from deploy.errors import BackendError, DataError, UnsupportedError, VerificationError
 from deploy.predict.kernels import UnknownSizeError
 from deploy.quantize.candidate import Subject, build_candidate
@@ -19,7 +18,15 @@ from deploy.quantize.sparse import NO_SPARSE_WEIGHTS, SparseWeights, sparse_weig
 from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import compare, race
 from deploy.stages.by_form import weights_alone
-from deploy.stages.by_table import bound, chosen_freely, entered, may_win, or_never
+from deploy.stages.by_table import (
+    bound,
+    chosen_freely,
+    entered,
+    in_floats,
+    integers_pay,
+    may_win,
+    or_never,
+)
 from deploy.stages.energy import energy_of
 from deploy.stages.entrants import GIVEN, Entrant, Race, under
 from deploy.stages.job import Job
@@ -76,6 +83,8 @@ def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple
             subject, mixed = exact, _by_costs(job, exact)
         if mixed and _conclusive(job, mixed[0]):
             return mixed
+        if mixed == () and job.request.precision == "auto" and ladder_for(job, subject) is None:
+            return (in_floats(job, subject, _noise(job, subject)),)
         decided = decided_for(job, subject, ask=ask, climbs=climbs)
     except (BackendError, UnsupportedError, VerificationError) as e:
         if last:
@@ -84,18 +93,17 @@ def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple
         return ()
     if mixed is None or decided.subject.refinement != subject.refinement:  # else it was found out before
         mixed = mixed or _mixed(job, decided.subject, decided.decided.sqnr, decided.decided)
-    return (decided, *mixed, *weights_alone(job, subject))
+    return (decided, *(mixed or ()), *weights_alone(job, subject))
 
 
 def _by_costs(job: Job, subject: Subject) -> tuple[Entrant, ...] | None:
     """The mixture that is fastest by the table, where the table alone chooses: it is tried before anything
-    else, and nothing else where that cannot do better. None, and nothing tried, elsewhere and where limits
-    may need something else."""
+    else, and nothing else where that cannot do better. Empty where none holds the budget that would win
+    anything; None elsewhere, where floats are faster and where limits may need something else."""
     alone = not job.races and job.request.objective == "latency" and job.request.budget.max_size_bytes is None
-    calibration = job.roles.calibration
-    if not alone or calibration is None or not _mixes(job, subject):
+    if not alone or job.roles.calibration is None or not _mixes(job, subject):
         return None
-    return _mixed(job, subject, _noise(job, subject, calibration))
+    return _mixed(job, subject, _noise(job, subject)) if integers_pay(job, subject) else None
 
 
 def _exact_enough(job: Job, subject: Subject) -> Subject:
@@ -128,8 +136,10 @@ def _conclusive(job: Job, mixture: Entrant) -> bool:
     return took is not None and other is not None and took.ms <= other.ms
 
 
-def _noise(job: Job, subject: Subject, calibration: Dataset) -> Mapping[str, float]:
+def _noise(job: Job, subject: Subject) -> Mapping[str, float]:
     """The noise of its blocks, found once."""
+    calibration = job.roles.calibration
+    assert calibration is not None
     if id(subject) not in job.noise:
         job.noise[id(subject)] = subject, noise(subject, calibration, job.request.threads)
     return job.noise[id(subject)][1]
@@ -144,10 +154,11 @@ def _mixes(job: Job, subject: Subject) -> bool:
 
 def _mixed(
     job: Job, subject: Subject, sqnr: Mapping[str, float], given: Decided | None = None
-) -> tuple[Entrant, ...]:
-    """The mixture to race with what accuracy alone decided (``given``), if there is one."""
+) -> tuple[Entrant, ...] | None:
+    """The mixture to race with what accuracy alone decided (``given``), if there is one; None where costs
+    cannot tell."""
     if not _mixes(job, subject):
-        return ()
+        return None
     try:
         decided = decide_mixed(
             subject,
@@ -164,7 +175,7 @@ def _mixed(
         )
     except (LookupError, UnknownSizeError, BackendError, VerificationError) as e:
         job.progress.note(f"{subject.runtime.name}: no mixture by cost: {e}")
-        return ()
+        return None
     if decided is None:
         return ()
     return (Entrant(decided, mixed=bool(decided.float_blocks or decided.subject.refinement.sparse)),)

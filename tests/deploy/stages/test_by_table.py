@@ -283,7 +283,11 @@ def test_mixtures_that_all_miss_the_budget_are_tried_once(
         return decide_mixed(subject, *rest, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr("deploy.stages.contest.decide_mixed", mixed)
-    assert set(precisions(make(runtime="ort"))) == {"float"} and len(tried) == 1
+    monkeypatch.setattr("deploy.stages.contest.decide", None)  # nor does accuracy alone look for slower ones
+    bundle = make(runtime="ort")
+    assert set(precisions(bundle)) == {"float"} and len(tried) == 1
+    assert bundle.manifest.verdict.status == "float"
+    assert any(r.startswith("precision: float (the fastest by") for r in bundle.manifest.verdict.reasons)
 
 
 def test_floats_are_float32_where_a_narrower_type_alone_misses_the_budget(
