@@ -113,8 +113,8 @@ def _exact_enough(job: Job, subject: Subject) -> Subject:
     judge = job.scores(subject, job.judge)
     if wide is None or judge is None or not chosen_freely(job, subject):
         return subject
-    limit = job.request.budget.max_drop if job.allowance is None else job.allowance
-    narrow = decide_float(subject, judge, None, limit, job.work / subject.runtime.name / "narrow")
+    workdir = job.work / subject.runtime.name / "narrow"
+    narrow = decide_float(subject, judge, None, job.allowance, workdir)
     if narrow.within_budget:
         return subject
     assert narrow.drop is not None
