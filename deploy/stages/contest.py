@@ -6,7 +6,7 @@ All that may win are timed in turn with the file as given and with our own float
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -33,7 +33,7 @@ from deploy.stages.job import Job
 from deploy.stages.ladder import ladder_for
 from deploy.stages.limits import expected
 from deploy.stages.pick import loses, why_float
-from deploy.stages.settings import reopened, variants_of
+from deploy.stages.settings import in_float32, reopened
 from deploy.stages.threads import each_at_its_best
 
 _AS_GOOD = 0.97
@@ -83,7 +83,7 @@ def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple
             subject, mixed = exact, _by_costs(job, exact)
         if mixed and _conclusive(job, mixed[0]):
             return mixed
-        if mixed == () and job.request.precision == "auto" and ladder_for(job, subject) is None:
+        if mixed == () and _settled(job, subject):
             return (in_floats(job, subject, _noise(job, subject)),)
         decided = decided_for(job, subject, ask=ask, climbs=climbs)
     except (BackendError, UnsupportedError, VerificationError) as e:
@@ -91,26 +91,32 @@ def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple
             raise
         job.progress.warn(f"{subject.runtime.name} is left out: {e.message}")
         return ()
-    if mixed is None or decided.subject.refinement != subject.refinement:  # else it was found out before
-        mixed = mixed or _mixed(job, decided.subject, decided.decided.sqnr, decided.decided)
+    untried = mixed is None or decided.subject.refinement != subject.refinement
+    if not mixed and untried:
+        mixed = _mixed(job, decided.subject, decided.decided.sqnr, decided.decided)
     return (decided, *(mixed or ()), *weights_alone(job, subject))
 
 
 def _by_costs(job: Job, subject: Subject) -> tuple[Entrant, ...] | None:
     """The mixture that is fastest by the table, where the table alone chooses: it is tried before anything
-    else, and nothing else where that cannot do better. Empty where none holds the budget that would win
-    anything; None elsewhere, where floats are faster and where limits may need something else."""
+    else, and nothing else where that cannot do better. Empty where none that would win anything holds the
+    budget; None, and nothing tried, elsewhere and where limits may need something else."""
     alone = not job.races and job.request.objective == "latency" and job.request.budget.max_size_bytes is None
     if not alone or job.roles.calibration is None or not _mixes(job, subject):
         return None
-    return _mixed(job, subject, _noise(job, subject)) if integers_pay(job, subject) else None
+    return _mixed(job, subject, _noise(job, subject))
+
+
+def _settled(job: Job, subject: Subject) -> bool:
+    """Whether floats it is where no mixture holds the budget: all that accuracy alone finds is slower."""
+    climbs = ladder_for(job, subject) is not None
+    return job.request.precision == "auto" and not climbs and integers_pay(job, subject)
 
 
 def _exact_enough(job: Job, subject: Subject) -> Subject:
     """The subject with its floats in float32, where these alone miss the budget in a narrower type: no block
     that becomes float would ever help."""
-    wide = next((v for v in variants_of(subject, subject.options.threads) if v.around == "float32"), None)
-    judge = job.scores(subject, job.judge)
+    wide, judge = in_float32(subject), job.scores(subject, job.judge)
     if wide is None or judge is None or not chosen_freely(job, subject):
         return subject
     workdir = job.work / subject.runtime.name / "narrow"
@@ -244,7 +250,8 @@ def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
     entrants = each_at_its_best(job, entrants)
     floats = tuple(_float_build(job, e) for e in entrants if e.first) if must_pay else ()
     floats = each_at_its_best(job, floats)
-    floats += tuple(wide for e in floats for wide in _in_float32(e))
+    # In small kernels and depthwise ones a narrower type costs more than it wins on one CPU or another.
+    floats += tuple(under(e, wide) for e in floats if (wide := in_float32(e.subject)) is not None)
     contenders = {
         GIVEN: job.given(),
         **{e.name: e.contender() for e in (*entrants, *floats)},
@@ -265,15 +272,6 @@ def _float_build(job: Job, entrant: Entrant) -> Entrant:
     plain = build_candidate(subject, everything, job.work / subject.runtime.name / "plain")
     decided = Decided(subject, plain, frozenset(subject.int8_blocks()), None, True, (), entrant.decided.sqnr)
     return Entrant(decided)
-
-
-def _in_float32(entrant: Entrant) -> Iterator[Entrant]:
-    """The same float build computed in float32, where the profile has a narrower type: in small kernels and
-    depthwise ones that costs more than it wins on one CPU or another."""
-    subject = entrant.subject
-    for variant in variants_of(subject, subject.options.threads):
-        if variant.around == "float32":
-            yield under(entrant, variant)
 
 
 def figures(job: Job, winner: Entrant, held: Race) -> Comparison:

@@ -16,6 +16,11 @@ def variants_of(subject: Subject, threads: int) -> list[Variant]:
     return subject.backend.variants(subject.runtime, subject.backend.options(subject.runtime, threads))
 
 
+def in_float32(subject: Subject) -> Variant | None:
+    """The setting by which floats are computed in float32, where the profile has a narrower type."""
+    return next((v for v in variants_of(subject, subject.options.threads) if v.around == "float32"), None)
+
+
 def reopened(subject: Subject, variant: Variant) -> Subject:
     """The subject opened with other settings, by which floats may be computed in another type."""
     runtime = subject.runtime

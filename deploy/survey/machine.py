@@ -149,7 +149,7 @@ class _Watch:
     """How evenly the machine runs: the pulse's work, a fraction of a millisecond, throughout the survey."""
 
     def __init__(self, pulse: Pulse) -> None:
-        self._pulse, self._work = pulse, pulse.work
+        self._pulse = pulse
         self._times: list[float] = []
         self._ours = 0.0
 
@@ -157,7 +157,7 @@ class _Watch:
         self._pulse.beat()  # what was measured before has filled the caches
         ours, start = time.thread_time(), time.perf_counter()
         while time.perf_counter() - start < _LOOK_S:
-            self._times.append(timed(self._work))
+            self._times.append(timed(self._pulse.work))
         self._ours += time.thread_time() - ours
 
     def facts(self, today: date) -> dict[str, Figure]:
