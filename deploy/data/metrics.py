@@ -11,7 +11,7 @@ attribute ``higher_is_better = False``; its attribute ``unit``, if any, is shown
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from deploy.errors import DataError, DeployError, UsageError
 from deploy.spec.tensors import TensorSpec
 
 _COMPARED = 4096
-"""Values per sample that agreement keeps of the reference, at most."""
+"""Values per sample that agreement keeps of the reference's outputs together, at most."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,10 @@ def agreement(output: str | None, reference: Metric | None) -> MeanMetric:
     """How far the model does what the float model does; no labels are needed.
 
     For an output of classes the share of samples given the same class; for other outputs the mean over
-    samples of 1 - (RMS error / RMS of the reference), at least 0; for whole numbers the share that is equal.
-    Without ``reference`` this is the float model itself: its outputs are kept, and it agrees.
+    samples of 1 - (power of the error / power of the reference), at least 0, so that a drop of 0.01 is a
+    signal 20 dB above its error; for whole numbers the share that is equal. Of several outputs that have a
+    row for each sample, each sample counts what it is worth in its worst one; ``output`` names the only one
+    to look at. Without ``reference`` this is the float model itself: its outputs are kept, and it agrees.
     """
     earlier: _Agreement | None = None
     if reference is not None:
@@ -138,46 +140,76 @@ def agreement(output: str | None, reference: Metric | None) -> MeanMetric:
 
 
 class _Agreement:
-    """Keeps per sample the class, or up to 4096 values at places drawn once, and compares in order."""
+    """Keeps per sample the class of each output, or values at places drawn once, and compares in order."""
 
     def __init__(self, output: str | None, reference: _Agreement | None) -> None:
         self._output, self._reference = output, reference
-        self._ids, self._kept = Gathered(), Gathered()
+        self._ids = Gathered()
+        self._kept: dict[str, Gathered] = {}
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Judged:
-        found = choose_output(outputs, batch, self._output)[1]
-        classes = None
-        values = found.reshape(len(batch), -1)
-        by_class = (
-            found.dtype.kind == "f" and values.shape[1] > 1 and sum(s > 1 for s in found.shape[1:]) == 1
-        )
-        if by_class:
-            values = classes = values.argmax(axis=1)
-        elif values.shape[1] > _COMPARED:
-            places = np.random.default_rng(0).choice(values.shape[1], _COMPARED, replace=False)
-            values = values[:, np.sort(places)]
+        names = [choose_output(outputs, batch, self._output)[0]]
+        if self._output is None:
+            rows = [name for name, array in outputs.items() if array.ndim and len(array) == len(batch)]
+            names += [name for name in rows if name != names[0]]
+        most = _COMPARED if self._output is not None else _COMPARED // len(outputs)
+        views = {n: _view(choose_output(outputs, batch, n)[1], len(batch), most) for n in names}
         start = self._ids.count
         self._ids.add(batch.ids)
         if self._reference is None:
-            self._kept.add(values.copy())
-            return Judged(np.ones(len(batch)), classes)
+            for name, (values, _) in views.items():
+                kept = self._kept.setdefault(name, Gathered())
+                if kept.count == start:  # else not a row for each sample: it only looked so in some batches
+                    kept.add(values.copy())
+            return Judged(np.ones(len(batch)), _classes(views))
         there = slice(start, start + len(batch))
-        wanted = self._reference._kept.all()[there]
-        if not np.array_equal(self._reference._ids.all()[there], batch.ids) or wanted.shape != values.shape:
-            raise ValueError("agreement needs the samples and outputs that the float model was judged on")
-        if by_class:
-            return Judged(values == wanted, wanted)
-        if found.dtype.kind != "f":
-            return Judged(np.mean(values == wanted, axis=1))
-        return Judged(_closeness(values.astype(np.float64), wanted.astype(np.float64)))
+        if not np.array_equal(self._reference._ids.all()[there], batch.ids):
+            raise _not_the_same()
+        worst, wanted = np.ones(len(batch)), dict[str, tuple[np.ndarray, bool]]()
+        for name, (values, by_class) in views.items():
+            known = self._reference._kept.get(name)
+            if known is None or known.count != self._reference._ids.count:
+                continue
+            reference = known.all()[there]
+            if reference.shape != values.shape:
+                raise _not_the_same()
+            wanted[name] = reference, by_class
+            worst = np.minimum(worst, _alike(values, reference, by_class))
+        return Judged(worst, _classes(wanted))
 
 
-def _closeness(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _view(found: np.ndarray, samples: int, most: int) -> tuple[np.ndarray, bool]:
+    """What is kept of an output, a row for each sample, and whether that is its class."""
+    values = found.reshape(samples, -1)
+    if found.dtype.kind == "f" and values.shape[1] > 1 and sum(s > 1 for s in found.shape[1:]) == 1:
+        return values.argmax(axis=1), True
+    if values.shape[1] > most:
+        places = np.random.default_rng(0).choice(values.shape[1], most, replace=False)
+        values = values[:, np.sort(places)]
+    return values, False
+
+
+def _classes(views: Mapping[str, tuple[np.ndarray, bool]]) -> np.ndarray | None:
+    """The samples' classes, where the only output judged tells them."""
+    only = list(views.values())
+    return only[0][0] if len(only) == 1 and only[0][1] else None
+
+
+def _alike(values: np.ndarray, wanted: np.ndarray, by_class: bool) -> np.ndarray:
+    """Between 0 and 1 for each sample."""
+    if by_class:
+        return np.asarray(values == wanted, np.float64)
+    if values.dtype.kind != "f":
+        return np.mean(values == wanted, axis=1) if values.shape[1] else np.ones(len(values))
     with np.errstate(over="ignore", invalid="ignore"):  # infinite outputs are reported by the caller
-        error = np.linalg.norm(values - wanted, axis=1)
-        size = np.linalg.norm(wanted, axis=1)
-        relative = np.divide(error, size, out=np.where(error > 0, 1.0, 0.0), where=size > 0)
+        error = np.sum((values.astype(np.float64) - wanted) ** 2, axis=1)
+        power = np.sum(wanted.astype(np.float64) ** 2, axis=1)
+        relative = np.divide(error, power, out=np.where(error > 0, 1.0, 0.0), where=power > 0)
     return np.asarray(np.maximum(0.0, 1.0 - relative))
+
+
+def _not_the_same() -> ValueError:
+    return ValueError("agreement needs the samples and outputs that the float model was judged on")
 
 
 def _user_metric(reference: str, root: Path | None) -> MeanMetric:

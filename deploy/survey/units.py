@@ -74,13 +74,15 @@ def _convolutions() -> list[Unit]:
     for channels, size, quick in ((16, 32, True), (64, 16, False), (128, 8, False)):
         text = f"4x4 by 2, {channels} channels, to {size}x{size}"
         found.append(Unit("transposed", text, _image(channels, size), _transposed(channels), quick))
-    for channels, size, kernel, stride, quick in (
-        (16, 32, 3, 1, True), (32, 64, 3, 2, False), (64, 32, 3, 1, False), (8, 96, 3, 2, False),
-        (64, 112, 7, 2, True), (64, 22, 10, 2, True),
+    # Input channels and sizes, output channels, kernel, stride: of images, then of spectrograms and digits.
+    for read, made, window, stride, quick in (
+        ((3, 32, 32), 16, (3, 3), 1, True), ((3, 64, 64), 32, (3, 3), 2, False),
+        ((3, 32, 32), 64, (3, 3), 1, False), ((3, 96, 96), 8, (3, 3), 2, False),
+        ((3, 112, 112), 64, (7, 7), 2, True), ((1, 22, 22), 64, (10, 10), 2, True),
+        ((1, 49, 10), 64, (10, 4), 1, False), ((1, 28, 28), 32, (3, 3), 1, False),
     ):  # fmt: skip
-        image = 1 if kernel == 10 else 3  # a spectrogram, as keyword networks have it
-        text = f"{kernel}x{kernel} by {stride}, {image} to {channels} channels, {size}x{size}"
-        found.append(Unit("stem", text, _image(image, size), _stem(image, channels, kernel, stride), quick))
+        text = f"{_by(window)} by {stride}, {read[0]} to {made} channels, {_by(read[1:])}"
+        found.append(Unit("stem", text, ("n", *read), _stem(read[0], made, window, stride), quick))
     return found
 
 
@@ -98,19 +100,23 @@ def _transposed(channels: int) -> Extend:
     return extend
 
 
-def _stem(image: int, channels: int, kernel: int, stride: int) -> Extend:
+def _stem(read: int, made: int, kernel: tuple[int, int], stride: int) -> Extend:
     """Side by side on the image, their results added up."""
 
     def extend(sketch: Sketch, value: ir.Value) -> ir.Value:
-        weight = sketch.weight(channels, image, kernel, kernel, depth=image * kernel * kernel)
-        made = sketch.node(
-            "Conv", [sketch.first, weight, sketch.weight(channels)], pads=[kernel // 2] * 4,
-            strides=[stride] * 2, kernel_shape=[kernel, kernel],
+        weight = sketch.weight(made, read, *kernel, depth=read * kernel[0] * kernel[1])
+        result = sketch.node(
+            "Conv", [sketch.first, weight, sketch.weight(made)], strides=[stride] * 2,
+            pads=[kernel[0] // 2, kernel[1] // 2] * 2, kernel_shape=kernel,
         )  # fmt: skip
-        made = sketch.node("Relu", [made])
-        return made if value is sketch.first else sketch.node("Add", [value, made])
+        result = sketch.node("Relu", [result])
+        return result if value is sketch.first else sketch.node("Add", [value, result])
 
     return extend
+
+
+def _by(sizes: tuple[int, int]) -> str:
+    return f"{sizes[0]}x{sizes[1]}"
 
 
 def _products() -> list[Unit]:

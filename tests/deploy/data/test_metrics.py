@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_
 
 from deploy.data.dataset import Batch, open_dataset
 from deploy.data.metrics import METRICS, default_metric, make_metric
-from deploy.data.scores import Metric
+from deploy.data.scores import MeanMetric, Metric
 from deploy.errors import DataError, UsageError, VerificationError
 from deploy.spec.tensors import TensorSpec
 
@@ -160,9 +160,9 @@ def test_agreement_of_a_classifier_is_the_share_of_equal_classes() -> None:
     assert set(artifact.result().per_class) == {str(c) for c in range(C)}
 
 
-def test_agreement_of_other_outputs_is_one_minus_the_relative_error() -> None:
+def test_agreement_of_other_outputs_is_the_share_of_power_that_is_right() -> None:
     reference = np.ones((10, 3, 50, 50), np.float32)
-    error = 0.1 * RNG.choice([-1, 1], reference.shape)
+    error = 0.1 * RNG.choice([-1, 1], reference.shape)  # 20 dB below
     for size in (1, 10):
         baseline = feed(make_metric("agreement"), reference, None, size)
         same = feed(make_metric("agreement", reference=baseline), reference, None)
@@ -170,7 +170,7 @@ def test_agreement_of_other_outputs_is_one_minus_the_relative_error() -> None:
         near = feed(
             make_metric("agreement", reference=baseline), (reference + error).astype(np.float32), None
         )
-        assert near.result().value == pytest.approx(0.9)
+        assert near.result().value == pytest.approx(0.99)
         far = feed(make_metric("agreement", reference=baseline), -9 * reference, None)
         assert far.result().value == 0
     whole = feed(make_metric("agreement"), np.array([[1, 2], [3, 4]]), None)
@@ -178,6 +178,40 @@ def test_agreement_of_other_outputs_is_one_minus_the_relative_error() -> None:
         feed(make_metric("agreement", reference=whole), np.array([[1, 2], [3, 5]]), None).result().value
         == 0.75
     )
+
+
+def judged_together(size: int, *outputs: dict[str, np.ndarray]) -> list[MeanMetric]:
+    """The agreement metrics of a reference and of what is compared with it, all 6 samples in batches."""
+    found: list[MeanMetric] = []
+    for arrays in outputs:
+        metric = make_metric("agreement", reference=found[0] if found else None)
+        assert isinstance(metric, MeanMetric)
+        for start in range(0, 6, size):
+            ids = np.arange(start, min(start + size, 6))
+            per_sample = {n: a[ids] if len(a) == 6 else a for n, a in arrays.items()}
+            metric.update(per_sample, Batch({}, {}, None, ids))
+        found.append(metric)
+    return found
+
+
+def test_agreement_counts_the_worst_of_several_outputs() -> None:
+    boxes = np.ones((6, 4, 4), np.float32)
+    scores = np.ones((6, 9, 2), np.float32)
+    moved = boxes.copy()
+    moved[2:] *= 0.9
+    blurred = scores.copy()
+    blurred[3] *= 0.5
+    state = RNG.normal(size=(2, 5)).astype(np.float32)  # no samples in it, though a batch may be of two
+    reference = {"boxes": boxes, "scores": scores, "state": state}
+    other = {"boxes": moved, "scores": blurred, "state": -state}
+    for size in (6, 4, 3):
+        found = judged_together(size, reference, other)[1]
+        assert found.values == pytest.approx([1, 1, 0.99, 0.75, 0.99, 0.99])
+    alone = make_metric("agreement", output="boxes")
+    alone.update(reference, Batch({}, {}, None, np.arange(6)))
+    after = make_metric("agreement", output="boxes", reference=alone)
+    after.update(other, Batch({}, {}, None, np.arange(6)))
+    assert after.result().value == pytest.approx((2 + 4 * 0.99) / 6)
 
 
 def test_agreement_refuses_other_samples() -> None:
