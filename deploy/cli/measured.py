@@ -36,15 +36,16 @@ def noise_warnings(overlay: Overlay) -> list[str]:
     """What to say of an overlay from a busy machine: how noisy, which classes most, between which times."""
     if overlay.noise <= TOO_NOISY:
         return []
-    worst = "\n".join(
+    worst = [
         f"{u.runtime} {u.op} {u.precision}: spread {u.spread:.2f}; {u.worst.shape or 'one point'} takes "
         f"{figures.milliseconds(u.worst.ms)}, half of its runs between {figures.digits(u.interval[0])} and "
         f"{figures.milliseconds(u.interval[1])}"
         for u in most_unsteady(overlay)
-    )
+    ]
     return [
         f"the machine was busy while it was measured: the median spread is {overlay.noise:.2f}, above "
-        f"{TOO_NOISY:g} predictions are guesses; end what else runs and measure again with --fresh\n{worst}"
+        f"{TOO_NOISY:g} predictions are guesses; end what else runs and measure again with --fresh",
+        *worst,
     ]
 
 

@@ -147,6 +147,7 @@ def test_a_noisy_machine_is_said_with_its_intervals_and_is_no_failure(
     code, out, err = deploy("profile")
     assert code == 0 and "too busy to be believed" in out
     assert "median spread is 0.40" in err and "--fresh" in err
+    assert "\\n" not in err
     assert (
         "ort conv float: spread 0.40; 3x3, large takes 2.00 ms, half of its runs between 1.60 and 2.40 ms"
         in err
