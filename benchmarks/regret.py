@@ -1,6 +1,7 @@
 """What choosing from the table alone costs: `--tune off` against `--tune quick`, timed in turn in one run.
 
-    python benchmarks/regret.py --cases DIR [--only NAME] [--out DIR] [--keep] [--threads N] [--markdown FILE]
+    python benchmarks/regret.py --cases DIR [--only NAME] [--out DIR] [--keep] [--threads N] [--max-drop D]
+        [--markdown FILE]
 
 Each folder of DIR holds model.onnx, calib.npz and eval.npz. `off` chooses runtime and mixture by the costs of
 kernels that were measured here before (`deploy profile`), `quick` by timing what may win. Both bundles' own
@@ -50,7 +51,9 @@ class Compared:
         return 1 - self.ratio
 
 
-def built(case: Path, tune: Tune, out: Path, *, threads: int, target: str, keep: bool) -> Bundle:
+def built(
+    case: Path, tune: Tune, out: Path, *, threads: int, target: str, max_drop: float, keep: bool
+) -> Bundle:
     """The bundle of one way to choose, or that of an earlier run where it is to be kept."""
     folder = out / case.name / tune
     if keep and (folder / target / "manifest.json").is_file():
@@ -61,7 +64,7 @@ def built(case: Path, tune: Tune, out: Path, *, threads: int, target: str, keep:
         data=case / "calib.npz",
         eval=case / "eval.npz",
         shapes=SHAPES.get(case.name),
-        budget=Budget(max_drop=0.01),
+        budget=Budget(max_drop=max_drop),
         tune=tune,
         threads=threads,
         out=folder,
@@ -120,6 +123,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="only this case; may be repeated")
     parser.add_argument("--target", default="x86-cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--max-drop", type=float, default=0.01, help="the budget")
     parser.add_argument("--seconds", type=float, default=3.0, help="of timing a case")
     parser.add_argument("--out", type=Path, help="keep the bundles there")
     parser.add_argument("--keep", action="store_true", help="take bundles that lie in --out")
@@ -138,7 +142,13 @@ def main() -> None:
         for case in cases:
             bundles = [
                 built(
-                    case, tune, out, threads=arguments.threads, target=arguments.target, keep=arguments.keep
+                    case,
+                    tune,
+                    out,
+                    threads=arguments.threads,
+                    target=arguments.target,
+                    max_drop=arguments.max_drop,
+                    keep=arguments.keep,
                 )
                 for tune in ("off", "quick")
             ]

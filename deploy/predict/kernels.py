@@ -35,6 +35,8 @@ _VIEWS = frozenset((
 _INTEGERS: tuple[Precision, Precision] = ("int8", "w8a16")
 """By whether activations have 16 bits."""
 _LARGEST_ALIGN = 64
+_AT_ONCE = 4
+"""Bytes that one instruction multiplies and adds up (VNNI, SDOT)."""
 HEAVY: tuple[KernelClass, ...] = ("hard", "transcendental")
 """Activations that take longer than their data."""
 
@@ -268,6 +270,8 @@ class _Formed:
         for value in chain[-1].outputs:
             if value.name:
                 moved += self._bytes(value, chain[-1], self.makes_codes(head, value), self.is_wide(value))
+        if class_of(head) == "stem":
+            moved += self._patches(head, integer)
         data = next((v for v in head.inputs if v is not None and not is_constant(v)), None)
         codes_of = _INTEGERS[self.wide if data is None else self.is_wide(data, head)]
         return Kernel(
@@ -280,6 +284,16 @@ class _Formed:
             align=self._align(head),
             along=tuple(self._heavy(node) for node in chain[1:] if class_of(node) in HEAVY),
         )
+
+    def _patches(self, node: ir.Node, integer: bool) -> int:
+        """Bytes of what a first convolution gathers, a patch for each result: that takes as long as its few
+        products. Dot products of bytes take four numbers at a time, and channels are filled up to that."""
+        weight, made = self._shape(node.inputs[1], node), self._shape(node.outputs[0], node)
+        channels = max(_AT_ONCE, weight[1]) if integer else weight[1]
+        return math.prod(made) // made[1] * channels * math.prod(weight[2:]) * self._width(integer)
+
+    def _width(self, integer: bool, wide: bool = False) -> int:
+        return 1 + wide if integer else 4 if self.runtime.around == "float32" else 2
 
     def _heavy(self, node: ir.Node) -> Kernel:
         ends = [v for v in (*node.inputs[:1], *node.outputs[:1]) if v is not None]
@@ -336,8 +350,8 @@ class _Formed:
         shape = self._static_shape(value)
         if shape is None or value.dtype is None:
             raise UnknownSizeError((value.producer() or node).name or "")
-        floats = 4 if self.runtime.around == "float32" else 2
-        each = 1 + wide if integer else floats if value.dtype.is_floating_point() else value.dtype.itemsize
+        floats = integer or value.dtype.is_floating_point()
+        each = self._width(integer, wide) if floats else value.dtype.itemsize
         return math.ceil(math.prod(shape) * each)
 
     def _depth(self, node: ir.Node) -> int:

@@ -39,9 +39,9 @@ class Cost(Frozen):
     """One measured point: the milliseconds that a kernel of a class takes at a size, in a chain of its like.
 
     ``macs`` are multiply-accumulates, ``bytes`` what the kernel reads and writes in its precision, weights
-    included; ``depth`` how many products are summed into one number (1 where none are), ``align`` the largest
-    power of two, 64 at most, that divides its channels. ``spread`` is the interquartile range over the
-    median, ``shape`` what was measured, in words.
+    included, and the patches that a first convolution gathers; ``depth`` how many products are summed into
+    one number (1 where none are), ``align`` the largest power of two, 64 at most, that divides its channels.
+    ``spread`` is the interquartile range over the median, ``shape`` what was measured, in words.
     """
 
     op: KernelClass

@@ -122,8 +122,9 @@ def _by(sizes: tuple[int, int]) -> str:
 def _products() -> list[Unit]:
     found = []
     for rows, size, quick in (
-        (1, 64, True), (1, 76, False), (1, 128, False), (1, 256, True), (1, 1024, True), (1, 2048, False), (20, 76, False),
-        (49, 128, False), (98, 64, True), (98, 256, False), (128, 512, True), (16, 32, False),
+        (1, 64, True), (1, 76, False), (1, 128, False), (1, 256, True), (1, 1024, True), (1, 2048, False),
+        (20, 76, False), (49, 128, False), (98, 64, True), (98, 256, False), (128, 512, True),
+        (16, 32, False),
     ):  # fmt: skip
         text = f"{rows} rows, {size} by {size}"
         found.append(Unit("gemm", text, _rows_of(rows, size), _gemm(rows, size, size), quick))

@@ -238,6 +238,11 @@ def test_one_by_one_and_first_convolutions_are_classes_of_their_own() -> None:
     }"""
     found = one(kernels(graph(stem, w=(24, 3, 3, 3)), {}, PLAIN))
     assert (found.op, found.depth, found.align, found.macs) == ("stem", 27, 8, 24 * 9 * 27)
+    assert found.bytes == 4 * (3 * 36 + 24 * 27 + 24 * 9 + 9 * 27), "with a patch for each of nine results"
+    model = graph(stem, w=(24, 3, 3, 3))
+    found = next(iter(kernels(model, plan(model, PLAIN), PLAIN)))
+    assert found.precision == "int8"
+    assert found.bytes == 3 * 36 + 24 * 27 + 24 * 9 + 9 * 4 * 9, "of four channels where three are fed"
 
 
 @pytest.mark.parametrize(
