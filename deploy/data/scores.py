@@ -100,6 +100,13 @@ class MeanMetric:
         return self._values.all()
 
     @property
+    def grain(self) -> float:
+        """What one sample is worth where each has a class that is right or wrong; 0 where they count by
+        degrees."""
+        answers = self._classes.count and np.isin(self.values, (0.0, 1.0)).all()
+        return 1 / self.samples if answers else 0.0
+
+    @property
     def batches(self) -> np.ndarray | None:
         """The batch of each sample where batches were judged as a whole: they are then what varies."""
         return self._batches.all() if self._batches.count else None

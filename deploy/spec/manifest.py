@@ -214,7 +214,7 @@ class Measurements(Frozen):
     """``measurements.json``: one run on one machine. It lies outside the bundle's digest.
 
     ``missed`` says by how much limits were missed, by the manifest's reason, where that is a matter of
-    measuring; ``doubts`` say what the clock could not tell; ``front`` are the forms among which one may
+    measuring; ``doubts`` say what clock and data could not tell; ``front`` are the forms among which one may
     choose; ``compression`` every try of a step of the recipe; ``ladder`` the rungs that were tried.
     """
 

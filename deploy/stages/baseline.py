@@ -16,7 +16,7 @@ from deploy.adapter.protocol import Arrays, Backend, Runner
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop, paired_drop
 from deploy.data.metrics import default_metric, make_metric
-from deploy.data.scores import Metric, Score
+from deploy.data.scores import MeanMetric, Metric, Score
 from deploy.measure.accuracy import evaluate, evaluate_both
 from deploy.measure.host import host
 from deploy.measure.latency import Timing, TimingPlan, measure, speedup
@@ -69,6 +69,11 @@ class Examiner:
             reference=reference,
             root=self.root,
         )
+
+    @property
+    def grain(self) -> float:
+        """What one sample is worth where each is right or wrong: drops are multiples of it."""
+        return self._baseline.grain if isinstance(self._baseline, MeanMetric) else 0.0
 
     def score_of(self, drop: float | None) -> float | None:
         """The metric of the baseline (drop 0) or of what lost ``drop``; None where nothing was scored."""

@@ -27,7 +27,7 @@ from deploy.stages.accept import settle
 from deploy.stages.attempts import attempts, times_by_block
 from deploy.stages.by_table import timed_alone
 from deploy.stages.contest import enter, figures, hold_race
-from deploy.stages.doubts import doubts
+from deploy.stages.doubts import doubts, too_few
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.explain import explained
 from deploy.stages.front import front, runners_up
@@ -135,7 +135,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         ladder=tuple(record for entrant in held.entrants for record in entrant.decided.rungs),
         comparison=comparison,
         why_not_measured=why_not,
-        doubts=doubts(job, winner, held),
+        doubts=(*doubts(job, winner, held), *too_few(job, winner)),
         missed={miss.words: miss.told for miss in misses(job, winner, clocked) if miss.told},
         attempts=attempts(job, clocked, winner),
         front=front(job, held, winner),

@@ -1,6 +1,9 @@
-"""What the clock could not tell: forms that may be as fast as the winner, and a machine that was too busy."""
+"""What clock and data could not tell: forms that may be as fast as the winner, a machine that was too busy,
+samples too few for the budget."""
 
 from __future__ import annotations
+
+import math
 
 from deploy.measure.latency import speedup
 from deploy.stages.entrants import GIVEN, Entrant, Race
@@ -34,3 +37,16 @@ def doubts(job: Job, winner: Entrant, held: Race) -> tuple[str, ...]:
                 f"{other.name} may be as fast: {ratio:.2f} times the speed of {winner.name} ({interval})"
             )
     return tuple(found)
+
+
+def too_few(job: Job, winner: Entrant) -> tuple[str, ...]:
+    """In words, where a single sample that is answered otherwise had blocks refused."""
+    examiner, budget = job.judge or job.accept, job.request.budget.max_drop
+    if examiner is None or not winner.decided.float_blocks or not 0 < budget < examiner.grain:
+        return ()
+    count, wanted = round(1 / examiner.grain), math.ceil(1 / budget)
+    return (
+        f"one of the {count} samples that choose is worth {examiner.grain:.4f} of {examiner.metric}, more "
+        f"than the budget of {budget:.4f}: a single other answer refuses a form; give {wanted} samples or "
+        "more, or a larger budget",
+    )

@@ -214,6 +214,13 @@ def test_agreement_counts_the_worst_of_several_outputs() -> None:
     assert after.result().value == pytest.approx((2 + 4 * 0.99) / 6)
 
 
+def test_one_sample_of_answers_has_its_worth_and_of_degrees_none() -> None:
+    answers = feed(make_metric("top1"), LOGITS, LABELS)
+    degrees = feed(make_metric("agreement"), np.ones((10, 3, 5, 5), np.float32), None)
+    assert isinstance(answers, MeanMetric) and answers.grain == 1 / N
+    assert isinstance(degrees, MeanMetric) and degrees.grain == 0.0
+
+
 def test_agreement_refuses_other_samples() -> None:
     baseline = feed(make_metric("agreement"), LOGITS[:10], None)
     with pytest.raises(ValueError, match="that the float model was judged on"):

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.measure.latency import Timing
 from deploy.stages import doubts as module
-from deploy.stages.doubts import doubts
+from deploy.stages.doubts import doubts, too_few
 from deploy.stages.entrants import Entrant, Race
 from deploy.stages.job import Job
 
@@ -61,3 +61,18 @@ def test_a_busy_machine_is_told() -> None:
     held = race(given=timing(4.0, 0.5), fast=timing(1.0, 0.01))
     (told,) = doubts(JOB, named("fast"), held)
     assert told.startswith("the machine was busy: half of the runs lie ")
+
+
+def chosen(grain: float, budget: float, *floats: str) -> tuple[str, ...]:
+    examiner = SimpleNamespace(grain=grain, metric="top1")
+    request = SimpleNamespace(budget=SimpleNamespace(max_drop=budget))
+    job = cast(Job, SimpleNamespace(judge=examiner, accept=None, request=request))
+    return too_few(job, cast(Entrant, SimpleNamespace(decided=SimpleNamespace(float_blocks=floats))))
+
+
+def test_samples_too_few_for_the_budget_are_told() -> None:
+    (told,) = chosen(1 / 64, 0.01, "a")
+    assert told.startswith("one of the 64 samples that choose is worth 0.0156 of top1, more than the budget")
+    assert "give 100 samples or more" in told
+    assert chosen(1 / 64, 0.01) == (), "where all is INT8 nothing was refused"
+    assert chosen(1 / 64, 0.02, "a") == chosen(0.0, 0.01, "a") == chosen(1 / 64, 0.0, "a") == ()
