@@ -4,7 +4,9 @@ The search knows neither backends nor devices. It is handed a function that scor
 blocks that stay float) and one that times it.
 
 1. While the drop is over budget, the blocks with the worst signal-to-noise ratio go back to float. How many
-   is found by doubling and then halving the interval, so that n blocks cost about 2 log2(n) trials.
+   is found by doubling and then halving the interval, so that n blocks cost about 2 log2(n) trials. Where
+   the first candidate is far over, the block with the best ratio is tried alone: if not even that holds the
+   budget, nothing would, and all stay float.
 2. An artifact slower than the float baseline is replaced by the float one.
 """
 
@@ -17,6 +19,11 @@ from dataclasses import dataclass
 from deploy.data.interval import Drop
 from deploy.progress import Progress
 from deploy.spec.manifest import Choice
+
+FAR_OVER = 4.0
+"""Times the budget that a candidate loses for its network to be taken as hopeless until shown otherwise."""
+_FEW = 4
+"""Blocks whose search takes hardly more trials than to show that."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ def hold_budget(
         return tried[count].within(max_drop)
 
     total = len(worst_first)
+    if total - start > _FEW and not holds(start) and tried[start].drop > FAR_OVER * max_drop:
+        start = start if holds(total - 1) else total
     count, step, failed = start, 1, start - 1
     while not holds(count):
         failed = count

@@ -4,7 +4,8 @@ the costs of kernels.
 Where a block's integer kernel is slower than its float one, or the changes of form around it cost more than
 it wins, the block stays float, whatever its accuracy. How much harm (relative noise power, added up over
 blocks) the budget allows is found by bisection: each choice on the way is the exact optimum for its harm,
-built and scored for real.
+built and scored for real. Where the first one is far over the budget, and not even the least harmful block
+alone holds it, nothing else is tried.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 
 from deploy.data.interval import Drop
 from deploy.progress import Progress
+from deploy.quantize.choose import FAR_OVER
 from deploy.quantize.knapsack import Problem, fastest_options
 
 _STEPS = 6
@@ -97,6 +99,9 @@ def mixture(
         return Mixture(first.floats, None, first.sparse)
     if holds(first):
         return Mixture(first.floats, tried[first], first.sparse)
+    alone = _least_harmful(problem, able) if tried[first].drop > FAR_OVER * max_drop else None
+    if alone is not None and not holds(alone):
+        return None
     high, low, best = first.harm, 0.0, None
     least = first.ms  # what harms less takes longer
     plain = form(0.0)
@@ -112,6 +117,16 @@ def mixture(
         else:
             high, least = min(middle, candidate.harm), candidate.ms
     return None if best is None else Mixture(best.floats, tried[best], best.sparse)
+
+
+def _least_harmful(problem: Problem, able: frozenset[str]) -> _Form | None:
+    """One block alone in integers; None where 2:4 zeros are a choice, too: they may hold where integers do
+    not."""
+    if any(option.sparsity is not None for options in problem.options.values() for option in options):
+        return None
+    harm = {b: o.harm for b in sorted(able) for o in problem.options[b] if o.integer}
+    block = min(harm, key=harm.__getitem__)
+    return _Form(able - {block}, frozenset(), harm[block], math.inf)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple
         job.progress.warn(f"{subject.runtime.name} is left out: {e.message}")
         return ()
     untried = mixed is None or decided.subject.refinement != subject.refinement
-    if not mixed and untried:
+    hopeless = not decided.integer and subject.runtime.sparsity_gain <= 1  # any one block in integers
+    if not mixed and untried and not hopeless:
         mixed = _mixed(job, decided.subject, decided.decided.sqnr, decided.decided)
     return (decided, *(mixed or ()), *weights_alone(job, subject))
 

@@ -38,15 +38,25 @@ def search(drops: list[float], start: int = 0):
     return hold_budget(names, scores, BUDGET, SILENT, start=start), scores
 
 
-@given(st.integers(0, 200), st.integers(0, 200))
-def test_monotone_scores_give_the_minimum_in_few_trials(total, needed):
+@given(st.integers(0, 200), st.integers(0, 200), st.sampled_from([0.02, 0.5]))
+def test_monotone_scores_give_the_minimum_in_few_trials(total, needed, over):
     needed = min(needed, total)
-    decision, scores = search([0.5] * needed + [0.001] * (total - needed + 1))
+    decision, scores = search([over] * needed + [0.001] * (total - needed + 1))
     assert len(decision.float_blocks) == needed
     assert decision.within_budget
     assert decision.drop == drop(0.001)
-    assert len(scores.asked) <= 2 * math.log2(max(total, 1)) + 3
+    assert len(scores.asked) <= 2 * math.log2(max(total, 1)) + 4
     assert len(scores.asked) == len(set(scores.asked)), "nothing is scored twice"
+
+
+def test_where_not_even_the_most_harmless_block_holds_nothing_else_is_tried():
+    decision, scores = search([0.5] * 100 + [0.0])
+    assert len(decision.float_blocks) == 100 and decision.within_budget
+    assert scores.asked == [0, 99, 100]
+    decision, scores = search([0.03] * 100 + [0.0])
+    assert len(decision.float_blocks) == 100 and len(scores.asked) > 10, (
+        "a little over is no reason to give up"
+    )
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5]), min_size=1, max_size=60), st.integers(0, 60))

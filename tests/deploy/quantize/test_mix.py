@@ -27,15 +27,15 @@ def problem_of(*blocks: tuple[float, float, float], border: float = 0.0) -> Prob
 
 
 class Score:
-    """Drops are twice or half the budget, as harm is above ``limit`` or not."""
+    """Drops are ``over`` times or half the budget, as harm is above ``limit`` or not."""
 
-    def __init__(self, problem: Problem, limit: float) -> None:
-        self.problem, self.limit = problem, limit
+    def __init__(self, problem: Problem, limit: float, over: float = 2.0) -> None:
+        self.problem, self.limit, self.over = problem, limit, over
         self.seen: list[frozenset[str]] = []
 
     def __call__(self, float_blocks: frozenset[str], sparse_blocks: frozenset[str] = frozenset()) -> Drop:
         self.seen.append(float_blocks)
-        drop = MAX_DROP * (0.5 if harm(self.problem, float_blocks) <= self.limit else 2.0)
+        drop = MAX_DROP * (0.5 if harm(self.problem, float_blocks) <= self.limit else self.over)
         return Drop(drop, drop, drop)
 
 
@@ -70,6 +70,17 @@ def test_where_no_integers_pay_there_is_no_mixture(scored: bool) -> None:
     score = Score(problem, math.inf)
     assert searched(problem, score if scored else None) is None
     assert score.seen == []
+
+
+def test_far_over_the_budget_the_least_harmful_block_is_tried_alone() -> None:
+    problem = problem_of(*((2.0, 1.0, 0.1 * 4**i) for i in range(6)))
+    hopeless = Score(problem, -1.0, over=9.0)
+    assert searched(problem, hopeless) is None
+    assert hopeless.seen == [frozenset(), frozenset({"b1", "b2", "b3", "b4", "b5"})]
+    for limit in (0.1, 0.6, 9.0):
+        near, far = Score(problem, limit), Score(problem, limit, over=9.0)
+        found, same = searched(problem, near), searched(problem, far)
+        assert found is not None and same is not None and found.float_blocks == same.float_blocks
 
 
 def test_where_nothing_holds_there_is_no_mixture() -> None:
