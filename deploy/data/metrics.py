@@ -181,7 +181,8 @@ class _Agreement:
 def _view(found: np.ndarray, samples: int, most: int) -> tuple[np.ndarray, bool]:
     """What is kept of an output, a row for each sample, and whether that is its class."""
     values = found.reshape(samples, -1)
-    if found.dtype.kind == "f" and values.shape[1] > 1 and sum(s > 1 for s in found.shape[1:]) == 1:
+    one_axis = len(found) == samples and sum(s > 1 for s in found.shape[1:]) == 1
+    if one_axis and found.dtype.kind == "f":
         return values.argmax(axis=1), True
     if values.shape[1] > most:
         places = np.random.default_rng(0).choice(values.shape[1], most, replace=False)

@@ -214,6 +214,19 @@ def test_agreement_counts_the_worst_of_several_outputs() -> None:
     assert after.result().value == pytest.approx((2 + 4 * 0.99) / 6)
 
 
+def test_several_rows_to_a_sample_are_no_single_class() -> None:
+    steps = RNG.normal(size=(20, 1, 9)).astype(np.float32)  # scores of characters, one sample fed
+    blurred = steps.copy()
+    blurred[0] *= 0.9
+    one = Batch({}, {}, None, np.arange(1))
+    baseline = make_metric("agreement")
+    baseline.update({"out": steps}, one)
+    artifact = make_metric("agreement", reference=baseline)
+    artifact.update({"out": blurred}, one)
+    right = 1 - 0.01 * np.sum(steps[0] ** 2) / np.sum(steps**2)
+    assert artifact.result().value == pytest.approx(right)
+
+
 def test_one_sample_of_answers_has_its_worth_and_of_degrees_none() -> None:
     answers = feed(make_metric("top1"), LOGITS, LABELS)
     degrees = feed(make_metric("agreement"), np.ones((10, 3, 5, 5), np.float32), None)
