@@ -24,6 +24,7 @@ from deploy.errors import DataError
 from deploy.spec.tensors import Normalisation, TensorSpec
 
 _NO_NORMALISATION: Mapping[str, Normalisation] = {}
+_AT_ONCE = 2**19
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Dataset(Protocol):
     def labelled(self) -> bool:
         """Whether there are targets."""
 
+    @property
+    def fed(self) -> int:
+        """How many numbers one sample feeds."""
+
     def __len__(self) -> int: ...
 
     def batches(self, size: int, limit: int | None = None, *, feeds: bool = True) -> Iterator[Batch]:
@@ -69,6 +74,13 @@ class Dataset(Protocol):
 
     def select(self, rows: np.ndarray) -> Dataset:
         """A view of the samples at these ascending positions of this dataset."""
+
+
+def at_once(dataset: Dataset, most: int) -> int:
+    """How many samples to run together: ``most``, fewer where these feed more than half a million numbers, and
+    one at least. What a network holds on the way is tens to hundreds of times what it is fed, and large
+    samples gain nothing by company."""
+    return max(1, min(most, _AT_ONCE // max(1, dataset.fed)))
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,11 @@ class FittedSource:
     @property
     def labelled(self) -> bool:
         return bool(self.names.targets)
+
+    @cached_property
+    def fed(self) -> int:
+        columns = self.source.columns
+        return sum(columns[name].row_bytes // columns[name].dtype.itemsize for name in self.names.feeds)
 
     @cached_property
     def digest(self) -> str:

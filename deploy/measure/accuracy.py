@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deploy.adapter.batching import fixed_batch, run_samples
 from deploy.adapter.protocol import Runner
-from deploy.data.dataset import Dataset
+from deploy.data.dataset import Dataset, at_once
 from deploy.data.scores import Metric
 from deploy.progress import SILENT, Progress
 
@@ -18,7 +18,8 @@ def evaluate(
 ) -> Metric:
     """Feed all of ``dataset`` through ``runner`` into ``metric``, and return it.
 
-    In batches of ``batch``, or of about 32 that come out even; as the runner prescribes if it does.
+    In batches of ``batch``, or of about 32 that come out even, fewer of large samples; as the runner
+    prescribes if it does.
     """
     _feed(dataset, _size(runner, dataset, batch), [(runner, metric)], progress)
     return metric
@@ -47,7 +48,7 @@ def _feed(dataset: Dataset, size: int, judged: Sequence[tuple[Runner, Metric]], 
 
 
 def _size(runner: Runner, dataset: Dataset, batch: int | None) -> int:
-    return fixed_batch(runner.inputs) or batch or _even(len(dataset), _BATCH)
+    return fixed_batch(runner.inputs) or batch or _even(len(dataset), at_once(dataset, _BATCH))
 
 
 def _even(total: int, most: int) -> int:

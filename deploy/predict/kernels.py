@@ -63,7 +63,7 @@ class UnknownSizeError(Exception):
     """A size that a cost depends on is free; ``node`` is where."""
 
     def __init__(self, node: str) -> None:
-        super().__init__(node)
+        super().__init__(f"a size is free at {node}, and what it takes depends on that (--shape fixes it)")
         self.node = node
 
 

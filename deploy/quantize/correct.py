@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.adapter.batching import fixed_batch
-from deploy.data.dataset import Dataset
+from deploy.data.dataset import Dataset, at_once
 from deploy.execute.reference import open_graph
 from deploy.graph.edit import sole_consumer
 from deploy.graph.qdq import data_digest, insert
@@ -173,7 +173,7 @@ def _float_sums(
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {target.output: [] for target in targets}
     fixed = fixed_batch(tensor_specs(model.graph.inputs))
     with open_graph(model, threads=threads, expose=wanted) as session:
-        for batch in dataset.batches(fixed or _BATCH, limit=samples):
+        for batch in dataset.batches(fixed or at_once(dataset, _BATCH), limit=samples):
             missing = fixed - len(batch.ids) if fixed else 0
             if missing and prefix.batches:
                 break  # a fixed batch that is not full: too few to be worth it

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.adapter.batching import fixed_batch
-from deploy.data.dataset import Dataset
+from deploy.data.dataset import Dataset, at_once
 from deploy.execute.reference import open_graph
 from deploy.graph.edit import fresh_name, names
 from deploy.quantize.assign import activation_params
@@ -135,7 +135,7 @@ def _measure(
     powers = {name: dict.fromkeys(wanted, 0.0) for name in tried}
     with open_graph(model, optimised=False, threads=threads, expose=wanted) as session:
         own = [spec for spec in session.inputs if spec.name not in feeds[tried[0]]]
-        size = fixed_batch(own) or _BATCH
+        size = fixed_batch(own) or at_once(dataset, _BATCH)
         for batch in dataset.batches(size):
             if fixed_batch(own) and len(batch.ids) < size:
                 break

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.adapter.batching import fixed_batch, run_samples
-from deploy.data.dataset import Dataset
+from deploy.data.dataset import Dataset, at_once
 from deploy.execute.reference import open_graph
 
 _BATCH = 16
@@ -65,7 +65,7 @@ def output_noise(
     names = [v.name or "" for v in model.graph.outputs if v.dtype == ir.DataType.FLOAT]
     signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     with open_graph(model, threads=threads) as exact, open_graph(quantized, threads=threads) as other:
-        size = fixed_batch(exact.inputs) or _BATCH
+        size = fixed_batch(exact.inputs) or at_once(dataset, _BATCH)
         for batch in dataset.batches(size, limit=samples):
             want, got = (run_samples(runner, batch.feeds, size) for runner in (exact, other))
             for name in names:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploy.adapter.batching import fixed_batch, run_samples
-from deploy.data.dataset import Dataset
+from deploy.data.dataset import Dataset, at_once
 from deploy.execute.reference import open_graph
 from deploy.graph.blocks import Block, bodies
 from deploy.graph.edit import add_initializer, fresh_name, names
@@ -44,7 +44,7 @@ def block_sqnr(
     powers = dict.fromkeys(wanted, 0.0)
     # Taken literally: a copy does what its block would do alone, and its integers stay integers in memory.
     with open_graph(shadow, optimised=False, threads=threads, expose=wanted) as runner:
-        size = fixed_batch(runner.inputs) or _BATCH
+        size = fixed_batch(runner.inputs) or at_once(dataset, _BATCH)
         for batch in dataset.batches(size, limit=samples):
             results = run_samples(runner, batch.feeds, size, wanted)
             for name in wanted:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.data.dataset import Dataset, open_dataset, split
+from deploy.data.dataset import Dataset, at_once, open_dataset, split
 from deploy.errors import DataError, UsageError
 from deploy.spec.tensors import Normalisation, TensorSpec
 
@@ -427,3 +427,10 @@ def test_a_model_that_normalises_nothing_itself_gets_no_samples_turned() -> None
 def test_sound_and_single_images_are_told_their_way(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / name).write_bytes(b"RIFF")
     assert said in problem(tmp_path / name).hint
+
+
+def test_large_samples_are_run_in_smaller_company() -> None:
+    for side, size in ((8, 32), (128, 32), (256, 8), (2048, 1)):
+        images = {"x": np.zeros((40 if side < 2048 else 2, 1, side, side), np.float32)}
+        dataset = open_dataset(images, [TensorSpec(name="x", dtype="float32", shape=("n", 1, side, side))])
+        assert at_once(dataset, 32) == size
