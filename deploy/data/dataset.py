@@ -77,8 +77,8 @@ class Dataset(Protocol):
 
 
 def at_once(dataset: Dataset, most: int) -> int:
-    """How many samples to run together: ``most``, fewer where these feed more than half a million numbers, and
-    one at least. What a network holds on the way is tens to hundreds of times what it is fed, and large
+    """How many samples to run together: ``most``, fewer where these feed more than half a million numbers,
+    and one at least. What a network holds on the way is tens to hundreds of times what it is fed, and large
     samples gain nothing by company."""
     return max(1, min(most, _AT_ONCE // max(1, dataset.fed)))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.data.scores import MeanMetric, Metric
+from deploy.data.scores import Metric, PerSample
 
 _ROUNDING = 1e-9
 """By how much the difference of two shares may be off."""
@@ -52,7 +52,7 @@ def paired_drop(
     sign = 1.0 if baseline.higher_is_better else -1.0
     drop = sign * (baseline.result().value - artifact.result().value) + 0.0  # never minus zero
     rng = np.random.default_rng(seed)
-    if isinstance(baseline, MeanMetric) and isinstance(artifact, MeanMetric):
+    if isinstance(baseline, PerSample) and isinstance(artifact, PerSample):
         if groups is None:
             groups = baseline.batches
         drops = _mean_drops(baseline.values - artifact.values, groups, resamples, rng)

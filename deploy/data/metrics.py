@@ -11,23 +11,22 @@ attribute ``higher_is_better = False``; its attribute ``unit``, if any, is shown
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from deploy.data.agreement import Agreement, Joined
 from deploy.data.dataset import Batch, Dataset
 from deploy.data.python_ref import PREFIX, load_function
 from deploy.data.rankings import Auc, MacroF1, MeanIoU, Spearman
 from deploy.data.scores import (
-    Gathered,
     Judge,
     Judged,
     MeanMetric,
     Metric,
     Outputs,
-    choose_output,
     mse,
     psnr,
     top_k,
@@ -36,18 +35,16 @@ from deploy.data.source import nearest
 from deploy.errors import DataError, DeployError, UsageError
 from deploy.spec.tensors import TensorSpec
 
-_COMPARED = 4096
-"""Values per sample that agreement keeps of the reference's outputs together, at most."""
-
 
 @dataclass(frozen=True)
 class Setting:
     """What a metric may be told: the output it looks at, a label to skip (mean IoU), the baseline's metric
-    that it is compared with (agreement)."""
+    that it is compared with and the outputs that are looked at in parts (agreement)."""
 
     output: str | None = None
     ignore_label: int | None = None
     reference: Metric | None = None
+    joined: Joined | None = None
 
 
 METRICS: dict[str, Callable[[Setting], Metric]] = {
@@ -59,7 +56,7 @@ METRICS: dict[str, Callable[[Setting], Metric]] = {
     "miou": lambda s: MeanIoU(s.output, s.ignore_label),
     "auc": lambda s: Auc(s.output),
     "spearman": lambda s: Spearman(s.output),
-    "agreement": lambda s: agreement(s.output, s.reference),
+    "agreement": lambda s: _agreement(s),
 }
 
 
@@ -70,11 +67,13 @@ def make_metric(
     ignore_label: int | None = None,
     reference: Metric | None = None,
     root: Path | None = None,
+    joined: Joined | None = None,
 ) -> Metric:
     """A fresh metric of that name.
 
-    ``reference`` is the metric that judged the float model on the same samples; only agreement looks at it.
-    ``root`` is where the user's modules are found. Raises UsageError for an unknown name.
+    Only agreement looks at ``reference``, the metric that judged the float model on the same samples, and at
+    the outputs that are ``joined`` of numbers of several kinds. ``root`` is where the user's modules are
+    found. Raises UsageError for an unknown name.
 
     >>> labels = {"": np.array([1, 0])}
     >>> metric = make_metric("top1")
@@ -95,7 +94,7 @@ def make_metric(
         raise UsageError(
             f"[metric] ignore_label means nothing to metric {name}", hint="remove it, or choose metric miou"
         )
-    return METRICS[name](Setting(output, ignore_label, reference))
+    return METRICS[name](Setting(output, ignore_label, reference, joined))
 
 
 def default_metric(dataset: Dataset, outputs: Sequence[TensorSpec]) -> str:
@@ -122,95 +121,10 @@ def default_metric(dataset: Dataset, outputs: Sequence[TensorSpec]) -> str:
     return "mse" if same else "agreement"
 
 
-def agreement(output: str | None, reference: Metric | None) -> MeanMetric:
-    """How far the model does what the float model does; no labels are needed.
-
-    For an output of classes the share of samples given the same class; for other outputs the mean over
-    samples of 1 - (power of the error / power of the reference), at least 0, so that a drop of 0.01 is a
-    signal 20 dB above its error; for whole numbers the share that is equal. Of several outputs that have a
-    row for each sample, each sample counts what it is worth in its worst one; ``output`` names the only one
-    to look at. Without ``reference`` this is the float model itself: its outputs are kept, and it agrees.
-    """
-    earlier: _Agreement | None = None
-    if reference is not None:
-        if not isinstance(reference, MeanMetric) or not isinstance(reference.judge, _Agreement):
-            raise ValueError("agreement is compared with the agreement metric of the float model")
-        earlier = reference.judge
-    return MeanMetric("agreement", _Agreement(output, earlier), unit="fraction")
-
-
-class _Agreement:
-    """Keeps per sample the class of each output, or values at places drawn once, and compares in order."""
-
-    def __init__(self, output: str | None, reference: _Agreement | None) -> None:
-        self._output, self._reference = output, reference
-        self._ids = Gathered()
-        self._kept: dict[str, Gathered] = {}
-
-    def __call__(self, outputs: Outputs, batch: Batch) -> Judged:
-        names = [choose_output(outputs, batch, self._output)[0]]
-        if self._output is None:
-            rows = [name for name, array in outputs.items() if array.ndim and len(array) == len(batch)]
-            names += [name for name in rows if name != names[0]]
-        most = _COMPARED if self._output is not None else _COMPARED // len(outputs)
-        views = {n: _view(choose_output(outputs, batch, n)[1], len(batch), most) for n in names}
-        start = self._ids.count
-        self._ids.add(batch.ids)
-        if self._reference is None:
-            for name, (values, _) in views.items():
-                kept = self._kept.setdefault(name, Gathered())
-                if kept.count == start:  # else not a row for each sample: it only looked so in some batches
-                    kept.add(values.copy())
-            return Judged(np.ones(len(batch)), _classes(views))
-        there = slice(start, start + len(batch))
-        if not np.array_equal(self._reference._ids.all()[there], batch.ids):
-            raise _not_the_same()
-        worst, wanted = np.ones(len(batch)), dict[str, tuple[np.ndarray, bool]]()
-        for name, (values, by_class) in views.items():
-            known = self._reference._kept.get(name)
-            if known is None or known.count != self._reference._ids.count:
-                continue
-            reference = known.all()[there]
-            if reference.shape != values.shape:
-                raise _not_the_same()
-            wanted[name] = reference, by_class
-            worst = np.minimum(worst, _alike(values, reference, by_class))
-        return Judged(worst, _classes(wanted))
-
-
-def _view(found: np.ndarray, samples: int, most: int) -> tuple[np.ndarray, bool]:
-    """What is kept of an output, a row for each sample, and whether that is its class."""
-    values = found.reshape(samples, -1)
-    one_axis = len(found) == samples and sum(s > 1 for s in found.shape[1:]) == 1
-    if one_axis and found.dtype.kind == "f":
-        return values.argmax(axis=1), True
-    if values.shape[1] > most:
-        places = np.random.default_rng(0).choice(values.shape[1], most, replace=False)
-        values = values[:, np.sort(places)]
-    return values, False
-
-
-def _classes(views: Mapping[str, tuple[np.ndarray, bool]]) -> np.ndarray | None:
-    """The samples' classes, where the only output judged tells them."""
-    only = list(views.values())
-    return only[0][0] if len(only) == 1 and only[0][1] else None
-
-
-def _alike(values: np.ndarray, wanted: np.ndarray, by_class: bool) -> np.ndarray:
-    """Between 0 and 1 for each sample."""
-    if by_class:
-        return np.asarray(values == wanted, np.float64)
-    if values.dtype.kind != "f":
-        return np.mean(values == wanted, axis=1) if values.shape[1] else np.ones(len(values))
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite outputs are reported by the caller
-        error = np.sum((values.astype(np.float64) - wanted) ** 2, axis=1)
-        power = np.sum(wanted.astype(np.float64) ** 2, axis=1)
-        relative = np.divide(error, power, out=np.where(error > 0, 1.0, 0.0), where=power > 0)
-    return np.asarray(np.maximum(0.0, 1.0 - relative))
-
-
-def _not_the_same() -> ValueError:
-    return ValueError("agreement needs the samples and outputs that the float model was judged on")
+def _agreement(s: Setting) -> Agreement:
+    if s.reference is not None and not isinstance(s.reference, Agreement):
+        raise ValueError("agreement is compared with the agreement metric of the float model")
+    return Agreement(s.output, s.reference, s.joined)
 
 
 def _user_metric(reference: str, root: Path | None) -> MeanMetric:

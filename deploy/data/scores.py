@@ -82,22 +82,29 @@ class Judged:
 Judge = Callable[[Outputs, Batch], Judged]
 
 
-class MeanMetric:
-    """The mean over samples of what ``judge`` says of each."""
+class PerSample:
+    """A metric that is the mean of one number per sample."""
 
-    def __init__(self, name: str, judge: Judge, *, higher_is_better: bool = True, unit: str = "") -> None:
+    def __init__(self, name: str, *, higher_is_better: bool = True, unit: str = "") -> None:
         self.name, self.higher_is_better, self.unit = name, higher_is_better, unit
-        self.judge = judge
-        self._values, self._classes, self._batches = Gathered(), Gathered(), Gathered()
+        self._classes = Gathered()
 
     @property
     def samples(self) -> int:
-        return self._values.count
+        raise NotImplementedError
+
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        raise NotImplementedError
 
     @property
     def values(self) -> np.ndarray:
         """float64, one per sample in order of update."""
-        return self._values.all()
+        raise NotImplementedError
+
+    @property
+    def batches(self) -> np.ndarray | None:
+        """The batch of each sample where batches were judged as a whole: they are then what varies."""
+        return None
 
     @property
     def grain(self) -> float:
@@ -105,25 +112,6 @@ class MeanMetric:
         degrees."""
         answers = self._classes.count and np.isin(self.values, (0.0, 1.0)).all()
         return 1 / self.samples if answers else 0.0
-
-    @property
-    def batches(self) -> np.ndarray | None:
-        """The batch of each sample where batches were judged as a whole: they are then what varies."""
-        return self._batches.all() if self._batches.count else None
-
-    def update(self, outputs: Outputs, batch: Batch) -> None:
-        judged = self.judge(outputs, batch)
-        if not np.isfinite(judged.values).all():
-            first = int(batch.ids[np.argmin(np.isfinite(judged.values))])
-            raise DataError(
-                f"metric {self.name} is not a finite number for sample {first}",
-                hint="look at that sample's target and output",
-            )
-        if judged.as_whole:
-            self._batches.add(np.full(len(batch), self._values.count))
-        self._values.add(judged.values.astype(np.float64))
-        if judged.classes is not None:
-            self._classes.add(judged.classes)
 
     def result(self) -> Score:
         values = self.values
@@ -136,6 +124,41 @@ class MeanMetric:
 
     def resample(self, index: np.ndarray) -> float:
         return float(self.values[index].mean())
+
+
+class MeanMetric(PerSample):
+    """The mean over samples of what ``judge`` says of each."""
+
+    def __init__(self, name: str, judge: Judge, *, higher_is_better: bool = True, unit: str = "") -> None:
+        super().__init__(name, higher_is_better=higher_is_better, unit=unit)
+        self._judge = judge
+        self._values, self._batches = Gathered(), Gathered()
+
+    @property
+    def samples(self) -> int:
+        return self._values.count
+
+    @property
+    def values(self) -> np.ndarray:
+        return self._values.all()
+
+    @property
+    def batches(self) -> np.ndarray | None:
+        return self._batches.all() if self._batches.count else None
+
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        judged = self._judge(outputs, batch)
+        if not np.isfinite(judged.values).all():
+            first = int(batch.ids[np.argmin(np.isfinite(judged.values))])
+            raise DataError(
+                f"metric {self.name} is not a finite number for sample {first}",
+                hint="look at that sample's target and output",
+            )
+        if judged.as_whole:
+            self._batches.add(np.full(len(batch), self._values.count))
+        self._values.add(judged.values.astype(np.float64))
+        if judged.classes is not None:
+            self._classes.add(judged.classes)
 
 
 def top_k(name: str, k: int, output: str | None) -> MeanMetric:

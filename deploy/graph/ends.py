@@ -16,6 +16,11 @@ _KEEPS_SCORES = (
     *("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"),
     *("QuantizeLinear", "DequantizeLinear"),
 )
+_KEEPS_KIND = (
+    *_KEEPS_IDS,
+    *("Slice", "Split", "Gather", "GatherElements", "GatherND"),
+)
+_DEEPEST = 32
 _SCORES: dict[str, Scores] = {
     "Softmax": "probabilities",
     "LogSoftmax": "log_probabilities",
@@ -48,3 +53,51 @@ def scores(output: ir.Value) -> Scores:
     while node is not None and node.op_type in _KEEPS_SCORES and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return "unknown" if node is None else _SCORES.get(node.op_type, "unknown")
+
+
+def joined(model: ir.Model) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """The outputs that join numbers of several kinds, as detectors put boxes beside scores: by name the axis,
+    and how many of each kind. Numbers are of one kind where the same operation makes them."""
+    found = {value.name or "": _joined(value, _DEEPEST) for value in model.graph.outputs}
+    return {name: parts for name, parts in found.items() if parts is not None}
+
+
+def _joined(value: ir.Value, depth: int) -> tuple[int, tuple[int, ...]] | None:
+    node = value.producer()
+    if node is None or not depth or value.shape is None or node.inputs[0] is None:
+        return None
+    if node.op_type == "Concat":
+        return _concatenated(node, value.shape.rank(), depth - 1)
+    if node.op_type not in _KEEPS_IDS:
+        return None
+    inner, before = _joined(node.inputs[0], depth - 1), node.inputs[0].shape
+    if inner is None or before is None:
+        return None
+    axis, sizes = inner
+    if node.op_type == "Transpose":
+        order = list(node.attributes.get_ints("perm", tuple(reversed(range(before.rank())))))
+        return order.index(axis), sizes
+    if axis == before.rank() - 1 and value.shape[-1] == sum(sizes):
+        return value.shape.rank() - 1, sizes
+    same = value.shape.rank() > axis and before.dims[: axis + 1] == value.shape.dims[: axis + 1]
+    return inner if same else None
+
+
+def _concatenated(node: ir.Node, rank: int, depth: int) -> tuple[int, tuple[int, ...]] | None:
+    axis = node.attributes.get_int("axis", 0) % rank
+    operands = [value for value in node.inputs if value is not None]
+    sizes = [None if value.shape is None else value.shape[axis] for value in operands]
+    numbers = [size for size in sizes if isinstance(size, int)]
+    if axis and len(numbers) == len(operands) and len({_kind(value) for value in operands}) > 1:
+        return axis, tuple(numbers)
+    inner = {_joined(value, depth) for value in operands}
+    parts = inner.pop() if len(inner) == 1 else None
+    return parts if parts is not None and parts[0] != axis else None
+
+
+def _kind(value: ir.Value) -> str:
+    """The operation that makes what is only moved since."""
+    node = value.producer()
+    while node is not None and node.op_type in _KEEPS_KIND and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return "" if node is None else node.op_type

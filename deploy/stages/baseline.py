@@ -13,10 +13,11 @@ from typing import Literal
 import numpy as np
 
 from deploy.adapter.protocol import Arrays, Backend, Runner
+from deploy.data.agreement import Joined
 from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop, paired_drop
 from deploy.data.metrics import default_metric, make_metric
-from deploy.data.scores import MeanMetric, Metric, Score
+from deploy.data.scores import Metric, PerSample, Score
 from deploy.measure.accuracy import evaluate, evaluate_both
 from deploy.measure.host import host
 from deploy.measure.latency import Timing, TimingPlan, measure, speedup
@@ -38,6 +39,8 @@ class Examiner:
     open_baseline: Opener
     section: MetricSection
     root: Path | None
+    joined: Joined | None = None
+    """The outputs that agreement looks at in parts."""
     looks: int = 0
     metric: str = ""
     _baseline: Metric | None = None
@@ -68,12 +71,13 @@ class Examiner:
             ignore_label=self.section.ignore_label,
             reference=reference,
             root=self.root,
+            joined=self.joined,
         )
 
     @property
     def grain(self) -> float:
         """What one sample is worth where each is right or wrong: drops are multiples of it."""
-        return self._baseline.grain if isinstance(self._baseline, MeanMetric) else 0.0
+        return self._baseline.grain if isinstance(self._baseline, PerSample) else 0.0
 
     def score_of(self, drop: float | None) -> float | None:
         """The metric of the baseline (drop 0) or of what lost ``drop``; None where nothing was scored."""

@@ -21,6 +21,7 @@ from deploy.data.metrics import make_metric
 from deploy.errors import UsageError
 from deploy.execute.reference import YIELDING, Session
 from deploy.graph.blocks import partition
+from deploy.graph.ends import joined
 from deploy.graph.origin import written_out
 from deploy.graph.summary import tensor_specs
 from deploy.measure.host import host
@@ -191,7 +192,7 @@ def open_job(
             return None
         known = dataset is roles.calibration and len(dataset) <= request.samples
         opener = partial(recorded, calibrated.outputs) if known and calibrated.outputs else opened
-        return Examiner(dataset, opener, request.metric, request.root)
+        return Examiner(dataset, opener, request.metric, request.root, joined(made_of.prepared.fused))
 
     subjects = tuple(
         as_locked(

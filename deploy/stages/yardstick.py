@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from deploy.data.scores import Score
 from deploy.execute.reference import YIELDING, Session, open_graph
 from deploy.graph.cost import macs, parameters
 from deploy.graph.edit import weight_bytes
+from deploy.graph.ends import joined
 from deploy.graph.fuse import fuse
 from deploy.measure.latency import TimingPlan, measure
 from deploy.predict.kernels import UnknownSizeError
@@ -67,8 +68,9 @@ class Yardstick:
         None without any data."""
         if self.roles.validation is None:
             return None
-        given = self.before.fused
-        return Examiner(self.roles.validation, lambda: _opened(given), self.request.metric, self.request.root)
+        given, request = self.before.fused, self.request
+        opener = partial(_opened, given)
+        return Examiner(self.roles.validation, opener, request.metric, request.root, joined(given))
 
     def examined(self, model: ir.Model) -> tuple[Drop, Score] | None:
         """How much worse a graph is than the one before the recipe, and its score; the last graph is known

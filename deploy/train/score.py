@@ -14,6 +14,7 @@ from deploy.data.dataset import Dataset
 from deploy.data.metrics import default_metric, make_metric
 from deploy.data.scores import Metric
 from deploy.execute.module import GraphModule
+from deploy.graph.ends import joined
 from deploy.graph.summary import tensor_specs
 from deploy.measure.accuracy import evaluate
 from deploy.spec.tensors import TensorSpec
@@ -35,6 +36,7 @@ class ModuleRunner:
         self._module, self._device, self._names = module, device, names
         self.inputs = tuple(map(_free, tensor_specs(module.model.graph.inputs)))
         self.outputs = tuple(map(_free, tensor_specs(module.model.graph.outputs)))
+        self.joined = joined(module.model)
 
     def run(self, feeds: Arrays, want: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Raises BackendError naming the node that failed."""
@@ -80,5 +82,6 @@ def chosen_metric(dataset: Dataset, model_runner: ModuleRunner, teacher: ModuleR
     name = default_metric(dataset, model_runner.outputs)
     if name != "agreement":
         return lambda: make_metric(name)
-    reference = evaluate(teacher or model_runner, dataset, make_metric(name))
-    return lambda: make_metric(name, reference=reference)
+    parts = model_runner.joined if teacher is None else None  # a teacher's outputs may be other ones
+    reference = evaluate(teacher or model_runner, dataset, make_metric(name, joined=parts))
+    return lambda: make_metric(name, reference=reference, joined=parts)

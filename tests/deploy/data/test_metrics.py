@@ -9,9 +9,10 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score, top_k_accuracy_score
 
+from deploy.data.agreement import Joined
 from deploy.data.dataset import Batch, open_dataset
 from deploy.data.metrics import METRICS, default_metric, make_metric
-from deploy.data.scores import MeanMetric, Metric
+from deploy.data.scores import Metric, PerSample
 from deploy.errors import DataError, UsageError, VerificationError
 from deploy.spec.tensors import TensorSpec
 
@@ -180,12 +181,14 @@ def test_agreement_of_other_outputs_is_the_share_of_power_that_is_right() -> Non
     )
 
 
-def judged_together(size: int, *outputs: dict[str, np.ndarray]) -> list[MeanMetric]:
+def judged_together(
+    size: int, *outputs: dict[str, np.ndarray], joined: Joined | None = None
+) -> list[PerSample]:
     """The agreement metrics of a reference and of what is compared with it, all 6 samples in batches."""
-    found: list[MeanMetric] = []
+    found: list[PerSample] = []
     for arrays in outputs:
-        metric = make_metric("agreement", reference=found[0] if found else None)
-        assert isinstance(metric, MeanMetric)
+        metric = make_metric("agreement", reference=found[0] if found else None, joined=joined)
+        assert isinstance(metric, PerSample)
         for start in range(0, 6, size):
             ids = np.arange(start, min(start + size, 6))
             per_sample = {n: a[ids] if len(a) == 6 else a for n, a in arrays.items()}
@@ -227,11 +230,25 @@ def test_several_rows_to_a_sample_are_no_single_class() -> None:
     assert artifact.result().value == pytest.approx(right)
 
 
+def test_an_output_that_joins_kinds_counts_its_worst_part() -> None:
+    boxes = RNG.uniform(0, 320, (6, 4, 50)).astype(np.float32)
+    scores = RNG.uniform(0, 1, (6, 3, 50)).astype(np.float32)
+    scores[0] *= 1e-3  # nothing in this picture
+    together = np.concatenate([boxes, scores], axis=1)
+    wrong = np.concatenate([boxes, np.round(2 * scores) / 2], axis=1)
+    whole = judged_together(4, {"out": together}, {"out": wrong})[1]
+    assert whole.result().value > 0.999, "the boxes hide it"
+    parts = judged_together(4, {"out": together}, {"out": wrong}, joined={"out": (1, (4, 3))})[1]
+    power = np.mean(np.sum(scores**2, axis=(1, 2)))
+    assert parts.values == pytest.approx(1 - np.sum((wrong - together) ** 2, axis=(1, 2)) / power, rel=1e-4)
+    assert parts.values[0] > 0.999 > 0.95 > parts.values[1:].max()
+
+
 def test_one_sample_of_answers_has_its_worth_and_of_degrees_none() -> None:
     answers = feed(make_metric("top1"), LOGITS, LABELS)
     degrees = feed(make_metric("agreement"), np.ones((10, 3, 5, 5), np.float32), None)
-    assert isinstance(answers, MeanMetric) and answers.grain == 1 / N
-    assert isinstance(degrees, MeanMetric) and degrees.grain == 0.0
+    assert isinstance(answers, PerSample) and answers.grain == 1 / N
+    assert isinstance(degrees, PerSample) and degrees.grain == 0.0
 
 
 def test_agreement_refuses_other_samples() -> None:

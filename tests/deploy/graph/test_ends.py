@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deploy.graph.ends import scores, table_rows
+from deploy.graph.ends import joined, scores, table_rows
+from deploy.graph.shapes import infer
 
 TABLE = {"t": np.zeros((7, 4), np.float32), "p": np.zeros((5, 4), np.float32)}
 LOOKS_UP = """g (int64[N,3] ids, float[N,3] x) => (float[N,3,4] y) <int64[1] last = {{-1}}> {{ {nodes} }}"""
@@ -43,3 +44,30 @@ def test_the_table_that_ids_look_up(nodes, rows, parse):
 def test_what_scores_are(nodes, kind, parse):
     model = parse(f"g (float[N,3] x) => (float[N,3] y) {{ {nodes} }}")
     assert scores(model.graph.outputs[0]) == kind
+
+
+BOXES = """g (float[N,4,6] b, float[N,3,6] c) => (float y)
+    <int64[3] rows = {{-1, 7, 6}}, int64[3] long = {{-1, 6, 7}}, int64[2] flat = {{-1, 42}}> {{
+    box = Mul(b, b) s = Sigmoid(c) {nodes}
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("nodes", "found"),
+    [
+        ("y = Concat<axis=1>(box, s)", (1, (4, 3))),
+        ("y = Concat<axis=-2>(box, s)", (1, (4, 3))),
+        ("a = Concat<axis=1>(box, s) y = Transpose<perm=[0,2,1]>(a)", (2, (4, 3))),
+        ("a = Concat<axis=1>(box, s) t = Transpose<perm=[0,2,1]>(a) y = Reshape(t, long)", (2, (4, 3))),
+        ("a = Concat<axis=1>(box, s) y = Reshape(a, rows)", (1, (4, 3))),
+        ("a = Concat<axis=1>(box, s) d = Concat<axis=1>(box, s) y = Concat<axis=2>(a, d)", (1, (4, 3))),
+        ("a = Concat<axis=1>(box, s) y = Reshape(a, flat)", None),
+        ("a = Concat<axis=1>(box, s) y = Neg(a)", None),
+        ("d = Mul(c, c) y = Concat<axis=1>(box, d)", None),
+        ("y = Concat<axis=0>(box, box)", None),
+        ("y = Identity(box)", None),
+    ],
+)
+def test_outputs_that_join_numbers_of_several_kinds(nodes, found, parse):
+    model = infer(parse(BOXES.format(nodes=nodes), {}))
+    assert joined(model) == ({} if found is None else {"y": found})
