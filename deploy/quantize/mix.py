@@ -11,7 +11,7 @@ alone holds it, nothing else is tried.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from deploy.data.interval import Drop
@@ -45,6 +45,20 @@ def harm_of(sqnr: Mapping[str, float]) -> dict[str, float]:
     {'a': 0.01, 'b': 0.0}
     """
     return {block: 0.0 if db == math.inf else float(10 ** min(-db / 10, 2)) for block, db in sqnr.items()}
+
+
+def float_at_least(sqnr: Mapping[str, float], refused: Iterable[frozenset[str]]) -> int:
+    """How many of the noisiest blocks must be float for the others to harm less than any of the forms that
+    were ``refused``, given by their float blocks; ``sqnr`` is that of all blocks that may be integers.
+
+    >>> float_at_least({"a": 10.0, "b": 20.0, "c": 30.0}, [frozenset({"a"})])
+    2
+    """
+    harm = harm_of(sqnr)
+    least = min((sum(harm[block] for block in harm.keys() - floats) for floats in refused), default=math.inf)
+    worst_first = sorted(harm, key=harm.__getitem__, reverse=True)
+    left = [sum(harm[block] for block in worst_first[count:]) for count in range(len(harm))]
+    return sum(one >= least for one in left)
 
 
 def mixture(

@@ -14,6 +14,7 @@ from deploy.errors import BackendError, DataError, UnsupportedError, Verificatio
 from deploy.predict.kernels import UnknownSizeError
 from deploy.quantize.candidate import Subject, build_candidate
 from deploy.quantize.decide import Decided, decide, decide_float, decide_mixed, noise
+from deploy.quantize.mix import float_at_least
 from deploy.quantize.sparse import NO_SPARSE_WEIGHTS, SparseWeights, sparse_weights, why_dense
 from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import compare, race
@@ -85,7 +86,8 @@ def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple
             return mixed
         if mixed == () and _settled(job, subject):
             return (in_floats(job, subject, _noise(job, subject)),)
-        decided = decided_for(job, subject, ask=ask, climbs=climbs)
+        start = _refused(job, mixed[0]) if mixed else 0
+        decided = decided_for(job, subject, ask=ask, start=start, climbs=climbs)
     except (BackendError, UnsupportedError, VerificationError) as e:
         if last:
             raise
@@ -141,6 +143,13 @@ def _conclusive(job: Job, mixture: Entrant) -> bool:
     other = expected(job, subject, frozenset() if len(decided.trials) == 1 else frozenset([noisiest]))
     took = expected(job, subject, decided.float_blocks)
     return took is not None and other is not None and took.ms <= other.ms
+
+
+def _refused(job: Job, mixture: Entrant) -> int:
+    """How many blocks accuracy alone leaves float at least, by what was refused on the way to a mixture."""
+    able, decided = set(mixture.subject.int8_blocks()), mixture.decided
+    over = [t.float_blocks for t in decided.trials if t.drop is not None and not t.drop.within(job.allowance)]
+    return float_at_least({b: db for b, db in decided.sqnr.items() if b in able}, over)
 
 
 def _noise(job: Job, subject: Subject) -> Mapping[str, float]:

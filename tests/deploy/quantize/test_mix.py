@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deploy.data.interval import Drop
 from deploy.progress import SILENT, Silent
 from deploy.quantize.knapsack import Border, Option, Problem, fastest
-from deploy.quantize.mix import Mixture, harm_of, mixture
+from deploy.quantize.mix import Mixture, float_at_least, harm_of, mixture
 
 MAX_DROP = 0.01
 
@@ -229,3 +229,20 @@ def test_refusals_are_told() -> None:
 def test_harm_is_noise_over_signal() -> None:
     found = harm_of({"good": 60.0, "even": 0.0, "exact": math.inf, "lost": -math.inf, "huge": -4000.0})
     assert found == pytest.approx({"good": 1e-6, "even": 1.0, "exact": 0.0, "lost": 100.0, "huge": 100.0})
+
+
+@given(
+    st.lists(st.floats(0, 60), min_size=1, max_size=8),
+    st.lists(st.sets(st.integers(0, 7)), max_size=3),
+)
+def test_so_many_float_blocks_that_the_rest_harms_less_than_what_was_refused(
+    sqnr: list[float], refused: list[set[int]]
+) -> None:
+    named = {f"b{i}": db for i, db in enumerate(sqnr)}
+    harm = harm_of(named)
+    forms = [frozenset(f"b{i}" for i in floats) for floats in refused]
+    count = float_at_least(named, forms)
+    least = min((sum(h for b, h in harm.items() if b not in form) for form in forms), default=math.inf)
+    left = sorted(harm.values(), reverse=True)[count:]
+    assert sum(left) < least or not left
+    assert count == 0 or sum(sorted(harm.values(), reverse=True)[count - 1 :]) >= least * (1 - 1e-9)
