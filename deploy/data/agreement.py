@@ -79,7 +79,8 @@ class Agreement(PerSample):
     def _views(self, outputs: Outputs, batch: Batch) -> Iterator[_View]:
         names = [choose_output(outputs, batch, self._output)[0]]
         parts = {name: len(self._joined[name][1]) if name in self._joined else 1 for name in outputs}
-        most = _COMPARED // sum(parts.values() if self._output is None else [parts[names[0]]])
+        looked_at = sum(parts.values()) if self._output is None else parts[names[0]]
+        most = max(1, _COMPARED // looked_at)
         if self._output is None:
             rows = [name for name, array in outputs.items() if array.ndim and len(array) == len(batch)]
             names += [name for name in rows if name != names[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -82,7 +83,7 @@ class Judged:
 Judge = Callable[[Outputs, Batch], Judged]
 
 
-class PerSample:
+class PerSample(ABC):
     """A metric that is the mean of one number per sample."""
 
     def __init__(self, name: str, *, higher_is_better: bool = True, unit: str = "") -> None:
@@ -90,16 +91,16 @@ class PerSample:
         self._classes = Gathered()
 
     @property
-    def samples(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def samples(self) -> int: ...
 
-    def update(self, outputs: Outputs, batch: Batch) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def update(self, outputs: Outputs, batch: Batch) -> None: ...
 
     @property
+    @abstractmethod
     def values(self) -> np.ndarray:
         """float64, one per sample in order of update."""
-        raise NotImplementedError
 
     @property
     def batches(self) -> np.ndarray | None:
