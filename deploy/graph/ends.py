@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import onnx_ir as ir
@@ -21,6 +22,7 @@ _KEEPS_KIND = (
     *("Slice", "Split", "Gather", "GatherElements", "GatherND"),
 )
 _DEEPEST = 32
+_Parts = tuple[int, tuple[int, ...]] | None
 _SCORES: dict[str, Scores] = {
     "Softmax": "probabilities",
     "LogSoftmax": "log_probabilities",
@@ -49,28 +51,34 @@ def table_rows(value: ir.Value) -> int | None:
 
 def scores(output: ir.Value) -> Scores:
     """What the numbers of an output of class scores are, by the operation that makes them."""
-    node = output.producer()
-    while node is not None and node.op_type in _KEEPS_SCORES and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    node = _maker(output, _KEEPS_SCORES)
     return "unknown" if node is None else _SCORES.get(node.op_type, "unknown")
 
 
 def joined(model: ir.Model) -> dict[str, tuple[int, tuple[int, ...]]]:
     """The outputs that join numbers of several kinds, as detectors put boxes beside scores: by name the axis,
     and how many of each kind. Numbers are of one kind where the same operation makes them."""
-    found = {value.name or "": _joined(value, _DEEPEST) for value in model.graph.outputs}
+    known: dict[ir.Value, _Parts] = {}
+    found = {value.name or "": _joined(value, _DEEPEST, known) for value in model.graph.outputs}
     return {name: parts for name, parts in found.items() if parts is not None}
 
 
-def _joined(value: ir.Value, depth: int) -> tuple[int, tuple[int, ...]] | None:
+def _joined(value: ir.Value, depth: int, known: dict[ir.Value, _Parts]) -> _Parts:
+    """Each value is looked at once: a chain of values that are each joined with themselves doubles."""
+    if value not in known:
+        known[value] = _found(value, depth, known)
+    return known[value]
+
+
+def _found(value: ir.Value, depth: int, known: dict[ir.Value, _Parts]) -> _Parts:
     node = value.producer()
     if node is None or not depth or value.shape is None or node.inputs[0] is None:
         return None
     if node.op_type == "Concat":
-        return _concatenated(node, value.shape.rank(), depth - 1)
+        return _concatenated(node, value.shape.rank(), depth - 1, known)
     if node.op_type not in _KEEPS_IDS:
         return None
-    inner, before = _joined(node.inputs[0], depth - 1), node.inputs[0].shape
+    inner, before = _joined(node.inputs[0], depth - 1, known), node.inputs[0].shape
     if inner is None or before is None:
         return None
     axis, sizes = inner
@@ -83,21 +91,27 @@ def _joined(value: ir.Value, depth: int) -> tuple[int, tuple[int, ...]] | None:
     return inner if same else None
 
 
-def _concatenated(node: ir.Node, rank: int, depth: int) -> tuple[int, tuple[int, ...]] | None:
+def _concatenated(node: ir.Node, rank: int, depth: int, known: dict[ir.Value, _Parts]) -> _Parts:
     axis = node.attributes.get_int("axis", 0) % rank
     operands = [value for value in node.inputs if value is not None]
     sizes = [None if value.shape is None else value.shape[axis] for value in operands]
     numbers = [size for size in sizes if isinstance(size, int)]
     if axis and len(numbers) == len(operands) and len({_kind(value) for value in operands}) > 1:
         return axis, tuple(numbers)
-    inner = {_joined(value, depth) for value in operands}
+    inner = {_joined(value, depth, known) for value in operands}
     parts = inner.pop() if len(inner) == 1 else None
     return parts if parts is not None and parts[0] != axis else None
 
 
 def _kind(value: ir.Value) -> str:
     """The operation that makes what is only moved since."""
-    node = value.producer()
-    while node is not None and node.op_type in _KEEPS_KIND and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    node = _maker(value, _KEEPS_KIND)
     return "" if node is None else node.op_type
+
+
+def _maker(value: ir.Value, passing: Collection[str]) -> ir.Node | None:
+    """What makes a value, behind operations of these types; None for an input of the graph."""
+    node = value.producer()
+    while node is not None and node.op_type in passing and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node

@@ -187,12 +187,14 @@ def open_job(
     def recorded(outputs: Path) -> AbstractContextManager[Runner]:
         return Recorded(outputs, baseline.inputs, baseline.outputs)
 
+    parts = joined(made_of.prepared.fused)
+
     def examiner(dataset: Dataset | None) -> Examiner | None:
         if dataset is None:
             return None
         known = dataset is roles.calibration and len(dataset) <= request.samples
         opener = partial(recorded, calibrated.outputs) if known and calibrated.outputs else opened
-        return Examiner(dataset, opener, request.metric, request.root, joined(made_of.prepared.fused))
+        return Examiner(dataset, opener, request.metric, request.root, parts)
 
     subjects = tuple(
         as_locked(
