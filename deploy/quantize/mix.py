@@ -55,9 +55,12 @@ def float_at_least(sqnr: Mapping[str, float], refused: Iterable[frozenset[str]])
     2
     """
     harm = harm_of(sqnr)
-    least = min((sum(harm[block] for block in harm.keys() - floats) for floats in refused), default=math.inf)
+    # exact sums: where two are equal, the order in which a set is walked must not decide
+    least = min(
+        (math.fsum(harm[block] for block in harm.keys() - floats) for floats in refused), default=math.inf
+    )
     worst_first = sorted(harm, key=harm.__getitem__, reverse=True)
-    left = [sum(harm[block] for block in worst_first[count:]) for count in range(len(harm))]
+    left = [math.fsum(harm[block] for block in worst_first[count:]) for count in range(len(harm))]
     return sum(one >= least for one in left)
 
 

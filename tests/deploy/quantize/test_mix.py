@@ -242,7 +242,7 @@ def test_so_many_float_blocks_that_the_rest_harms_less_than_what_was_refused(
     harm = harm_of(named)
     forms = [frozenset(f"b{i}" for i in floats) for floats in refused]
     count = float_at_least(named, forms)
-    least = min((sum(h for b, h in harm.items() if b not in form) for form in forms), default=math.inf)
+    least = min((math.fsum(h for b, h in harm.items() if b not in form) for form in forms), default=math.inf)
     left = sorted(harm.values(), reverse=True)[count:]
-    assert sum(left) < least or not left
-    assert count == 0 or sum(sorted(harm.values(), reverse=True)[count - 1 :]) >= least * (1 - 1e-9)
+    assert math.fsum(left) < least or not left
+    assert count == 0 or math.fsum(sorted(harm.values(), reverse=True)[count - 1 :]) >= least
