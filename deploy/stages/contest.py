@@ -139,6 +139,8 @@ def _conclusive(job: Job, mixture: Entrant) -> bool:
     hardly, and the noisiest block is float.
     """
     decided, subject = mixture.decided, mixture.subject
+    if not decided.float_blocks:
+        return True
     noisiest = min(subject.int8_blocks(), key=lambda block: decided.sqnr.get(block, math.inf))
     other = expected(job, subject, frozenset() if len(decided.trials) == 1 else frozenset([noisiest]))
     took = expected(job, subject, decided.float_blocks)

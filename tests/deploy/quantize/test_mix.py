@@ -90,6 +90,27 @@ def test_where_nothing_holds_there_is_no_mixture() -> None:
     assert len(score.seen) == len(set(score.seen)) <= 7
 
 
+@pytest.mark.parametrize(
+    ("low", "gain", "found"), [(0.0, 0.01, set()), (0.0, 0.2, {"b0", "b1"}), (0.015, 0.01, {"b0", "b1"})]
+)
+def test_integers_throughout_are_tried_where_chance_refused_what_is_hardly_faster(
+    low: float, gain: float, found: set[str]
+) -> None:
+    """Only the fastest, with b0 in floats, is refused: by its harm, or by few samples."""
+    problem = problem_of((1.0, 1.0 + gain, 0.3), (2.0, 1.99, 0.2), (2.0, 1.0, 0.01))
+    seen = []
+
+    def score(floats: frozenset[str], sparse: frozenset[str]) -> Drop:
+        seen.append(floats)
+        drop = 0.02 if floats == {"b0"} else 0.005
+        return Drop(drop, low if floats == {"b0"} else drop, drop)
+
+    mixed = mixture(problem, frozenset(problem.options), score, MAX_DROP, SILENT, enough=0.97)
+    assert mixed is not None
+    assert mixed.float_blocks == found
+    assert seen == [frozenset({"b0"}), frozenset(found)]
+
+
 def test_a_budget_of_harm_comes_before_any_score() -> None:
     problem = problem_of((2.0, 1.0, 0.1), (3.0, 1.0, 0.2))
     score = Score(problem, math.inf)
