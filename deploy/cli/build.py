@@ -188,8 +188,8 @@ def build(
         typer.Option(
             metavar="HOW",
             rich_help_panel=_EFFORT,
-            help="off: choose from what is known beforehand; quick (the default): time the few best; "
-            "full: also train, and try threads and options of the runtimes.",
+            help="off: choose from what is known beforehand; quick (the default): search for a minute, time "
+            "the few best; full: three minutes, also train, and try threads and options of the runtimes.",
         ),
     ] = None,
     recipe: Annotated[

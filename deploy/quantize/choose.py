@@ -22,6 +22,8 @@ from deploy.spec.manifest import Choice
 
 FAR_OVER = 4.0
 """Times the budget that a candidate loses for its network to be taken as hopeless until shown otherwise."""
+UNTRIED = Drop(math.inf, math.inf, math.inf)
+"""Of a candidate that nobody built, as the time for searching was over: it counts as refused."""
 _FEW = 4
 """Blocks whose search takes hardly more trials than to show that."""
 
@@ -55,7 +57,7 @@ def hold_budget(
     def holds(count: int) -> bool:
         if count not in tried:
             tried[count] = score(frozenset(worst_first[:count]))
-            if not tried[count].within(max_drop):
+            if not tried[count].within(max_drop) and tried[count] is not UNTRIED:
                 float_blocks = f"{count} of {len(worst_first)} blocks {form}" if count else "all blocks INT8"
                 progress.note(
                     f"{float_blocks}: drop {tried[count].drop:+.4f}, over the budget of {max_drop:.4f}"

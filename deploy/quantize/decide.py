@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -73,6 +74,7 @@ def decide(
     seed: int = 0,
     threads: int,
     progress: Progress,
+    ends: float = math.inf,
 ) -> Decided:
     """The artifact with as much INT8 as the budget allows.
 
@@ -86,7 +88,8 @@ def decide(
     blocks that got 2:4 zeros and ``locked_wide`` those of 16 bits, which are then taken as they are; the
     plan is the same as that build's, given ``why_float`` where they ended so for another reason than
     accuracy. ``sqnr`` is the `noise` of the subject's blocks where it is known already. ``allowance`` is what
-    may be lost while searching, ``max_drop`` where that is not given.
+    may be lost while searching, ``max_drop`` where that is not given. A search that has not ended when the
+    monotonic clock ``ends`` it takes the best that it has found, floats if nothing.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in WITHOUT_RANGES:
@@ -106,20 +109,20 @@ def decide(
 
     subject = widened(subject, ())
     limit = max_drop if allowance is None else allowance
-    search = Search(judge, workdir / "candidate")
+    guarded = precision in ("auto", "mixed")
+    search = Search(judge, workdir / "candidate", ends=ends if guarded else math.inf)
     rungs: tuple[RungRecord, ...] = ()
     if ladder is not None and judge is not None and start == 0:
         subject, rungs = climb_until(ladder, subject, lambda s: search.score(s, frozenset()), limit)
     if sqnr is None or rungs:
         sqnr = noise(subject, calibration, threads)
     able = subject.int8_blocks()
-    worst_first = sorted(able, key=lambda block: sqnr.get(block, float("inf")))
+    worst_first = sorted(able, key=lambda block: sqnr.get(block, math.inf))
 
     def scored(one: Subject, float_blocks: frozenset[str]) -> Drop:
         return search.score(one, float_blocks, sqnr)
 
-    guarded = precision in ("auto", "mixed")
-    allowed = limit if guarded else float("inf")
+    allowed = limit if guarded else math.inf
     start, wide = min(start, len(worst_first)), 0
     choices = list(_climbed(subject))
     widths = Widths(
@@ -190,17 +193,18 @@ def decide_mixed(
     given: Decided | None = None,
     sparse: SparseWeights = NO_SPARSE_WEIGHTS,
     enough: float = 1.0,
+    ends: float = math.inf,
 ) -> Decided | None:
     """The fastest mixture of float and integer blocks by the ``costs`` of kernels; None where there is none
     within the ``allowance`` (``max_drop`` where that is not given), or it is what was decided by accuracy
     alone (``given``). One is fast ``enough`` where any faster one would take that share of its time at least.
 
-    ``sqnr``: see `noise`. Blocks may have the 2:4 zeros of ``sparse``, too, where there is a ``judge``.
-    Raises LookupError and UnknownSizeError where costs are not known.
+    ``sqnr``: see `noise`; ``ends``: see `decide`. Blocks may have the 2:4 zeros of ``sparse``, too, where
+    there is a ``judge``. Raises LookupError and UnknownSizeError where costs are not known.
     """
     able = frozenset(subject.int8_blocks())
     problem = problem_of(subject, costs, harm_of(sqnr), sparse={} if judge is None else sparse.harm)
-    search = Search(judge, workdir / "mixed", SLOWER_SO)
+    search = Search(judge, workdir / "mixed", SLOWER_SO, ends)
     with_zeros: dict[frozenset[str], Subject] = {}
 
     def thinned(blocks: frozenset[str]) -> Subject:

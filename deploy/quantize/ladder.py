@@ -34,6 +34,7 @@ from deploy.quantize import correct, equalize, observers, smooth, split
 from deploy.quantize.assign import Assignment
 from deploy.quantize.calibrate import calibrate
 from deploy.quantize.candidate import Subject
+from deploy.quantize.choose import UNTRIED
 from deploy.quantize.correct import Corrected
 from deploy.quantize.place import find_chains, observed_values
 from deploy.quantize.refine import remembered
@@ -54,7 +55,8 @@ _JUDGED = 256
 @dataclass(frozen=True)
 class Ladder:
     """What rungs work with: ``rungs`` in their order, the calibration ``dataset`` and how many samples of it,
-    and what training needs where it is among the rungs."""
+    and what training needs where it is among the rungs. From ``ends`` on, by the monotonic clock, no rung is
+    begun."""
 
     rungs: tuple[RungName, ...]
     dataset: Dataset
@@ -62,6 +64,7 @@ class Ladder:
     threads: int = 1
     training: Retraining = PLANNED
     progress: Progress = SILENT
+    ends: float = math.inf
 
     def above(self, climbed: Sequence[RungName]) -> Ladder:
         """The ladder without the rungs that were tried before."""
@@ -94,6 +97,9 @@ def climb(ladder: Ladder, subject: Subject) -> Iterator[Stand]:
     for name in ladder.rungs:
         begun = time.monotonic()
         record = RungRecord(runtime=subject.runtime.name, name=name, kept=False)
+        if begun >= ladder.ends:
+            yield Stand(subject, record.model_copy(update={"why": "the time for choosing was over"}))
+            continue
         try:
             found = _RUNGS[name](ladder, subject)
             if found.places:
@@ -131,8 +137,7 @@ def climb_until(
         return subject, ()
     for stand in climb(ladder, subject):
         record, subject = stand.record, stand.subject
-        if record.kept:
-            drop = score(subject)
+        if record.kept and (drop := score(subject)) is not UNTRIED:
             record = record.model_copy(update={"drop": drop.drop})
             ladder.progress.note(
                 f"{record.runtime}: {record.name} wins {record.gain_db:.1f} dB, drop {drop.drop:+.4f}"

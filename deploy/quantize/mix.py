@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from deploy.data.interval import Drop
 from deploy.progress import Progress
-from deploy.quantize.choose import FAR_OVER
+from deploy.quantize.choose import FAR_OVER, UNTRIED
 from deploy.quantize.knapsack import Problem, fastest_options
 
 _STEPS = 6
@@ -99,7 +99,7 @@ def mixture(
         if one not in tried:
             tried[one] = score(one.floats, one.sparse)
             drop = tried[one]
-            if not drop.within(max_drop):
+            if not drop.within(max_drop) and drop is not UNTRIED:
                 zeros = f", {len(one.sparse)} with 2:4 zeros" if one.sparse else ""
                 progress.note(
                     f"{len(one.floats)} of {len(able)} blocks float by cost{zeros}: drop {drop.drop:+.4f}, "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.data.interval import Drop
 from deploy.quantize.candidate import Candidate, Subject, lowered, proven
+from deploy.quantize.choose import UNTRIED
 from deploy.spec.ladder import RungName
 from deploy.spec.plan import Plan
 
@@ -47,11 +50,13 @@ class Search:
     Of the candidates themselves small ones are kept, and of larger ones the last: each holds its own copy of
     the weights. One is proven when it is asked for, which those are not that were scored and left behind.
     ``why_float`` is the reason that plans give for blocks which are float though they need not be; accuracy
-    if empty.
+    if empty. From ``ends`` on, by the monotonic clock, candidates with integers stay untried.
     """
 
-    def __init__(self, judge: Judge | None, folder: Path, why_float: str = "") -> None:
-        self._judge, self._folder, self._why_float = judge, folder, why_float
+    def __init__(
+        self, judge: Judge | None, folder: Path, why_float: str = "", ends: float = math.inf
+    ) -> None:
+        self._judge, self._folder, self._why_float, self._ends = judge, folder, why_float, ends
         self._drops: dict[object, Drop] = {}
         self._trials: dict[object, Trial] = {}
         self._kept: dict[object, Candidate] = {}
@@ -60,10 +65,12 @@ class Search:
     def score(
         self, subject: Subject, float_blocks: frozenset[str], sqnr: Mapping[str, float] = _NOT_MEASURED
     ) -> Drop:
-        """What ``judge`` says of the candidate with these blocks float."""
+        """What ``judge`` says of the candidate with these blocks float; UNTRIED where the time is over."""
         assert self._judge is not None
         key = _key(subject, float_blocks)
         if key not in self._drops:
+            if time.monotonic() >= self._ends and not float_blocks.issuperset(subject.int8_blocks()):
+                return UNTRIED
             built = self._built(subject, float_blocks, sqnr)
             self._drops[key] = self._judge(built)
             self._trials[key] = trial_of(built, subject, float_blocks, self._drops[key])

@@ -27,7 +27,7 @@ from deploy.stages.accept import settle
 from deploy.stages.attempts import attempts, times_by_block
 from deploy.stages.by_table import timed_alone
 from deploy.stages.contest import enter, figures, hold_race
-from deploy.stages.doubts import doubts, too_few
+from deploy.stages.doubts import cut_short, doubts, too_few
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.explain import explained
 from deploy.stages.front import front, runners_up
@@ -84,18 +84,20 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
     """
     job = with_threads(job)
     with record.stage("choose") as stage:
-        held = Race(enter(job))
+        searching = job.searching()
+        held = Race(enter(searching))
+        untried = cut_short(searching)
         stage.outcome = "; ".join(_precision_outcome(entrant, held) for entrant in held.entrants)
     why_not = job.why_not_measured
     if not why_not:
         with record.stage("measure") as stage:
             held = hold_race(job, (*held.entrants, *runners_up(job, held.entrants)))
-            winner, held = tuned(job, *settle(job, held))
+            winner, held = tuned(job, *settle(job.searching(), held))
             clocked = timed_alone(job, winner, held)
             comparison = figures(job, winner, clocked)
             stage.outcome = _speed_outcome(winner, clocked)
     else:
-        (winner, held), comparison = settle(job, held), None
+        (winner, held), comparison = settle(job.searching(), held), None
         clocked = held
     with record.stage("verify") as stage:
         feeds = job.selftest()
@@ -109,7 +111,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
             if not held.entrants:
                 raise _mismatch(winner, verification)
             job.progress.warn(f"{winner.runtime} is left out: {_mismatch(winner, verification)}")
-            winner, held = tuned(job, *settle(job, held))
+            winner, held = tuned(job, *settle(job.searching(), held))
             clocked = timed_alone(job, winner, held)
             comparison = None if clocked.times is None else figures(job, winner, clocked)
             verification, outputs = verify(winner.decided.candidate, winner.subject, feeds)
@@ -135,7 +137,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         ladder=tuple(record for entrant in held.entrants for record in entrant.decided.rungs),
         comparison=comparison,
         why_not_measured=why_not,
-        doubts=(*doubts(job, winner, held), *too_few(job, winner)),
+        doubts=(*doubts(job, winner, held), *untried, *too_few(job, winner)),
         missed={miss.words: miss.told for miss in misses(job, winner, clocked) if miss.told},
         attempts=attempts(job, clocked, winner),
         front=front(job, held, winner),

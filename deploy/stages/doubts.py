@@ -1,5 +1,5 @@
 """What clock and data could not tell: forms that may be as fast as the winner, a machine that was too busy,
-samples too few for the budget."""
+a search that had no more time, samples too few for the budget."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 from deploy.measure.latency import speedup
 from deploy.stages.entrants import GIVEN, Entrant, Race
-from deploy.stages.job import Job
+from deploy.stages.job import SEARCH_S, Job
 from deploy.stages.limits import fits
 from deploy.stages.pick import contenders
 
@@ -37,6 +37,15 @@ def doubts(job: Job, winner: Entrant, held: Race) -> tuple[str, ...]:
                 f"{other.name} may be as fast: {ratio:.2f} times the speed of {winner.name} ({interval})"
             )
     return tuple(found)
+
+
+def cut_short(job: Job) -> tuple[str, ...]:
+    """In words, where the time for searching was over."""
+    if not job.search_over:
+        return ()
+    tune = job.request.tune
+    longer = "; --tune full searches longer" if tune == "quick" else ""
+    return (f"the search ended after {SEARCH_S[tune]:.0f} s: what was not tried may be faster{longer}",)
 
 
 def too_few(job: Job, winner: Entrant) -> tuple[str, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +38,7 @@ from deploy.quantize.trial import Judge
 from deploy.spec.artifact import Artifact, Description
 from deploy.spec.manifest import Lock
 from deploy.spec.profile import Runtime
+from deploy.spec.project import Tune
 from deploy.stages.baseline import Contender, Examiner
 from deploy.stages.costs import NOTHING_KNOWN, Foresight
 from deploy.stages.ends import check_states
@@ -49,6 +52,8 @@ from deploy.stages.target import Route, Target
 _SELFTEST_SAMPLES = 8
 _TOO_FEW = 1 / 3
 """Part of the weights that another runtime stores in a form, below which one does not take part."""
+SEARCH_S: dict[Tune, float] = {"off": math.inf, "quick": 60.0, "full": 180.0}
+"""What a search for what the budget allows may take beside the candidate that it is at."""
 _SCORING_THREADS = 2
 """For accuracy only: a fixed number, so that a score does not depend on the machine or on --threads."""
 
@@ -98,6 +103,8 @@ class Job:
     """What the recipe lost of the metric, on the data that judge."""
     threads: int | None = None
     """With how many the file as given is timed; None: with as many as were asked for."""
+    search_ends: float = math.inf
+    """When the search for what the budget allows takes the best that it has, by the monotonic clock."""
 
     @property
     def allowance(self) -> float:
@@ -125,6 +132,18 @@ class Job:
     def races(self) -> bool:
         """Whether the clock chooses: where it means anything, and ``tune`` lets it."""
         return self.request.tune != "off" and not self.why_not_measured
+
+    def searching(self) -> Job:
+        """The job with a search that begins now, and has as long as ``tune`` gives it where the clock may
+        choose: else what is chosen would depend on it."""
+        if not self.races or self.lock is not None:
+            return self
+        return replace(self, search_ends=time.monotonic() + SEARCH_S[self.request.tune])
+
+    @property
+    def search_over(self) -> bool:
+        """Whether its time is over."""
+        return time.monotonic() >= self.search_ends
 
     @property
     def waits_for_no_race(self) -> bool:

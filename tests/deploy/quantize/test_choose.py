@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.data.interval import Drop
-from deploy.progress import SILENT
-from deploy.quantize.choose import hold_budget
+from deploy.progress import SILENT, Silent
+from deploy.quantize.choose import UNTRIED, hold_budget
 
 BUDGET = 0.01
 
@@ -69,6 +69,31 @@ def test_any_scores_end_within_budget_or_all_float(drops, start):
     assert decision.within_budget == (drops[count] <= BUDGET)
     assert decision.within_budget or count == len(drops) - 1
     assert len(scores.asked) <= 2 * math.log2(len(drops)) + 3
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 12))
+def test_where_time_ends_the_best_so_far_is_taken(total, needed, tries):
+    """Against a search with time for all: as many blocks float or more, and nothing that was not seen."""
+    needed, told = min(needed, total), []
+    names = [f"block{i}" for i in range(total)]
+    scores = Scores(names, [0.02] * needed + [0.001] * (total - needed + 1))
+
+    def score(float_blocks: frozenset[str]) -> Drop:
+        if len(scores.asked) >= tries and len(float_blocks) < total:
+            return UNTRIED
+        return scores(float_blocks)
+
+    class Told(Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    decision = hold_budget(names, score, BUDGET, Told())
+    assert decision.within_budget
+    assert decision.drop == drop(0.001)
+    assert len(decision.float_blocks) in scores.asked
+    assert len(decision.float_blocks) >= needed
+    assert len(scores.asked) <= tries + 1
+    assert not any("inf" in text for text in told)
 
 
 def test_exactly_on_budget_is_within():

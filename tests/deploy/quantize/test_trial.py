@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from deploy.data.interval import Drop
 from deploy.quantize import trial
+from deploy.quantize.choose import UNTRIED
 from deploy.quantize.trial import Search
 
 NET = """g (float[N,4,6,6] x) => (float[N,4,6,6] y) {
@@ -39,3 +42,22 @@ def test_what_is_asked_for_again(subject, large, tmp_path, monkeypatch) -> None:
         *FORMS[1:],
         FORMS[0],
     ]
+
+
+def test_from_its_end_on_only_floats_are_tried(subject, tmp_path, monkeypatch) -> None:
+    judged = []
+
+    def judge(candidate) -> Drop:
+        judged.append(candidate)
+        return Drop(0.0, 0.0, 0.0)
+
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    search = Search(judge, tmp_path / "work", ends=60.0)
+    known = search.score(subject, FORMS[1])
+    clock[0] = 60.0
+    assert search.score(subject, FORMS[1]) == known
+    assert search.score(subject, FORMS[0]) is UNTRIED
+    assert len(judged) == 1
+    assert search.score(subject, frozenset({"a", "b"})) == known
+    assert len(judged) == 2

@@ -25,6 +25,7 @@ from deploy.spec.artifact import Artifact, Verdict
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Profile, Runtime
 from deploy.stages.baseline import Contender
+from deploy.stages.job import SEARCH_S
 from deploy.stages.request import Request
 
 Build = Callable[..., Bundle]
@@ -160,6 +161,20 @@ def test_the_fastest_float_of_any_runtime_wins_where_no_int8_pays(
     assert chosen(bundle) == ("second", "float")
     assert bundle.measurements.attempts[2].outcome == "chosen"
     assert "precision: float (INT8 is slower here)" in bundle.manifest.verdict.reasons
+
+
+def test_where_no_time_is_left_floats_race(
+    make: Build, clock: dict[str, float], second: Second, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock["second float"] = 1.0
+    monkeypatch.setitem(SEARCH_S, "quick", -1.0)
+    bundle = make()
+    assert chosen(bundle) == ("second", "float")
+    assert bundle.manifest.verdict.status == "float"
+    said = [text for text in bundle.measurements.doubts if text.startswith("the search ended after")]
+    assert len(said) == 1
+    assert "--tune full" in said[0]
+    assert second.lowered <= 2, "its floats, for choosing and for the race"
 
 
 def test_a_faster_runtime_over_the_budget_does_not_ship(
