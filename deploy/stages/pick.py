@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from deploy.measure.latency import Timing, ratio_by_round, speedup
+from deploy.measure.latency import Timing, ratio_by_round, speedup, steadier
 from deploy.quantize.decide import BY_COSTS, SLOWER_SO, decide_float
 from deploy.spec.manifest import Choice, Lock
 from deploy.spec.project import Objective
@@ -159,7 +159,7 @@ def _nearest(job: Job, held: Race) -> tuple[Entrant, str]:
 
 
 def fastest_of(held: Race, among: Sequence[Entrant]) -> Entrant:
-    """The first, unless another is faster by more than noise."""
+    """The first, unless another is faster by more than noise, or steadier where that cannot be told."""
     best = among[0]
     for other in among[1:]:
         if held.times is not None and _faster(held.times[other.name], held.times[best.name]):
@@ -168,9 +168,9 @@ def fastest_of(held: Race, among: Sequence[Entrant]) -> Entrant:
 
 
 def _faster(timing: Timing, than: Timing) -> bool:
-    """By more than noise."""
-    _, (at_least, _) = speedup(than, timing)
-    return at_least > 1.0
+    """By more than noise; in the mean where medians are alike."""
+    _, (at_least, at_most) = speedup(than, timing)
+    return at_least > 1.0 or (at_most >= 1.0 and steadier(than, timing))
 
 
 def loses(job: Job, held: Race) -> bool:

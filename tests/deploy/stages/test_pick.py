@@ -141,6 +141,17 @@ class TestLatency:
     def test_of_equally_fast_ones_the_first(self) -> None:
         assert arena(SMALL, replace(FAST, ms=3.0), floats=()).won == "b int8"
 
+    @pytest.mark.parametrize("disturbed", [0, 4, 8])
+    def test_of_those_alike_by_medians_the_one_that_others_disturb_less(self, disturbed: int) -> None:
+        """The first takes three times as long while neighbours are at work: in none, a fifth, two fifths."""
+        race = arena(Form("ort", "int8", 1.0, KB), Form("tflite", "int8", 1.01, KB))
+        rounds = np.full(20, 1.0)
+        rounds[:disturbed] = 3.0
+        held = race.held
+        assert held.times is not None
+        times = {**held.times, "ort int8": Timing(rounds, rounds)}
+        assert pick(race.job, replace(held, times=times)).runtime == ("tflite" if disturbed == 8 else "ort")
+
     def test_float_wins_where_no_integers_pay(self) -> None:
         slow = arena(SMALL)
         assert loses(slow.job, slow.held)
