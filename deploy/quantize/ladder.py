@@ -44,6 +44,7 @@ from deploy.spec.ladder import RungName, RungRecord
 from deploy.spec.profile import QuantRules
 from deploy.spec.tensors import Precision
 
+_NO_TIME = "the time for choosing was over"
 _KEPT = 0.9
 """What a rung must leave of the noise at the outputs at most: half a decibel."""
 _FEW, _MANY = 8, 64
@@ -88,8 +89,11 @@ class Stand:
     record: RungRecord
 
 
-def climb(ladder: Ladder, subject: Subject) -> Iterator[Stand]:
-    """Rung by rung; a rung that fails or wins nothing leaves the subject as it is.
+def climb(
+    ladder: Ladder, subject: Subject, refused: Callable[[Subject], str] | None = None
+) -> Iterator[Stand]:
+    """Rung by rung; a rung that fails or wins nothing leaves the subject as it is, and so does one of which
+    ``refused`` says why.
 
     The float graph of ``subject`` is what all of them are compared with.
     """
@@ -98,7 +102,7 @@ def climb(ladder: Ladder, subject: Subject) -> Iterator[Stand]:
         begun = time.monotonic()
         record = RungRecord(runtime=subject.runtime.name, name=name, kept=False)
         if begun >= ladder.ends:
-            yield Stand(subject, record.model_copy(update={"why": "the time for choosing was over"}))
+            yield Stand(subject, record.model_copy(update={"why": _NO_TIME}))
             continue
         try:
             found = _RUNGS[name](ladder, subject)
@@ -106,12 +110,15 @@ def climb(ladder: Ladder, subject: Subject) -> Iterator[Stand]:
                 noise = _noise(ladder, exact, subject) if math.isnan(noise) else noise
                 after = _noise(ladder, exact, found.subject)
                 gain = 10 * math.log10(noise / after) if noise > 0 and after > 0 else 0.0
-                kept = after < _KEPT * noise
+                higher = _with_name(found.subject, name)
+                won = after < _KEPT * noise
+                why = refused(higher) if won and refused is not None else ""
+                kept = won and not why
                 record = record.model_copy(
-                    update={"kept": kept, "places": found.places, "gain_db": round(gain, 2)}
+                    update={"kept": kept, "places": found.places, "gain_db": round(gain, 2), "why": why}
                 )
                 if kept:
-                    subject, noise = _with_name(found.subject, name), after
+                    subject, noise = higher, after
             else:
                 record = record.model_copy(update={"why": found.why or "there is nothing that it could mend"})
         except DeployError as e:  # one rung less: what went wrong stands in the report
@@ -130,14 +137,27 @@ def climb_again(ladder: Ladder, subject: Subject, names: Sequence[RungName]) -> 
 def climb_until(
     ladder: Ladder, subject: Subject, score: Callable[[Subject], Drop], max_drop: float
 ) -> tuple[Subject, tuple[RungRecord, ...]]:
-    """As far up as is needed for ``score``, of every block INT8, to be within ``max_drop``."""
+    """As far up as is needed for ``score``, of every block INT8, to be within ``max_drop``. A rung by which
+    the score gets worse by more than chance is left out: outputs may lose less as a whole, and more where it
+    matters."""
     drop = score(subject)
     records: list[RungRecord] = []
     if drop.within(max_drop):
         return subject, ()
-    for stand in climb(ladder, subject):
+
+    def refused(higher: Subject) -> str:
+        nonlocal drop
+        found = score(higher)
+        if found is UNTRIED:
+            return _NO_TIME
+        if found.low > drop.drop:
+            return f"the score is worse by it, drop {found.drop:+.4f}"
+        drop = found
+        return ""
+
+    for stand in climb(ladder, subject, refused):
         record, subject = stand.record, stand.subject
-        if record.kept and (drop := score(subject)) is not UNTRIED:
+        if record.kept:
             record = record.model_copy(update={"drop": drop.drop})
             ladder.progress.note(
                 f"{record.runtime}: {record.name} wins {record.gain_db:.1f} dB, drop {drop.drop:+.4f}"

@@ -84,9 +84,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
     """
     job = with_threads(job)
     with record.stage("choose") as stage:
-        searching = job.searching()
-        held = Race(enter(searching))
-        untried = cut_short(searching)
+        held = Race(enter(job.searching()))
         stage.outcome = "; ".join(_precision_outcome(entrant, held) for entrant in held.entrants)
     why_not = job.why_not_measured
     if not why_not:
@@ -137,7 +135,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
         ladder=tuple(record for entrant in held.entrants for record in entrant.decided.rungs),
         comparison=comparison,
         why_not_measured=why_not,
-        doubts=(*doubts(job, winner, held), *untried, *too_few(job, winner)),
+        doubts=(*doubts(job, winner, held), *cut_short(job), *too_few(job, winner)),
         missed={miss.words: miss.told for miss in misses(job, winner, clocked) if miss.told},
         attempts=attempts(job, clocked, winner),
         front=front(job, held, winner),

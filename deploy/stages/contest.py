@@ -60,7 +60,10 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     for subject in sorted(subjects, key=lambda s: or_never(bound(job, s))):  # preferred first where alike
         last = len(found) == len(subjects) - 1 and not any(found.values())
         climbs = not (quick and any(map(_all_integer, found.values())))
-        found[subject.runtime.name] = _forms(job, subject, last, climbs)
+        share = job.sharing(len(subjects) - len(found))
+        found[subject.runtime.name] = _forms(share, subject, last, climbs)
+        if share.search_over:
+            job.cut_short.append(subject.runtime.name)
     return tuple(entrant for subject in subjects for entrant in found[subject.runtime.name])
 
 

@@ -41,11 +41,12 @@ def doubts(job: Job, winner: Entrant, held: Race) -> tuple[str, ...]:
 
 def cut_short(job: Job) -> tuple[str, ...]:
     """In words, where the time for searching was over."""
-    if not job.search_over:
+    if not job.cut_short:
         return ()
-    tune = job.request.tune
+    tune, names = job.request.tune, ", ".join(job.cut_short)
     longer = "; --tune full searches longer" if tune == "quick" else ""
-    return (f"the search ended after {SEARCH_S[tune]:.0f} s: what was not tried may be faster{longer}",)
+    ended = f"the search had {SEARCH_S[tune]:.0f} s and ended early for {names}"
+    return (f"{ended}: forms that were not tried may be faster{longer}",)
 
 
 def too_few(job: Job, winner: Entrant) -> tuple[str, ...]:

@@ -105,6 +105,8 @@ class Job:
     """With how many the file as given is timed; None: with as many as were asked for."""
     search_ends: float = math.inf
     """When the search for what the budget allows takes the best that it has, by the monotonic clock."""
+    cut_short: list[str] = field(default_factory=list)
+    """The runtimes whose search ended so."""
 
     @property
     def allowance(self) -> float:
@@ -139,6 +141,11 @@ class Job:
         if not self.races or self.lock is not None:
             return self
         return replace(self, search_ends=time.monotonic() + SEARCH_S[self.request.tune])
+
+    def sharing(self, count: int) -> Job:
+        """The job with an even share of what is left of its search, for one of so many runtimes."""
+        now = time.monotonic()
+        return replace(self, search_ends=now + max(0.0, self.search_ends - now) / count)
 
     @property
     def search_over(self) -> bool:

@@ -88,6 +88,28 @@ def test_the_climb_ends_where_the_budget_holds(built, ladder):
     assert scored[0] == () and len(scored) == 1 + len(top.refinement.rungs), "only what is kept is scored"
 
 
+def test_a_rung_is_left_out_where_the_score_is_worse_by_more_than_chance(built, ladder):
+    subject, _ = built
+
+    def score(s):
+        rungs = s.refinement.rungs
+        if "smooth" in rungs:
+            return Drop(0.9, 0.6, 1.0)
+        return Drop(0.55, 0.4, 0.7) if rungs else Drop(0.5, 0.4, 0.6)
+
+    top, records = climb_until(ladder, subject, score, 0.01)
+    found = {record.name: record for record in records}
+    assert not found["smooth"].kept and found["smooth"].gain_db > 0.5
+    assert found["smooth"].why == "the score is worse by it, drop +0.9000"
+    assert top.refinement.rungs == tuple(record.name for record in records if record.kept)
+
+
+def test_rungs_are_not_begun_when_time_is_over(built, ladder):
+    stands = list(climb(replace(ladder, ends=0.0), built[0]))
+    assert {s.record.why for s in stands} == {"the time for choosing was over"}
+    assert stands[-1].subject is built[0]
+
+
 def test_a_rung_that_wins_nothing_is_left_out(graph, quantize, unsigned, as_subject, random_feeds):
     model = graph("g (float[N,8] x) => (float[N,8] y) { [m] y = MatMul(x, w) }", {"w": (8, 8)})
     result = quantize(model, feeds=random_feeds(model, 64))
