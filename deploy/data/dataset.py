@@ -24,7 +24,8 @@ from deploy.errors import DataError
 from deploy.spec.tensors import Normalisation, TensorSpec
 
 _NO_NORMALISATION: Mapping[str, Normalisation] = {}
-_AT_ONCE = 2**19
+_AT_ONCE, _ENOUGH = 2**19, 2**21
+_LEAST = 8
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ def at_once(dataset: Dataset, most: int) -> int:
     and one at least. What a network holds on the way is tens to hundreds of times what it is fed, and large
     samples gain nothing by company."""
     return max(1, min(most, _AT_ONCE // max(1, dataset.fed)))
+
+
+def enough(dataset: Dataset, most: int) -> int:
+    """How many samples tell a mean over all that is computed from them: ``most``, fewer where these feed more
+    than two million numbers, and eight at least."""
+    return min(most, max(_LEAST, _ENOUGH // max(1, dataset.fed)))
 
 
 @dataclass(frozen=True)

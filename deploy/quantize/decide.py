@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from deploy.data.dataset import Dataset
+from deploy.data.dataset import Dataset, enough
 from deploy.data.interval import Drop
 from deploy.errors import UsageError
 from deploy.predict.latency import CostSource
@@ -247,7 +247,7 @@ def noise(subject: Subject, calibration: Dataset, threads: int) -> Mapping[str, 
         subject.blocks,
         subject.assignment(()),
         calibration,
-        samples=_SQNR_SAMPLES,
+        samples=enough(calibration, _SQNR_SAMPLES),
         threads=threads,
     )
 

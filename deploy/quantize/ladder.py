@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from deploy.data.dataset import Dataset
+from deploy.data.dataset import Dataset, enough
 from deploy.data.interval import Drop
 from deploy.errors import DeployError
 from deploy.frontend.onnx_file import digest
@@ -171,7 +171,7 @@ def climb_until(
 def _noise(ladder: Ladder, exact: ir.Model, subject: Subject) -> float:
     found = subject.quantization(())
     quantized = insert(found.graph, found.assignment.tensors, found.assignment.codes)
-    samples = min(ladder.samples, _JUDGED)
+    samples = min(ladder.samples, enough(ladder.dataset, _JUDGED))
     return output_noise(exact, quantized, ladder.dataset, samples=samples, threads=ladder.threads)
 
 

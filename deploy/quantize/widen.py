@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log10
 
-from deploy.data.dataset import Dataset
+from deploy.data.dataset import Dataset, enough
 from deploy.data.interval import Drop
 from deploy.errors import UsageError
 from deploy.graph.qdq import insert
@@ -225,7 +225,7 @@ class Widths:
     def _noise(self, subject: Subject, floats: Collection[str]) -> float:
         found = subject.quantization(floats)
         quantized = insert(found.graph, found.assignment.tensors, found.assignment.codes)
-        samples = min(len(self._calibration), _JUDGED)
+        samples = min(len(self._calibration), enough(self._calibration, _JUDGED))
         return output_noise(
             subject.graph, quantized, self._calibration, samples=samples, threads=self._threads
         )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.data.dataset import Dataset, at_once, open_dataset, split
+from deploy.data.dataset import Dataset, at_once, enough, open_dataset, split
 from deploy.errors import DataError, UsageError
 from deploy.spec.tensors import Normalisation, TensorSpec
 
@@ -429,8 +429,10 @@ def test_sound_and_single_images_are_told_their_way(tmp_path: Path, name: str, s
     assert said in problem(tmp_path / name).hint
 
 
-def test_large_samples_are_run_in_smaller_company() -> None:
-    for side, size in ((8, 32), (128, 32), (256, 8), (2048, 1)):
+def test_large_samples_are_run_in_smaller_company_and_fewer_of_them_tell_a_mean() -> None:
+    for side, size, few in ((8, 32, 64), (128, 32, 64), (256, 8, 32), (2048, 1, 8)):
         images = {"x": np.zeros((40 if side < 2048 else 2, 1, side, side), np.float32)}
         dataset = open_dataset(images, [TensorSpec(name="x", dtype="float32", shape=("n", 1, side, side))])
         assert at_once(dataset, 32) == size
+        assert enough(dataset, 64) == few
+        assert enough(dataset, 4) == 4
