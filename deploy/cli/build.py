@@ -189,7 +189,7 @@ def build(
             metavar="HOW",
             rich_help_panel=_EFFORT,
             help="off: choose from what is known beforehand; quick (the default): search for a minute, time "
-            "the few best; full: three minutes, also train, and try threads and options of the runtimes.",
+            "the few best; full: for nine at most, also train, and try threads and options of the runtimes.",
         ),
     ] = None,
     recipe: Annotated[

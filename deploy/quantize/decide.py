@@ -17,6 +17,7 @@ from deploy.quantize.candidate import Candidate, Subject, build_candidate
 from deploy.quantize.choose import Decision, hold_budget
 from deploy.quantize.ladder import Ladder, climb_again, climb_until
 from deploy.quantize.mix import harm_of, mixture
+from deploy.quantize.patience import Patience
 from deploy.quantize.pays import problem_of
 from deploy.quantize.sensitivity import block_sqnr
 from deploy.quantize.sparse import NO_SPARSE_WEIGHTS, SparseWeights, sparse_weights, with_sparse
@@ -74,7 +75,7 @@ def decide(
     seed: int = 0,
     threads: int,
     progress: Progress,
-    ends: float = math.inf,
+    patience: Patience | None = None,
 ) -> Decided:
     """The artifact with as much INT8 as the budget allows.
 
@@ -88,8 +89,8 @@ def decide(
     blocks that got 2:4 zeros and ``locked_wide`` those of 16 bits, which are then taken as they are; the
     plan is the same as that build's, given ``why_float`` where they ended so for another reason than
     accuracy. ``sqnr`` is the `noise` of the subject's blocks where it is known already. ``allowance`` is what
-    may be lost while searching, ``max_drop`` where that is not given. A search that has not ended when the
-    monotonic clock ``ends`` it takes the best that it has found, floats if nothing.
+    may be lost while searching, ``max_drop`` where that is not given. A search without ``patience`` left
+    takes the best that it has, floats if nothing.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in WITHOUT_RANGES:
@@ -110,10 +111,13 @@ def decide(
     subject = widened(subject, ())
     limit = max_drop if allowance is None else allowance
     guarded = precision in ("auto", "mixed")
-    search = Search(judge, workdir / "candidate", ends=ends if guarded else math.inf)
+    patience = patience if patience is not None and guarded else Patience()
+    search = Search(judge, workdir / "candidate", patience=patience)
+    patience.begin()
     rungs: tuple[RungRecord, ...] = ()
     if ladder is not None and judge is not None and start == 0:
         subject, rungs = climb_until(ladder, subject, lambda s: search.score(s, frozenset()), limit)
+        patience.begin()
     if sqnr is None or rungs:
         sqnr = noise(subject, calibration, threads)
     able = subject.int8_blocks()
@@ -193,18 +197,20 @@ def decide_mixed(
     given: Decided | None = None,
     sparse: SparseWeights = NO_SPARSE_WEIGHTS,
     enough: float = 1.0,
-    ends: float = math.inf,
+    patience: Patience | None = None,
 ) -> Decided | None:
     """The fastest mixture of float and integer blocks by the ``costs`` of kernels; None where there is none
     within the ``allowance`` (``max_drop`` where that is not given), or it is what was decided by accuracy
     alone (``given``). One is fast ``enough`` where any faster one would take that share of its time at least.
 
-    ``sqnr``: see `noise`; ``ends``: see `decide`. Blocks may have the 2:4 zeros of ``sparse``, too, where
+    ``sqnr``: see `noise`; ``patience``: see `decide`. Blocks may have the 2:4 zeros of ``sparse``, too, where
     there is a ``judge``. Raises LookupError and UnknownSizeError where costs are not known.
     """
     able = frozenset(subject.int8_blocks())
     problem = problem_of(subject, costs, harm_of(sqnr), sparse={} if judge is None else sparse.harm)
-    search = Search(judge, workdir / "mixed", SLOWER_SO, ends)
+    search = Search(judge, workdir / "mixed", SLOWER_SO, patience)
+    if patience is not None:
+        patience.begin()
     with_zeros: dict[frozenset[str], Subject] = {}
 
     def thinned(blocks: frozenset[str]) -> Subject:

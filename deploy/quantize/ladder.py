@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -36,6 +36,7 @@ from deploy.quantize.calibrate import calibrate
 from deploy.quantize.candidate import Subject
 from deploy.quantize.choose import UNTRIED
 from deploy.quantize.correct import Corrected
+from deploy.quantize.patience import Patience
 from deploy.quantize.place import find_chains, observed_values
 from deploy.quantize.refine import remembered
 from deploy.quantize.retrain import PLANNED, Retraining, retrained, rounded
@@ -56,8 +57,7 @@ _JUDGED = 256
 @dataclass(frozen=True)
 class Ladder:
     """What rungs work with: ``rungs`` in their order, the calibration ``dataset`` and how many samples of it,
-    and what training needs where it is among the rungs. From ``ends`` on, by the monotonic clock, no rung is
-    begun."""
+    and what training needs where it is among the rungs. Without ``patience`` left no rung is begun."""
 
     rungs: tuple[RungName, ...]
     dataset: Dataset
@@ -65,7 +65,7 @@ class Ladder:
     threads: int = 1
     training: Retraining = PLANNED
     progress: Progress = SILENT
-    ends: float = math.inf
+    patience: Patience = field(default_factory=Patience)
 
     def above(self, climbed: Sequence[RungName]) -> Ladder:
         """The ladder without the rungs that were tried before."""
@@ -98,10 +98,11 @@ def climb(
     The float graph of ``subject`` is what all of them are compared with.
     """
     exact, noise = subject.graph, math.nan
+    ladder.patience.begin()
     for name in ladder.rungs:
         begun = time.monotonic()
         record = RungRecord(runtime=subject.runtime.name, name=name, kept=False)
-        if begun >= ladder.ends:
+        if ladder.patience.over():
             yield Stand(subject, record.model_copy(update={"why": _NO_TIME}))
             continue
         try:

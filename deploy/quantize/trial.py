@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 from deploy.data.interval import Drop
 from deploy.quantize.candidate import Candidate, Subject, lowered, proven
 from deploy.quantize.choose import UNTRIED
+from deploy.quantize.patience import Patience
 from deploy.spec.ladder import RungName
 from deploy.spec.plan import Plan
 
@@ -50,13 +49,14 @@ class Search:
     Of the candidates themselves small ones are kept, and of larger ones the last: each holds its own copy of
     the weights. One is proven when it is asked for, which those are not that were scored and left behind.
     ``why_float`` is the reason that plans give for blocks which are float though they need not be; accuracy
-    if empty. From ``ends`` on, by the monotonic clock, candidates with integers stay untried.
+    if empty. Without ``patience`` left candidates with integers stay untried.
     """
 
     def __init__(
-        self, judge: Judge | None, folder: Path, why_float: str = "", ends: float = math.inf
+        self, judge: Judge | None, folder: Path, why_float: str = "", patience: Patience | None = None
     ) -> None:
-        self._judge, self._folder, self._why_float, self._ends = judge, folder, why_float, ends
+        self._judge, self._folder, self._why_float = judge, folder, why_float
+        self._patience = patience or Patience()
         self._drops: dict[object, Drop] = {}
         self._trials: dict[object, Trial] = {}
         self._kept: dict[object, Candidate] = {}
@@ -69,7 +69,7 @@ class Search:
         assert self._judge is not None
         key = _key(subject, float_blocks)
         if key not in self._drops:
-            if time.monotonic() >= self._ends and not float_blocks.issuperset(subject.int8_blocks()):
+            if not float_blocks.issuperset(subject.int8_blocks()) and self._patience.over():
                 return UNTRIED
             built = self._built(subject, float_blocks, sqnr)
             self._drops[key] = self._judge(built)

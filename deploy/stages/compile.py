@@ -84,18 +84,18 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
     """
     job = with_threads(job)
     with record.stage("choose") as stage:
-        held = Race(enter(job.searching()))
+        held = Race(enter(job))
         stage.outcome = "; ".join(_precision_outcome(entrant, held) for entrant in held.entrants)
     why_not = job.why_not_measured
     if not why_not:
         with record.stage("measure") as stage:
             held = hold_race(job, (*held.entrants, *runners_up(job, held.entrants)))
-            winner, held = tuned(job, *settle(job.searching(), held))
+            winner, held = tuned(job, *settle(job, held))
             clocked = timed_alone(job, winner, held)
             comparison = figures(job, winner, clocked)
             stage.outcome = _speed_outcome(winner, clocked)
     else:
-        (winner, held), comparison = settle(job.searching(), held), None
+        (winner, held), comparison = settle(job, held), None
         clocked = held
     with record.stage("verify") as stage:
         feeds = job.selftest()
@@ -109,7 +109,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
             if not held.entrants:
                 raise _mismatch(winner, verification)
             job.progress.warn(f"{winner.runtime} is left out: {_mismatch(winner, verification)}")
-            winner, held = tuned(job, *settle(job.searching(), held))
+            winner, held = tuned(job, *settle(job, held))
             clocked = timed_alone(job, winner, held)
             comparison = None if clocked.times is None else figures(job, winner, clocked)
             verification, outputs = verify(winner.decided.candidate, winner.subject, feeds)

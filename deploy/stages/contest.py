@@ -37,7 +37,6 @@ from deploy.stages.pick import loses, why_float
 from deploy.stages.settings import in_float32, reopened
 from deploy.stages.threads import each_at_its_best
 
-_NO_TIME = "the time for choosing was over"
 _AS_GOOD = 0.97
 """Of the time of a mixture what a faster one must take less than to be worth a try where no clock tells the
 two apart: the costs of kernels are less sure than that."""
@@ -60,10 +59,7 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     for subject in sorted(subjects, key=lambda s: or_never(bound(job, s))):  # preferred first where alike
         last = len(found) == len(subjects) - 1 and not any(found.values())
         climbs = not (quick and any(map(_all_integer, found.values())))
-        share = job.sharing(len(subjects) - len(found))
-        found[subject.runtime.name] = _forms(share, subject, last, climbs)
-        if share.search_over:
-            job.cut_short.append(subject.runtime.name)
+        found[subject.runtime.name] = _forms(job, subject, last, climbs)
     return tuple(entrant for subject in subjects for entrant in found[subject.runtime.name])
 
 
@@ -83,8 +79,6 @@ def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple
     """What is decided for one runtime; nothing where it fails, unless it is the ``last`` one."""
     ask = job.waits_for_no_race and not _mixes(job, subject)
     try:
-        if job.search_over and chosen_freely(job, subject):
-            return (in_floats(job, subject, {}, _NO_TIME),)
         mixed = _by_costs(job, subject)
         if not mixed and (exact := _exact_enough(job, subject)) is not subject:
             subject, mixed = exact, _by_costs(job, exact)
@@ -101,7 +95,7 @@ def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple
         return ()
     untried = mixed is None or decided.subject.refinement != subject.refinement
     hopeless = not decided.integer and subject.runtime.sparsity_gain <= 1  # any one block in integers
-    if not mixed and untried and not hopeless and not job.search_over:
+    if not mixed and untried and not hopeless:
         mixed = _mixed(job, decided.subject, decided.decided.sqnr, decided.decided)
     return (decided, *(mixed or ()), *weights_alone(job, subject))
 
@@ -126,7 +120,7 @@ def _exact_enough(job: Job, subject: Subject) -> Subject:
     """The subject with its floats in float32, where these alone miss the budget in a narrower type: no block
     that becomes float would ever help."""
     wide, judge = in_float32(subject), job.scores(subject, job.judge)
-    if wide is None or judge is None or not chosen_freely(job, subject) or job.search_over:
+    if wide is None or judge is None or not chosen_freely(job, subject):
         return subject
     workdir = job.work / subject.runtime.name / "narrow"
     narrow = decide_float(subject, judge, None, job.allowance, workdir)
@@ -196,7 +190,7 @@ def _mixed(
             given=given,
             sparse=_sparse(job, subject),
             enough=1.0 if job.races else _AS_GOOD,
-            ends=job.search_ends,
+            patience=job.patience(subject),
         )
     except (LookupError, UnknownSizeError, BackendError, VerificationError) as e:
         job.progress.note(f"{subject.runtime.name}: no mixture by cost: {e}")
@@ -250,7 +244,7 @@ def decided_for(job: Job, subject: Subject, *, ask: bool, start: int = 0, climbs
         seed=job.request.seed,
         threads=job.request.threads,
         progress=job.progress,
-        ends=job.search_ends,
+        patience=job.patience(subject),
     )
     if job.lock is not None:
         decided = replace(decided, choices=job.lock.choices)

@@ -41,11 +41,12 @@ def doubts(job: Job, winner: Entrant, held: Race) -> tuple[str, ...]:
 
 def cut_short(job: Job) -> tuple[str, ...]:
     """In words, where the time for searching was over."""
-    if not job.cut_short:
+    names = [name for name, patience in job.waited.items() if patience.lost]
+    if not names:
         return ()
-    tune, names = job.request.tune, ", ".join(job.cut_short)
+    tune = job.request.tune
     longer = "; --tune full searches longer" if tune == "quick" else ""
-    ended = f"the search had {SEARCH_S[tune]:.0f} s and ended early for {names}"
+    ended = f"the search had {SEARCH_S[tune]:.0f} s and ended early for {', '.join(names)}"
     return (f"{ended}: forms that were not tried may be faster{longer}",)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +30,7 @@ from deploy.predict.latency import Prediction
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject
 from deploy.quantize.forms import WeightForm, mixes_samples, stored_share, with_form
+from deploy.quantize.patience import Patience
 from deploy.quantize.place import find_chains
 from deploy.quantize.ranges import Histogram
 from deploy.quantize.sparse import SparseWeights
@@ -52,8 +52,10 @@ from deploy.stages.target import Route, Target
 _SELFTEST_SAMPLES = 8
 _TOO_FEW = 1 / 3
 """Part of the weights that another runtime stores in a form, below which one does not take part."""
-SEARCH_S: dict[Tune, float] = {"off": math.inf, "quick": 60.0, "full": 180.0}
-"""What a search for what the budget allows may take beside the candidate that it is at."""
+SEARCH_S: dict[Tune, float] = {"off": math.inf, "quick": 60.0, "full": 540.0}
+"""What the searches for what the budget allows may take, beside what each is at when its time is over."""
+_PARTS = 3
+"""Of a runtime's search: the accuracy ladder, accuracy alone, costs."""
 _SCORING_THREADS = 2
 """For accuracy only: a fixed number, so that a score does not depend on the machine or on --threads."""
 
@@ -103,10 +105,8 @@ class Job:
     """What the recipe lost of the metric, on the data that judge."""
     threads: int | None = None
     """With how many the file as given is timed; None: with as many as were asked for."""
-    search_ends: float = math.inf
-    """When the search for what the budget allows takes the best that it has, by the monotonic clock."""
-    cut_short: list[str] = field(default_factory=list)
-    """The runtimes whose search ended so."""
+    waited: dict[str, Patience] = field(default_factory=dict)
+    """How long the search of each runtime may go on, by its name, as far as that was asked for."""
 
     @property
     def allowance(self) -> float:
@@ -135,22 +135,12 @@ class Job:
         """Whether the clock chooses: where it means anything, and ``tune`` lets it."""
         return self.request.tune != "off" and not self.why_not_measured
 
-    def searching(self) -> Job:
-        """The job with a search that begins now, and has as long as ``tune`` gives it where the clock may
-        choose: else what is chosen would depend on it."""
-        if not self.races or self.lock is not None:
-            return self
-        return replace(self, search_ends=time.monotonic() + SEARCH_S[self.request.tune])
-
-    def sharing(self, count: int) -> Job:
-        """The job with an even share of what is left of its search, for one of so many runtimes."""
-        now = time.monotonic()
-        return replace(self, search_ends=now + max(0.0, self.search_ends - now) / count)
-
-    @property
-    def search_over(self) -> bool:
-        """Whether its time is over."""
-        return time.monotonic() >= self.search_ends
+    def patience(self, subject: Subject) -> Patience:
+        """How long the search of its runtime may go on: without end where the clock does not choose, so that
+        nothing depends on it."""
+        timed = self.races and self.lock is None
+        seconds = SEARCH_S[self.request.tune] / (_PARTS * len(self.subjects)) if timed else math.inf
+        return self.waited.setdefault(subject.runtime.name, Patience(seconds))
 
     @property
     def waits_for_no_race(self) -> bool:

@@ -48,7 +48,7 @@ def ladder_for(job: Job, subject: Subject) -> Ladder | None:
             progress=job.progress,
         ),
         progress=job.progress,
-        ends=job.search_ends,
+        patience=job.patience(subject),
     )
 
 

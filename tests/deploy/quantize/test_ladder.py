@@ -14,6 +14,7 @@ from deploy.progress import SILENT
 from deploy.quantize import ladder as ladders
 from deploy.quantize.decide import decide
 from deploy.quantize.ladder import Ladder, climb, climb_again, climb_until
+from deploy.quantize.patience import Patience
 from deploy.quantize.retrain import Retraining, planned_epochs
 from deploy.spec.document import render
 from deploy.spec.ladder import ALL, CHEAP
@@ -105,7 +106,7 @@ def test_a_rung_is_left_out_where_the_score_is_worse_by_more_than_chance(built, 
 
 
 def test_rungs_are_not_begun_when_time_is_over(built, ladder):
-    stands = list(climb(replace(ladder, ends=0.0), built[0]))
+    stands = list(climb(replace(ladder, patience=Patience(0.0)), built[0]))
     assert {s.record.why for s in stands} == {"the time for choosing was over"}
     assert stands[-1].subject is built[0]
 

@@ -9,6 +9,7 @@ import pytest
 from deploy.data.interval import Drop
 from deploy.quantize import trial
 from deploy.quantize.choose import UNTRIED
+from deploy.quantize.patience import Patience
 from deploy.quantize.trial import Search
 
 NET = """g (float[N,4,6,6] x) => (float[N,4,6,6] y) {
@@ -44,7 +45,7 @@ def test_what_is_asked_for_again(subject, large, tmp_path, monkeypatch) -> None:
     ]
 
 
-def test_from_its_end_on_only_floats_are_tried(subject, tmp_path, monkeypatch) -> None:
+def test_without_patience_only_floats_are_tried(subject, tmp_path, monkeypatch) -> None:
     judged = []
 
     def judge(candidate) -> Drop:
@@ -53,11 +54,17 @@ def test_from_its_end_on_only_floats_are_tried(subject, tmp_path, monkeypatch) -
 
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    search = Search(judge, tmp_path / "work", ends=60.0)
+    patience = Patience(60.0)
+    search = Search(judge, tmp_path / "work", patience=patience)
+    patience.begin()
     known = search.score(subject, FORMS[1])
     clock[0] = 60.0
     assert search.score(subject, FORMS[1]) == known
+    assert not patience.lost
     assert search.score(subject, FORMS[0]) is UNTRIED
+    assert patience.lost
     assert len(judged) == 1
     assert search.score(subject, frozenset({"a", "b"})) == known
     assert len(judged) == 2
+    patience.begin()
+    assert search.score(subject, FORMS[0]) == known
