@@ -116,7 +116,9 @@ def decide(
     patience.begin()
     rungs: tuple[RungRecord, ...] = ()
     if ladder is not None and judge is not None and start == 0:
-        subject, rungs = climb_until(ladder, subject, lambda s: search.score(s, frozenset()), limit)
+        subject, rungs = climb_until(
+            ladder, subject, lambda s: search.score(s, frozenset(), late=True), limit
+        )
         patience.begin()
     if sqnr is None or rungs:
         sqnr = noise(subject, calibration, threads)

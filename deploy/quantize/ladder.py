@@ -34,7 +34,6 @@ from deploy.quantize import correct, equalize, observers, smooth, split
 from deploy.quantize.assign import Assignment
 from deploy.quantize.calibrate import calibrate
 from deploy.quantize.candidate import Subject
-from deploy.quantize.choose import UNTRIED
 from deploy.quantize.correct import Corrected
 from deploy.quantize.patience import Patience
 from deploy.quantize.place import find_chains, observed_values
@@ -149,8 +148,6 @@ def climb_until(
     def refused(higher: Subject) -> str:
         nonlocal drop
         found = score(higher)
-        if found is UNTRIED:
-            return _NO_TIME
         if found.low > drop.drop:
             return f"the score is worse by it, drop {found.drop:+.4f}"
         drop = found

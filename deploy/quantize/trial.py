@@ -63,13 +63,20 @@ class Search:
         self._proven: set[Path] = set()
 
     def score(
-        self, subject: Subject, float_blocks: frozenset[str], sqnr: Mapping[str, float] = _NOT_MEASURED
+        self,
+        subject: Subject,
+        float_blocks: frozenset[str],
+        sqnr: Mapping[str, float] = _NOT_MEASURED,
+        *,
+        late: bool = False,
     ) -> Drop:
-        """What ``judge`` says of the candidate with these blocks float; UNTRIED where the time is over."""
+        """What ``judge`` says of the candidate with these blocks float; UNTRIED where time is over, unless
+        it may be ``late``."""
         assert self._judge is not None
         key = _key(subject, float_blocks)
         if key not in self._drops:
-            if not float_blocks.issuperset(subject.int8_blocks()) and self._patience.over():
+            whole = float_blocks.issuperset(subject.int8_blocks())
+            if not whole and not late and self._patience.over():
                 return UNTRIED
             built = self._built(subject, float_blocks, sqnr)
             self._drops[key] = self._judge(built)

@@ -19,7 +19,7 @@ from deploy.errors import UsageError
 from deploy.graph.qdq import insert
 from deploy.progress import Progress
 from deploy.quantize.candidate import Subject
-from deploy.quantize.choose import Decision, hold_budget
+from deploy.quantize.choose import UNTRIED, Decision, hold_budget
 from deploy.quantize.eligible import mixes, widens
 from deploy.quantize.mix import harm_of
 from deploy.quantize.rung import output_noise
@@ -137,6 +137,8 @@ class Widths:
                 held = self._fewest(
                     order, plain.float_blocks, score, max_drop, progress, min(least, len(order))
                 )
+                if held.decision.drop is UNTRIED:  # the time was over before any fewer could be tried
+                    held = Held(whole, plain, len(order))
                 self.record = self._won(held, begun)
                 return held
         if subject.runtime.quant16 is not None:

@@ -14,6 +14,7 @@ from deploy.progress import SILENT
 from deploy.quantize.candidate import Candidate, Subject
 from deploy.quantize.decide import Decided, decide
 from deploy.quantize.explain import explain
+from deploy.quantize.patience import Patience
 from deploy.quantize.widen import able_to_widen, widened, with_makers
 
 IMAGE, PAD = "float[N,4,6,6]", "<pads=[1,1,1,1]>"
@@ -212,6 +213,27 @@ def test_floats_and_16_bits_together(decided):
     assert held(found)[1] == 1
     assert held(found)[0] >= 3
     assert found.rungs[0].places == held(found)[0]
+
+
+@pytest.mark.parametrize("tries", range(8))
+def test_where_time_ends_what_holds_by_then_is_taken(decided, tries):
+    """Each number of tries after which time is over: floats at least, and no drop that was not measured."""
+    seen = []
+
+    class Tries(Patience):
+        def over(self) -> bool:
+            return len(seen) >= tries
+
+    def score(wide: int, floats: int) -> float:
+        seen.append((wide, floats))
+        return 0.0 if floats >= 1 and wide + 2 * floats >= 5 else 0.05
+
+    found = decided(score, patience=Tries())
+    assert found.within_budget
+    assert found.drop == Drop(0.0, 0.0, 0.0)
+    assert len(found.float_blocks) >= 1
+    assert (held(found)[0], len(found.float_blocks)) in seen
+    assert len(seen) <= tries + 2, "beside floats, once for each width"
 
 
 def test_where_16_bits_do_not_help_blocks_are_float_and_the_ladder_says_so(decided):
