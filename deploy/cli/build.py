@@ -188,8 +188,8 @@ def build(
         typer.Option(
             metavar="HOW",
             rich_help_panel=_EFFORT,
-            help="off: choose from what is known beforehand; quick (the default): search for a minute, time "
-            "the few best; full: for nine at most, also train, and try threads and options of the runtimes.",
+            help="off: choose from what is known beforehand; quick (the default): search for two minutes at "
+            "most, time the few best; full: for 18, also train, and try threads and options of the runtimes.",
         ),
     ] = None,
     recipe: Annotated[
