@@ -54,7 +54,7 @@ _TOO_FEW = 1 / 3
 """Part of the weights that another runtime stores in a form, below which one does not take part."""
 SEARCH_S: dict[Tune, float] = {"off": math.inf, "quick": 120.0, "full": 1080.0}
 """What the searches for what the budget allows may take, beside what each is at when its time is over: for
-each part of three runtimes a quarter of a minute, and two minutes, in which both rungs that train are begun."""
+each part of three runtimes 13 seconds, and two minutes, in which both rungs that train are begun."""
 _PARTS = 3
 """Of a runtime's search: the accuracy ladder, accuracy alone, costs."""
 _SCORING_THREADS = 2

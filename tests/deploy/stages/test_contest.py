@@ -168,6 +168,7 @@ def test_where_no_time_is_left_floats_race(
 ) -> None:
     clock["second float"] = 1.0
     monkeypatch.setitem(SEARCH_S, "quick", -1.0)
+    monkeypatch.setattr("deploy.stages.contest.ladder_for", lambda job, subject: None)
     bundle = make()
     assert chosen(bundle) == ("second", "float")
     assert bundle.manifest.verdict.status == "float"
