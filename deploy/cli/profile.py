@@ -252,6 +252,7 @@ def _check(
 ) -> None:
     from deploy.cli import checked, measured
     from deploy.cli.terminal import stages, write_json
+    from deploy.predict.latency import Costs
     from deploy.stages.request import Request
     from deploy.survey.check import check
 
@@ -269,7 +270,7 @@ def _check(
         cache=cache,
         random_calibration=data is None,
     )
-    costs = {runtime.name: runtime for runtime in fit.overlay.runtime}
+    costs = {m.name: Costs.of(m, fit.overlay.facts) for m in fit.overlay.runtime}
     with stages(f"{model} on this machine", quiet=quiet) as progress:
         found = check(request, costs, progress)
     if json:

@@ -18,6 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
+from deploy.predict.caches import Cache
 from deploy.predict.curve import Estimate
 from deploy.predict.kernels import Kernel
 from deploy.predict.latency import Costs, Part, UnknownCostError
@@ -106,6 +107,7 @@ class Sheet:
     """
 
     roof: Roof
+    cache: Cache | None = None
 
     @property
     def basis(self) -> str:
@@ -138,6 +140,7 @@ class Transferred:
     source: Costs
     own: tuple[Cost, ...] = ()
     roofs: tuple[Roof, Roof] | None = None
+    cache: Cache | None = None
 
     @property
     def basis(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -46,7 +46,8 @@ class Kernel:
     """``nodes`` by name, the one that gives it its class first; those of a change of form are the readers.
 
     ``macs``, ``bytes``, ``depth`` and ``align`` as in `deploy/spec/overlay.py`. ``along`` are the heavy
-    activations that it computes in passing, each as the kernel in floats that it would be alone.
+    activations that it computes in passing, each as the kernel in floats that it would be alone. ``weights``
+    are its constants in bytes, as it reads them.
     """
 
     op: KernelClass
@@ -57,6 +58,7 @@ class Kernel:
     depth: int = 1
     align: int = 1
     along: tuple[Kernel, ...] = ()
+    weights: int = field(default=0, compare=False)
 
 
 class UnknownSizeError(Exception):
@@ -258,7 +260,7 @@ class _Formed:
         if None in count:
             raise UnknownSizeError(head.name or "")
         made = {out for node in chain[:-1] for out in node.outputs}
-        moved = 0
+        moved = weights = 0
         seen: set[ir.Value] = set()
         for node in chain:
             for value in reads(node):
@@ -266,7 +268,9 @@ class _Formed:
                     continue
                 seen.add(value)
                 codes = integer and (is_constant(value) or self.reads_codes(value, node))
-                moved += self._bytes(value, node, codes, self.is_wide(value, node))
+                size = self._bytes(value, node, codes, self.is_wide(value, node))
+                moved += size
+                weights += size if is_constant(value) else 0
         for value in chain[-1].outputs:
             if value.name:
                 moved += self._bytes(value, chain[-1], self.makes_codes(head, value), self.is_wide(value))
@@ -283,6 +287,7 @@ class _Formed:
             depth=max(1, self._depth(head)),
             align=self._align(head),
             along=tuple(self._heavy(node) for node in chain[1:] if class_of(node) in HEAVY),
+            weights=weights,
         )
 
     def _patches(self, node: ir.Node, integer: bool) -> int:

@@ -15,13 +15,15 @@ import onnx_ir as ir
 from deploy.graph.blocks import Block
 from deploy.graph.pattern import product_zeros
 from deploy.graph.shapes import model_inputs, static_shape
+from deploy.predict.caches import Cache
 from deploy.predict.curve import Curve, Estimate
 from deploy.predict.kernels import Kernel, kernels
 from deploy.spec.overlay import Cost, KernelClass, RuntimeCosts
 from deploy.spec.plan import BlockPlan, TensorPlan
-from deploy.spec.profile import Runtime
+from deploy.spec.profile import Figure, Runtime
 from deploy.spec.tensors import Precision
 
+_NO_FACTS: Mapping[str, Figure] = {}
 _QUANTILE = 1.645
 _LIKE: dict[KernelClass, tuple[KernelClass, ...]] = {
     "stem": ("conv",),
@@ -72,6 +74,10 @@ class Part:
 
 class CostSource(Protocol):
     """Something that knows what kernels take: measured, lent, or off a data sheet."""
+
+    @property
+    def cache(self) -> Cache | None:
+        """Where weights stay from one inference to the next, as far as that is known."""
 
     def kernel(self, kernel: Kernel) -> Part:
         """What one kernel takes. Raises UnknownCostError where nothing is known of its like."""
@@ -128,10 +134,12 @@ class Costs:
     """The curves of one runtime, made of its measured points."""
 
     points: tuple[Cost, ...]
+    cache: Cache | None = None
 
     @classmethod
-    def of(cls, measured: RuntimeCosts) -> Costs:
-        return cls(tuple(point for point in measured.cost if point.ms > 0))
+    def of(cls, measured: RuntimeCosts, facts: Mapping[str, Figure] = _NO_FACTS) -> Costs:
+        """``facts``: what is known of the machine that they were measured on."""
+        return cls(tuple(point for point in measured.cost if point.ms > 0), Cache.of(facts))
 
     def kernel(self, kernel: Kernel) -> Part:
         """What one kernel takes. Raises UnknownCostError where nothing like it was measured."""
@@ -210,9 +218,11 @@ def predict(
     gain = runtime.sparsity_gain
     thin = {name for name, zeros in product_zeros(model).items() if zeros} if gain > 1 else set()
     thin |= set(sparse) if gain > 1 else set()
+    found = kernels(model, tensors, runtime, batch)
+    waits = [0.0] * len(found) if costs.cache is None else costs.cache.extra(found)
     parts = tuple(
-        _hastened(costs.kernel(kernel), 1.0 if thin.isdisjoint(kernel.nodes) else gain)
-        for kernel in kernels(model, tensors, runtime, batch)
+        _delayed(_hastened(costs.kernel(kernel), 1.0 if thin.isdisjoint(kernel.nodes) else gain), ms)
+        for kernel, ms in zip(found, waits, strict=True)
     )
     return Prediction(
         parts, costs.fixed(_moved(model, batch), "int8" if tensors else runtime.float_precision)
@@ -221,6 +231,10 @@ def predict(
 
 def _hastened(part: Part, times: float) -> Part:
     return part if times == 1 else replace(part, estimate=replace(part.estimate, ms=part.estimate.ms / times))
+
+
+def _delayed(part: Part, ms: float) -> Part:
+    return part if not ms else replace(part, estimate=replace(part.estimate, ms=part.estimate.ms + ms))
 
 
 def _moved(model: ir.Model, batch: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from deploy.adapter.overlays import find_overlay, kept_overlays, measured_machines, runs_here, why_not
 from deploy.bundle.report.figures import plural
 from deploy.measure.host import this_machine
+from deploy.predict.caches import Cache
 from deploy.predict.elsewhere import Sheet, Transferred, roof_of, roof_seen
 from deploy.predict.latency import Costs, CostSource
 from deploy.spec.document import digest
@@ -74,7 +75,8 @@ def costs_of(target: Target, threads: int) -> Foresight:
             rules = "" if fit.overlay.profile == profile.name else f" by the rules of {fit.overlay.profile}"
             when = f"measured here{rules}, {fit.overlay.date}"
             found = {
-                m.name: Known(Costs.of(m), when, True, digest(m), alike=True) for m in fit.overlay.runtime
+                m.name: Known(Costs.of(m, fit.overlay.facts), when, True, _key(m, fit.overlay), alike=True)
+                for m in fit.overlay.runtime
             }
     elsewhere = [k.overlay for k in kept if k.overlay.profile == profile.name]
     overlays = sorted([*elsewhere, *measured_machines()], key=lambda o: _unlike(o.machine, here))
@@ -101,7 +103,7 @@ def _lent(profile: Profile, name: str, threads: int, overlays: Sequence[Overlay]
         overlay, costs = min(same, key=lambda o: o[1].threads != threads)
         run = "" if costs.threads == threads else f" with {plural(costs.threads, 'thread')}"
         basis = f"measured on {_device(overlay)}{run}, {overlay.date}"
-        return Known(Costs.of(costs), basis, False, digest(costs), alike=True)
+        return Known(Costs.of(costs, overlay.facts), basis, False, _key(costs, overlay), alike=True)
     roof = roof_of(profile, threads)
     best = _most_alike(profile, name, overlays)
     if best is None:
@@ -112,6 +114,10 @@ def _lent(profile: Profile, name: str, threads: int, overlays: Sequence[Overlay]
     how = "scaled by data sheets" if roof.macs else "as if it were that"
     lent = Transferred(Costs.of(costs), roofs=roofs)
     return Known(lent, f"lent by {_device(overlay)}, {how}", False, digest(costs) + digest(profile))
+
+
+def _key(costs: RuntimeCosts, overlay: Overlay) -> str:
+    return f"{digest(costs)} {Cache.of(overlay.facts)}"
 
 
 def _most_alike(

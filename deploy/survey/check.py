@@ -21,7 +21,6 @@ from deploy.predict.kernels import UnknownSizeError
 from deploy.predict.latency import Costs, Prediction, UnknownCostError, predict
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject, build_candidate
-from deploy.spec.overlay import RuntimeCosts
 from deploy.spec.tensors import Precision
 from deploy.stages import steps
 from deploy.stages.baseline import Contender, race
@@ -76,7 +75,7 @@ class Check:
         return statistics.median(abs(row.error) for row in self.rows) if self.rows else math.nan
 
 
-def check(request: Request, costs: Mapping[str, RuntimeCosts], progress: Progress) -> Check:
+def check(request: Request, costs: Mapping[str, Costs], progress: Progress) -> Check:
     """Build, time and predict ``request.source`` for the request's target on each runtime in ``costs``.
 
     Raises what a build raises, and UsageError where a size is free that times depend on, or nothing like one
@@ -103,7 +102,7 @@ def check(request: Request, costs: Mapping[str, RuntimeCosts], progress: Progres
     return Check(prepared.facts.source.name, rows, skipped)
 
 
-def _rows(job: Job, subjects: list[Subject], costs: Mapping[str, RuntimeCosts]) -> tuple[Row, ...]:
+def _rows(job: Job, subjects: list[Subject], costs: Mapping[str, Costs]) -> tuple[Row, ...]:
     built = [
         (subject, precision, build_candidate(subject, floats, job.work / subject.runtime.name / precision))
         for subject in subjects
@@ -138,11 +137,9 @@ def _rows(job: Job, subjects: list[Subject], costs: Mapping[str, RuntimeCosts]) 
     return tuple(rows)
 
 
-def _predicted(subject: Subject, candidate: Candidate, measured: RuntimeCosts, batch: int) -> Prediction:
+def _predicted(subject: Subject, candidate: Candidate, costs: Costs, batch: int) -> Prediction:
     try:
-        return predict(
-            subject.graph, candidate.plan.tensors, subject.runtime, Costs.of(measured), batch=batch
-        )
+        return predict(subject.graph, candidate.plan.tensors, subject.runtime, costs, batch=batch)
     except UnknownSizeError as e:
         raise UsageError(
             f"a size is free at {e.node}, and what it takes depends on that",

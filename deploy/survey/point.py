@@ -20,6 +20,7 @@ from deploy.errors import DeployError
 from deploy.graph.blocks import partition
 from deploy.graph.cost import macs
 from deploy.graph.edit import names, weight_bytes
+from deploy.predict.caches import LONGEST
 from deploy.predict.kernels import Kernel, kernels
 from deploy.predict.latency import Costs, UnknownCostError
 from deploy.quantize.candidate import Candidate, Subject, build_candidate
@@ -38,7 +39,7 @@ _CHAIN_MACS = 60_000_000
 _CHAIN_BYTES = 8 * 2**20
 """Weights of a long chain, so that they stay in a cache as those of a small network do. Some runtimes hold a
 copy of a recurrent layer's weights for each step: such chains are as short as they can be."""
-_LONGEST, _SHORTEST = 34, 5
+_SHORTEST = 5
 _ROUNDS = 9
 _SLICE_MS = 4.0
 _PATIENCE_S = 3.0
@@ -247,7 +248,7 @@ def _repeats(unit: Unit) -> int:
     model = chain(unit.input, unit.extend, 1)
     one = (macs(model) or 0) + _PER_ELEMENT * math.prod(size for size in unit.input if isinstance(size, int))
     most = _CHAIN_BYTES // max(1, weight_bytes(model)) if unit.op not in ("recurrent", "gru") else 0
-    return int(np.clip(min(_CHAIN_MACS // one, most), _SHORTEST, _LONGEST))
+    return int(np.clip(min(_CHAIN_MACS // one, most), _SHORTEST, LONGEST))
 
 
 def _times(chains: Sequence[_Chain], pulse: Pulse) -> tuple[list[np.ndarray], float]:

@@ -20,7 +20,7 @@ from deploy.adapter.profiles import profile_for
 from deploy.adapter.protocol import Availability
 from deploy.errors import UsageError
 from deploy.measure.host import host, this_machine
-from deploy.predict.latency import Prediction
+from deploy.predict.latency import Costs, Prediction
 from deploy.progress import Progress
 from deploy.spec.overlay import Cost, Failure, Machine, Overlay, RuntimeCosts
 from deploy.spec.profile import Figure
@@ -303,9 +303,9 @@ def test_a_picture_is_drawn(deploy: Deploy, survey: FakeSurvey, tmp_path: Path) 
 
 
 def test_a_check_is_drawn_with_its_blocks(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Request, dict[str, RuntimeCosts]]] = []
+    asked: list[tuple[Request, dict[str, Costs]]] = []
 
-    def check(request: Request, costs: dict[str, RuntimeCosts], progress: Progress) -> Check:
+    def check(request: Request, costs: dict[str, Costs], progress: Progress) -> Check:
         asked.append((request, costs))
         row = Row(
             "ort", "float", Prediction((), 1.25), 1.0, (0.9, 1.1), (("conv1", 1.0, 0.8), ("tail", 0.25, None))

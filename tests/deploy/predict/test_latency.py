@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from deploy.predict.kernels import Kernel, UnknownSizeError
 from deploy.predict.latency import Costs, Part, Prediction, predict
 from deploy.spec.overlay import Cost, KernelClass, RuntimeCosts
 from deploy.spec.plan import TensorPlan
-from deploy.spec.profile import Runtime
+from deploy.spec.profile import Figure, Runtime
 from deploy.spec.tensors import Precision
 
 PER_MAC: dict[KernelClass, float] = {"pointwise": 1e-6, "gemm": 3e-6}
@@ -259,3 +260,38 @@ def test_an_activation_that_is_lighter_than_its_data_saves_nothing() -> None:
     plain = Kernel("gemm", "float", ("a",), 1 << 12, 1 << 12)
     both = replace(plain, along=(Kernel("hard", "float", ("h",), 0, 1 << 12),))
     assert costs.kernel(both).estimate == costs.kernel(plain).estimate
+
+
+def test_products_of_one_row_wait_for_weights_that_leave_the_cache() -> None:
+    """Against bytes over rates: 40 steps of 64 by 64 are 660 kB in floats, 170 kB in integers. Two rows hide
+    it, and so does a survey whose chain of such weights was larger than the cache itself."""
+
+    def network(rows: int, count: int, size: int) -> ir.Model:
+        nodes = "\n".join(f"[m{i}] v{i + 1} = Gemm (v{i}, w{i})" for i in range(count))
+        model = ir.from_onnx_text(
+            f"""<ir_version: 10, opset_import: ["" : 21]>
+            g (float[{rows}, {size}] v0) => (float[{rows}, {size}] v{count}) {{ {nodes} }}"""
+        )
+        for i in range(count):
+            tensor = ir.tensor(np.ones((size, size), np.float32), name=f"w{i}")
+            value = model.graph.node(i).inputs[1]
+            assert value is not None
+            value.const_value = tensor
+            model.graph.register_initializer(value)
+        return infer(model)
+
+    facts = {
+        name: Figure(value=value, source="made up", date=date(2026, 11, 22))
+        for name, value in (("l2", 600.0), ("read_l2", 50.0), ("read_l3", 10.0))
+    }
+    cached = Costs.of(RuntimeCosts(name="ort", version="1", threads=1, cost=points()), facts)
+
+    def waits(model: ir.Model) -> float:
+        return predict(model, {}, RUNTIME, cached).ms - predict(model, {}, RUNTIME, COSTS).ms
+
+    late = 40 * 64 * 64 * 4 * (1 / 10 - 1 / 50) / 1e6
+    assert waits(network(1, 40, 64)) == pytest.approx(late)
+    assert waits(network(1, 20, 64)) == 0
+    assert waits(network(2, 40, 64)) == 0
+    assert waits(network(1, 40, 96)) == 0
+    assert Costs.of(RuntimeCosts(name="ort", version="1", threads=1, cost=points())).cache is None

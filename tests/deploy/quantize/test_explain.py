@@ -49,6 +49,7 @@ class Invented:
 
     speed: Mapping[KernelClass, float] = field(default_factory=dict)
     change: float = 0.1
+    cache: None = None
 
     def kernel(self, kernel: Kernel) -> Part:
         ms = 1.0 if kernel.precision not in INTEGER else 1.0 / self.speed.get(kernel.op, 2.0)

@@ -43,6 +43,7 @@ class Invented:
     """Products in integers take a third, bytes ``bytes_ms`` in any kernel; changes of form by size."""
 
     bytes_ms: float = 0.0
+    cache: None = None
 
     def kernel(self, kernel: Kernel) -> Part:
         if kernel.op == "convert":

@@ -32,6 +32,7 @@ class ByMacs:
     """A device that takes so many milliseconds for a million products, and the same for every graph."""
 
     ms: float
+    cache: None = None
 
     def kernel(self, kernel: Kernel) -> Part:
         return Part(kernel, Estimate(self.ms * kernel.macs / 1e6, 0.0, 0.0))

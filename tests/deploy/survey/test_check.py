@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ from deploy.adapter.profiles import profile_for
 from deploy.errors import UsageError
 from deploy.measure.host import host
 from deploy.measure.latency import TimingPlan
-from deploy.predict.latency import Prediction
+from deploy.predict.latency import Costs, Prediction
 from deploy.progress import SILENT
-from deploy.spec.overlay import Cost, KernelClass, RuntimeCosts
+from deploy.spec.overlay import Cost, KernelClass
 from deploy.spec.tensors import Precision
 from deploy.stages.request import Request
 from deploy.survey import check as module
@@ -46,8 +46,8 @@ def points(*left_out: KernelClass) -> tuple[Cost, ...]:
     return tuple(found)
 
 
-def costs(*left_out: KernelClass) -> dict[str, RuntimeCosts]:
-    return {"ort": RuntimeCosts(name="ort", version="1", threads=1, cost=points(*left_out))}
+def costs(*left_out: KernelClass) -> dict[str, Costs]:
+    return {"ort": Costs(points(*left_out))}
 
 
 @pytest.fixture(autouse=True)
@@ -174,19 +174,20 @@ def test_the_command_says_it_and_takes_the_size(
     from deploy.adapter.overlays import save as keep
     from deploy.cli import main
     from deploy.measure.host import this_machine
-    from deploy.spec.overlay import Overlay
+    from deploy.spec.overlay import Overlay, RuntimeCosts
 
     monkeypatch.setenv("DEPLOY_DATA", str(tmp_path / "data"))
     import onnxruntime
 
     profile = profile_for(host().arch, host().features)
-    measured: Mapping[str, object] = {
-        "version": onnxruntime.__version__, "settings": dict(profile.runtime_named("ort").options),
-    }  # fmt: skip
+    measured = RuntimeCosts(
+        name="ort", version=onnxruntime.__version__, threads=1, cost=points(),
+        settings=dict(profile.runtime_named("ort").options),
+    )  # fmt: skip
     keep(
         Overlay(
             profile=profile.name, machine=this_machine(), date=datetime.date(2026, 11, 21), command="made up",
-            seconds=1, noise=0.0, runtime=(costs()["ort"].model_copy(update=measured),),
+            seconds=1, noise=0.0, runtime=(measured,),
         )
     )  # fmt: skip
     arguments = ["profile", "--check", str(free), "--runtime", "ort", "--cache", str(tmp_path / "c"), *words]

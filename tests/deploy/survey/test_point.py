@@ -52,7 +52,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return found, 0.0
 
     monkeypatch.setattr(point, "_times", times)
-    monkeypatch.setattr(point, "_LONGEST", 5)
+    monkeypatch.setattr(point, "LONGEST", 5)
     monkeypatch.setattr(point, "_LOST", 0.003)  # chains are shorter here, and nothing is noisy
     return timed
 

@@ -40,7 +40,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_LISTEN_S", 0.1)
     monkeypatch.setattr(point, "_ROUNDS", 2)
     monkeypatch.setattr(point, "_SLICE_MS", 0.1)
-    monkeypatch.setattr(point, "_LONGEST", 6)
+    monkeypatch.setattr(point, "LONGEST", 6)
 
 
 def small(root: Path, *, quick: bool = False, fresh: bool = False, progress: Silent = SILENT) -> Overlay:
