@@ -34,6 +34,7 @@ _VIEWS = frozenset((
 # fmt: on
 _INTEGERS: tuple[Precision, Precision] = ("int8", "w8a16")
 """By whether activations have 16 bits."""
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _LARGEST_ALIGN = 64
 _AT_ONCE = 4
 """Bytes that one instruction multiplies and adds up (VNNI, SDOT)."""
@@ -186,12 +187,7 @@ class _Formed:
             return False
         data = [v for v in node.inputs if v is not None and not is_constant(v)]
         weights = [v for v in node.inputs[1:2] if v is not None and is_constant(v)]
-        computes = node.op_type in rules.compute and node.op_type in (
-            "Conv",
-            "ConvTranspose",
-            "Gemm",
-            "MatMul",
-        )
+        computes = node.op_type in rules.compute and node.op_type in _PRODUCTS
         if computes and weights and (weights[0].name or "") not in self.tensors:
             return False
         moves = node.op_type not in rules.compute
