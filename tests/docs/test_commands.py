@@ -36,8 +36,8 @@ docs = load(ROOT / "docs" / "run.py")
 SLOW = {
     f"how-to/{page}.md"
     for page in (
-        "budget", "choose", "compress", "images", "jetson", "measure-machine", "microcontroller", "phones",
-        "pipeline", "plan", "pytorch", "report", "sensitivity", "train", "x86",
+        "budget", "choose", "compress", "images", "jetson", "measure-machine", "phones", "pipeline", "plan",
+        "pytorch", "report", "sensitivity", "train", "x86",
     )
 }  # fmt: skip
 """Start PyTorch, build or measure much; `make test-all` runs them, the fast tests understand them only."""
