@@ -143,11 +143,7 @@ class Costs:
 
     def kernel(self, kernel: Kernel) -> Part:
         """What one kernel takes. Raises UnknownCostError where nothing like it was measured."""
-        part = self._alone(kernel)
-        extra = sum(map(self._in_passing, kernel.along))
-        if not extra:
-            return part
-        return replace(part, estimate=replace(part.estimate, ms=part.estimate.ms + extra))
+        return _changed(self._alone(kernel), more=sum(map(self._in_passing, kernel.along)))
 
     def _in_passing(self, activation: Kernel) -> float:
         """What one takes beyond moving its data, which are there already."""
@@ -221,20 +217,19 @@ def predict(
     found = kernels(model, tensors, runtime, batch)
     waits = [0.0] * len(found) if costs.cache is None else costs.cache.extra(found)
     parts = tuple(
-        _delayed(_hastened(costs.kernel(kernel), 1.0 if thin.isdisjoint(kernel.nodes) else gain), ms)
-        for kernel, ms in zip(found, waits, strict=True)
+        _changed(costs.kernel(kernel), 1.0 if thin.isdisjoint(kernel.nodes) else gain, wait)
+        for kernel, wait in zip(found, waits, strict=True)
     )
     return Prediction(
         parts, costs.fixed(_moved(model, batch), "int8" if tensors else runtime.float_precision)
     )
 
 
-def _hastened(part: Part, times: float) -> Part:
-    return part if times == 1 else replace(part, estimate=replace(part.estimate, ms=part.estimate.ms / times))
-
-
-def _delayed(part: Part, ms: float) -> Part:
-    return part if not ms else replace(part, estimate=replace(part.estimate, ms=part.estimate.ms + ms))
+def _changed(part: Part, times: float = 1.0, more: float = 0.0) -> Part:
+    """The part so many times as fast, and so many milliseconds later."""
+    if times == 1 and not more:
+        return part
+    return replace(part, estimate=replace(part.estimate, ms=part.estimate.ms / times + more))
 
 
 def _moved(model: ir.Model, batch: int) -> int:

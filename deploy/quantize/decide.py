@@ -210,9 +210,9 @@ def decide_mixed(
     """
     able = frozenset(subject.int8_blocks())
     problem = problem_of(subject, costs, harm_of(sqnr), sparse={} if judge is None else sparse.harm)
+    patience = patience or Patience()
     search = Search(judge, workdir / "mixed", SLOWER_SO, patience)
-    if patience is not None:
-        patience.begin()
+    patience.begin()
     with_zeros: dict[frozenset[str], Subject] = {}
 
     def thinned(blocks: frozenset[str]) -> Subject:
