@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DEPLOY = [sys.executable, "-c", "import sys; from deploy.cli import main; sys.exit(main())"]
+DEPLOY = [sys.executable, "-m", "deploy"]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from deploy.spec.tensors import TensorSpec
 from deploy.stages.prepare import prepare
 from deploy.stages.target import find_target
 
-DEPLOY = [sys.executable, "-c", "import sys; from deploy.cli import main; sys.exit(main())"]
+DEPLOY = [sys.executable, "-m", "deploy"]
 CHILD = Path(__file__).with_name("converters_child.py")
 OURS = "deploy"
 KINDS = ("float", "int8")

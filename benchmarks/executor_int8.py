@@ -24,7 +24,7 @@ from deploy.execute.module import GraphModule
 from deploy.execute.reference import Session
 from deploy.frontend.onnx_file import read
 
-DEPLOY = [sys.executable, "-c", "import sys; from deploy.cli import main; sys.exit(main())"]
+DEPLOY = [sys.executable, "-m", "deploy"]
 _BATCH = 50
 
 

@@ -45,7 +45,7 @@ from deploy.spec.project import IoSection
 from deploy.stages.prepare import prepare
 
 HERE = Path(__file__).parent
-DEPLOY = [sys.executable, "-c", "import sys; from deploy.cli import main; sys.exit(main())"]
+DEPLOY = [sys.executable, "-m", "deploy"]
 OURS = "deploy"
 FLOATS: dict[str, tuple[str, dict[str, str]]] = {
     "ONNX Runtime float": ("ort", {}),

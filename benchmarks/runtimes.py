@@ -23,7 +23,7 @@ from deploy.execute.reference import Session
 from deploy.measure.latency import Timing, TimingPlan, measure, speedup
 from deploy.stages.target import find_target
 
-DEPLOY = [sys.executable, "-c", "import sys; from deploy.cli import main; sys.exit(main())"]
+DEPLOY = [sys.executable, "-m", "deploy"]
 _GIVEN, _ALL = "given", "all"
 _PLAN = TimingPlan(seconds=4.0)
 

@@ -11,28 +11,13 @@ import subprocess
 import sys
 import time
 
+DEPLOY = [sys.executable, "-m", "deploy"]
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
-    "deploy --help": [
-        sys.executable,
-        "-c",
-        "import sys; from deploy.cli import main; sys.exit(main())",
-        "--help",
-    ],
-    "deploy build --help": [
-        sys.executable,
-        "-c",
-        "import sys; from deploy.cli import main; sys.exit(main())",
-        "build",
-        "--help",
-    ],
+    "deploy --help": [*DEPLOY, "--help"],
+    "deploy build --help": [*DEPLOY, "build", "--help"],
     "import deploy": [sys.executable, "-c", "import deploy"],
-    "deploy targets": [
-        sys.executable,
-        "-c",
-        "import sys; from deploy.cli import main; sys.exit(main())",
-        "targets",
-    ],
+    "deploy targets": [*DEPLOY, "targets"],
 }
 
 

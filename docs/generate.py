@@ -429,7 +429,7 @@ def command(name: str) -> str:
         "HOME": "/",
         "LC_ALL": "C.UTF-8",
     }
-    run = [sys.executable, "-c", "from deploy.cli import main; main()", name, "--help"]
+    run = [sys.executable, "-m", "deploy", name, "--help"]
     shown = subprocess.run(run, capture_output=True, text=True, check=True, env=environment).stdout
     clean = "\n".join(line.rstrip() for line in shown.strip().splitlines())
     return f"## deploy {name}\n\n```text\n{clean}\n```"

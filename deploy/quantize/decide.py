@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from deploy.data.dataset import Dataset, enough
+from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop
 from deploy.errors import UsageError
 from deploy.predict.latency import CostSource
@@ -17,9 +17,9 @@ from deploy.quantize.candidate import Candidate, Subject, build_candidate
 from deploy.quantize.choose import Decision, hold_budget
 from deploy.quantize.ladder import Ladder, climb_again, climb_until
 from deploy.quantize.mix import harm_of, mixture
+from deploy.quantize.noise import block_noise
 from deploy.quantize.patience import Patience
 from deploy.quantize.pays import problem_of
-from deploy.quantize.sensitivity import block_sqnr
 from deploy.quantize.sparse import NO_SPARSE_WEIGHTS, SparseWeights, sparse_weights, with_sparse
 from deploy.quantize.trial import Judge, Search, Trial, trial_of
 from deploy.quantize.widen import WIDE, Held, Widths, widened
@@ -27,7 +27,6 @@ from deploy.spec.ladder import RungName, RungRecord
 from deploy.spec.manifest import Choice
 from deploy.spec.project import WITHOUT_RANGES, PrecisionRequest
 
-_SQNR_SAMPLES = 64
 SLOWER_SO = "faster as float, its borders counted"
 BY_COSTS = "the fastest by the costs of kernels, of those within the budget"
 """The reason for a mixture, by which a replay knows one."""
@@ -88,9 +87,9 @@ def decide(
     names the float blocks of an earlier build, ``locked_rungs`` what it climbed, ``locked_sparse`` the
     blocks that got 2:4 zeros and ``locked_wide`` those of 16 bits, which are then taken as they are; the
     plan is the same as that build's, given ``why_float`` where they ended so for another reason than
-    accuracy. ``sqnr`` is the `noise` of the subject's blocks where it is known already. ``allowance`` is what
-    may be lost while searching, ``max_drop`` where that is not given. A search without ``patience`` left
-    takes the best that it has, floats if nothing.
+    accuracy. ``sqnr`` is the subject's `block_noise` where it is known already. ``allowance`` is what may be
+    lost while searching, ``max_drop`` where that is not given. A search without ``patience`` left takes the
+    best that it has, floats if nothing.
     """
     able = subject.int8_blocks()
     if subject.imported and able and precision not in WITHOUT_RANGES:
@@ -101,7 +100,7 @@ def decide(
         if ladder is not None:
             subject = climb_again(ladder, subject, locked_rungs)
         _require_known(locked, subject)
-        sqnr = noise(subject, calibration, threads)
+        sqnr = block_noise(subject, calibration, threads)
         if locked_sparse:
             zeros = sparse_weights(subject, calibration, seed=seed, threads=threads, progress=progress)
             subject = with_sparse(subject, zeros, locked_sparse)
@@ -121,7 +120,7 @@ def decide(
         )
         patience.begin()
     if sqnr is None or rungs:
-        sqnr = noise(subject, calibration, threads)
+        sqnr = block_noise(subject, calibration, threads)
     able = subject.int8_blocks()
     worst_first = sorted(able, key=lambda block: sqnr.get(block, math.inf))
 
@@ -132,7 +131,7 @@ def decide(
     start, wide = min(start, len(worst_first)), 0
     choices = list(_climbed(subject))
     widths = Widths(
-        subject, sqnr, partial(noise, calibration=calibration, threads=threads), calibration, threads
+        subject, sqnr, partial(block_noise, calibration=calibration, threads=threads), calibration, threads
     )
     while True:
         if judge is None:
@@ -205,8 +204,8 @@ def decide_mixed(
     within the ``allowance`` (``max_drop`` where that is not given), or it is what was decided by accuracy
     alone (``given``). One is fast ``enough`` where any faster one would take that share of its time at least.
 
-    ``sqnr``: see `noise`; ``patience``: see `decide`. Blocks may have the 2:4 zeros of ``sparse``, too, where
-    there is a ``judge``. Raises LookupError and UnknownSizeError where costs are not known.
+    ``sqnr``: see `block_noise`; ``patience``: see `decide`. Blocks may have the 2:4 zeros of ``sparse``, too,
+    where there is a ``judge``. Raises LookupError and UnknownSizeError where costs are not known.
     """
     able = frozenset(subject.int8_blocks())
     problem = problem_of(subject, costs, harm_of(sqnr), sparse={} if judge is None else sparse.harm)
@@ -246,18 +245,6 @@ def decide_mixed(
     trials = search.ending_with(chosen, subject, found.float_blocks, found.drop)
     within = found.drop is None or found.drop.within(max_drop)
     return Decided(subject, chosen, found.float_blocks, found.drop, within, tuple(choices), sqnr, trials)
-
-
-def noise(subject: Subject, calibration: Dataset, threads: int) -> Mapping[str, float]:
-    """The signal-to-noise ratio of each block in integers, in decibels."""
-    return block_sqnr(
-        subject.graph,
-        subject.blocks,
-        subject.assignment(()),
-        calibration,
-        samples=enough(calibration, _SQNR_SAMPLES),
-        threads=threads,
-    )
 
 
 def _climbed(subject: Subject) -> tuple[Choice, ...]:

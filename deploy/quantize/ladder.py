@@ -23,23 +23,22 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from deploy.data.dataset import Dataset, enough
+from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop
 from deploy.errors import DeployError
 from deploy.frontend.onnx_file import digest
 from deploy.graph.blocks import partition
-from deploy.graph.qdq import insert
 from deploy.progress import SILENT, Progress
 from deploy.quantize import correct, equalize, observers, smooth, split
 from deploy.quantize.assign import Assignment
 from deploy.quantize.calibrate import calibrate
 from deploy.quantize.candidate import Subject
 from deploy.quantize.correct import Corrected
+from deploy.quantize.noise import network_noise
 from deploy.quantize.patience import Patience
 from deploy.quantize.place import find_chains, observed_values
 from deploy.quantize.refine import remembered
 from deploy.quantize.retrain import PLANNED, Retraining, retrained, rounded
-from deploy.quantize.rung import output_noise
 from deploy.spec.ladder import RungName, RungRecord
 from deploy.spec.profile import QuantRules
 from deploy.spec.tensors import Precision
@@ -49,8 +48,6 @@ _KEPT = 0.9
 """What a rung must leave of the noise at the outputs at most: half a decibel."""
 _FEW, _MANY = 8, 64
 """Samples for what runs many candidates, and for statistics of channels."""
-_JUDGED = 256
-"""Samples over which the noise at the outputs is compared."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +94,10 @@ def climb(
     The float graph of ``subject`` is what all of them are compared with.
     """
     exact, noise = subject.graph, math.nan
+
+    def lost(one: Subject) -> float:
+        return network_noise(one, exact, ladder.dataset, samples=ladder.samples, threads=ladder.threads)
+
     ladder.patience.begin()
     for name in ladder.rungs:
         begun = time.monotonic()
@@ -107,8 +108,8 @@ def climb(
         try:
             found = _RUNGS[name](ladder, subject)
             if found.places:
-                noise = _noise(ladder, exact, subject) if math.isnan(noise) else noise
-                after = _noise(ladder, exact, found.subject)
+                noise = lost(subject) if math.isnan(noise) else noise
+                after = lost(found.subject)
                 gain = 10 * math.log10(noise / after) if noise > 0 and after > 0 else 0.0
                 higher = _with_name(found.subject, name)
                 won = after < _KEPT * noise
@@ -164,13 +165,6 @@ def climb_until(
         if drop.within(max_drop):
             break
     return subject, tuple(records)
-
-
-def _noise(ladder: Ladder, exact: ir.Model, subject: Subject) -> float:
-    found = subject.quantization(())
-    quantized = insert(found.graph, found.assignment.tensors, found.assignment.codes)
-    samples = min(ladder.samples, enough(ladder.dataset, _JUDGED))
-    return output_noise(exact, quantized, ladder.dataset, samples=samples, threads=ladder.threads)
 
 
 def _with_name(subject: Subject, name: RungName) -> Subject:

@@ -1,9 +1,10 @@
 """What each block costs as float and in integers, and what stands between: the knapsack of one graph.
 
-What a choice costs here is what `predict` says of it, but for four things. A kernel's bytes count as if its
+What a choice costs here is what `predict` says of it, but for five things. A kernel's bytes count as if its
 neighbours were of its own form; a float kernel that takes in what follows it is not cut where that is another
-block in integers; a Split counts as moving integers if one of its parts is read so; and where a runtime needs
-no pairs behind what it moves, a Concat counts as moving floats if its reader wants these.
+block in integers; a Split counts as moving integers if one of its parts is read so; where a runtime needs no
+pairs behind what it moves, a Concat counts as moving floats if its reader wants these; and weights count as
+kept in the cache, or not, as they are where every block is of that form.
 """
 
 from __future__ import annotations

@@ -13,16 +13,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log10
 
-from deploy.data.dataset import Dataset, enough
+from deploy.data.dataset import Dataset
 from deploy.data.interval import Drop
 from deploy.errors import UsageError
-from deploy.graph.qdq import insert
 from deploy.progress import Progress
 from deploy.quantize.candidate import Subject
 from deploy.quantize.choose import UNTRIED, Decision, hold_budget
 from deploy.quantize.eligible import mixes, widens
 from deploy.quantize.mix import harm_of
-from deploy.quantize.rung import output_noise
+from deploy.quantize.noise import network_noise
 from deploy.spec.ladder import RungRecord
 from deploy.spec.manifest import Choice
 
@@ -31,8 +30,6 @@ _NOT_CHEAPER = "they are slower than floats here"
 _NO_KERNELS = "no block has its kernels for them"
 _NOT_NEEDED = "they save no float block"
 _NOT_HELD = "they do not hold the budget"
-_JUDGED = 256
-"""Samples over which the noise at the outputs is compared."""
 
 Score = Callable[[Subject, frozenset[str]], Drop]
 """What a subject loses with these blocks float."""
@@ -207,7 +204,10 @@ class Widths:
         wide, floats, drop = held.subject.refinement.wide, held.decision.float_blocks, held.decision.drop
         if not wide:
             return self._left(_NOT_NEEDED, begun)
-        before, after = (self._noise(subject, floats) for subject in (self._subject, held.subject))
+        before, after = (
+            network_noise(one, one.graph, self._calibration, floats, threads=self._threads)
+            for one in (self._subject, held.subject)
+        )
         return RungRecord(
             runtime=self._subject.runtime.name,
             name="wide",
@@ -222,12 +222,4 @@ class Widths:
         seconds = round(time.monotonic() - begun, 3)
         return RungRecord(
             runtime=self._subject.runtime.name, name="wide", kept=False, why=why, seconds=seconds
-        )
-
-    def _noise(self, subject: Subject, floats: Collection[str]) -> float:
-        found = subject.quantization(floats)
-        quantized = insert(found.graph, found.assignment.tensors, found.assignment.codes)
-        samples = min(len(self._calibration), enough(self._calibration, _JUDGED))
-        return output_noise(
-            subject.graph, quantized, self._calibration, samples=samples, threads=self._threads
         )

@@ -13,8 +13,9 @@ from functools import partial
 from deploy.errors import BackendError, DataError, UnsupportedError, VerificationError
 from deploy.predict.kernels import UnknownSizeError
 from deploy.quantize.candidate import Subject, build_candidate
-from deploy.quantize.decide import Decided, decide, decide_float, decide_mixed, noise
+from deploy.quantize.decide import Decided, decide, decide_float, decide_mixed
 from deploy.quantize.mix import float_at_least
+from deploy.quantize.noise import block_noise
 from deploy.quantize.sparse import NO_SPARSE_WEIGHTS, SparseWeights, sparse_weights, why_dense
 from deploy.spec.measurement import Comparison
 from deploy.stages.baseline import compare, race
@@ -159,7 +160,7 @@ def _noise(job: Job, subject: Subject) -> Mapping[str, float]:
     calibration = job.roles.calibration
     assert calibration is not None
     if id(subject) not in job.noise:
-        job.noise[id(subject)] = subject, noise(subject, calibration, job.request.threads)
+        job.noise[id(subject)] = subject, block_noise(subject, calibration, job.request.threads)
     return job.noise[id(subject)][1]
 
 

@@ -456,7 +456,7 @@ def test_a_package_that_cannot_be_loaded_is_a_missing_toolchain(tmp_path, conten
     ir.save(model, tmp_path / "model.onnx")
     asked = ["build", "model.onnx", "--target", "x86-vnni", "--runtime", "openvino", "--cache", "cache"]
     done = subprocess.run(
-        [sys.executable, "-B", "-c", "import sys; from deploy.cli import main; sys.exit(main())", *asked],
+        [sys.executable, "-B", "-m", "deploy", *asked],
         capture_output=True, text=True, cwd=tmp_path,
         env={"HOME": str(tmp_path), "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
     )  # fmt: skip

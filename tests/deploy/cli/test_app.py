@@ -12,7 +12,7 @@ import pytest
 from deploy import __version__
 
 Deploy = Callable[..., tuple[int, str, str]]
-PROGRAM = (sys.executable, "-c", "from deploy.cli import main; raise SystemExit(main())")
+PROGRAM = (sys.executable, "-m", "deploy")
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "pydantic", "psutil", "platformdirs")
 
 

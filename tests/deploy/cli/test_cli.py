@@ -14,7 +14,7 @@ import pytest
 from deploy import errors
 
 Deploy = Callable[..., tuple[int, str, str]]
-PROGRAM = (sys.executable, "-c", "from deploy.cli import main; raise SystemExit(main())")
+PROGRAM = (sys.executable, "-m", "deploy")
 WAITING = """
 import pathlib, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run as a shell's background job
@@ -109,9 +109,7 @@ def test_an_interrupt_while_modules_load_is_as_calm(here: Path, seconds: float) 
 
 
 def test_a_reader_that_leaves_early_causes_no_noise() -> None:
-    many = (
-        f"{sys.executable} -c 'from deploy.cli import main; raise SystemExit(main())' targets x86-vnni --json"
-    )
+    many = f"{sys.executable} -m deploy targets x86-vnni --json"
     done = subprocess.run(f"{many} | head -c 5", shell=True, capture_output=True, text=True, check=True)
     assert done.stderr == ""
 

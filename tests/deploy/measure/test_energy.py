@@ -123,14 +123,31 @@ class TestTurns:
 
 
 class Machine:
-    """A clock, and a package that takes constant watts; both go on while somebody runs."""
+    """A clock, and a package that takes constant watts; both go on while somebody runs.
+
+    ``spins`` is for how many seconds a thread stays at work after a run, at ten watts; while somebody else
+    runs it does so, too.
+    """
 
     def __init__(self, root: Path, start: int = 0) -> None:
         self.now, self.microjoules, self.order = 0.0, float(start), list[str]()
+        self.spins, self.others = 0.0, 0.0
         self.file = zones(root, {"intel-rapl:0": "package-0"}, start) / "powercap/intel-rapl:0/energy_uj"
+
+    def passes(self, seconds: float, watts: float = 0.0) -> None:
+        spinning = min(self.spins, seconds)
+        self.now, self.spins, self.others = self.now + seconds, self.spins - spinning, self.others + spinning
+        self.microjoules += (seconds * watts + spinning * 10) * 1e6
+        self.file.write_text(f"{round(self.microjoules) % (MOST + 1)}\n")
 
     def perf_counter(self) -> float:
         return self.now
+
+    def thread_time(self) -> float:
+        return 0.0
+
+    def process_time(self) -> float:
+        return self.others
 
 
 class Runner:
@@ -140,16 +157,17 @@ class Runner:
     outputs: tuple[TensorSpec, ...] = ()
     executed_by = "a clock"
 
-    def __init__(self, name: str, machine: Machine, seconds: float, watts: float, cold: int = 0) -> None:
+    def __init__(
+        self, name: str, machine: Machine, seconds: float, watts: float, cold: int = 0, spins: float = 0.0
+    ) -> None:
         self.name, self.machine, self.seconds, self.watts, self.cold = name, machine, seconds, watts, cold
+        self.spins = spins
 
     def run(self, feeds: Mapping[str, np.ndarray], want: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        machine, watts = self.machine, self.watts + 100 * (self.cold > 0)
+        self.machine.passes(self.seconds, self.watts + 100 * (self.cold > 0))
         self.cold -= 1
-        machine.now += self.seconds
-        machine.microjoules += self.seconds * watts * 1e6
-        machine.file.write_text(f"{round(machine.microjoules) % (MOST + 1)}\n")
-        machine.order.append(self.name)
+        self.machine.spins = self.spins
+        self.machine.order.append(self.name)
         return {}
 
     def __enter__(self) -> Self:
@@ -164,7 +182,9 @@ class Runner:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
     def make(**given: int) -> Machine:
         made = Machine(tmp_path, **given)
-        monkeypatch.setattr(energy.time, "perf_counter", made.perf_counter)
+        for clock in ("perf_counter", "process_time", "thread_time"):
+            monkeypatch.setattr(energy.time, clock, getattr(made, clock))
+        monkeypatch.setattr(energy.time, "sleep", made.passes)
         return made
 
     return make
@@ -194,6 +214,20 @@ def test_who_is_cold_is_not_charged_for_it(machine: Callable[..., Machine]) -> N
     m = machine()
     found = used(m, Runner("a", m, 0.1, 10.0, cold=2))
     np.testing.assert_allclose(found["a"], 1.0, rtol=1e-5)
+
+
+def test_nobody_pays_for_threads_that_another_left_spinning(machine: Callable[..., Machine]) -> None:
+    m = machine()
+    found = used(m, Runner("spins", m, 0.05, 20.0, spins=0.057), Runner("waits", m, 0.01, 60.0))
+    np.testing.assert_allclose(found["waits"], 0.6, rtol=1e-5)
+
+
+def test_a_thread_that_never_rests_is_waited_for_no_longer_than_half_a_second(
+    machine: Callable[..., Machine],
+) -> None:
+    m = machine()
+    used(m, Runner("spins", m, 0.05, 20.0, spins=1e9), plan=EnergyPlan(rounds=1))
+    assert m.now == pytest.approx(0.2 + 0.5 + 0.2, abs=0.01)
 
 
 def test_slow_models_are_run_a_few_times_and_no_more(machine: Callable[..., Machine]) -> None:
