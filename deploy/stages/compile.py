@@ -95,7 +95,7 @@ def compile_for(job: Job, folder: Path, record: Record) -> None:
             comparison = figures(job, winner, clocked)
             stage.outcome = _speed_outcome(winner, clocked)
     else:
-        (winner, held), comparison = settle(job, held), None
+        (winner, held), comparison = settle(job, hold_race(job, held.entrants)), None
         clocked = held
     with record.stage("verify") as stage:
         feeds = job.selftest()

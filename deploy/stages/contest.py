@@ -48,10 +48,11 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     which is fastest by what is known of its kernels' costs, and forms of weights alone where these may pay.
 
     A runtime whose toolchain fails, or writes another plan, is left out with a warning, unless it is the last
-    one. Where the clock does not choose, the runtime enters alone that is fastest by what is known.
+    one. Where neither the clock chooses nor bytes or points do, the runtime enters alone that is fastest by
+    what is known.
     """
     subjects = [subject for subject in job.subjects if subject.runtime.name not in left_out]
-    if not job.races:
+    if not job.races and not job.by_weight:
         return entered(job, subjects, partial(_forms, job))
     quick = job.request.tune == "quick" and job.lock is None and job.request.objective == "latency"
     if quick:
@@ -78,7 +79,7 @@ def _all_integer(entrants: Sequence[Entrant]) -> bool:
 
 def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple[Entrant, ...]:
     """What is decided for one runtime; nothing where it fails, unless it is the ``last`` one."""
-    ask = job.waits_for_no_race and not _mixes(job, subject)
+    ask = job.waits_for_no_race and not job.by_weight and not _mixes(job, subject)
     try:
         mixed = _by_costs(job, subject)
         if not mixed and (exact := _exact_enough(job, subject)) is not subject:
@@ -259,14 +260,9 @@ def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
     are taken where the clock does not choose.
     """
     if not job.races:
-        return Race(tuple(entrants))
-    free = job.request.precision == "auto" and job.lock is None
-    must_pay = free and any(e.integer and not e.subject.imported for e in entrants)
+        return Race(tuple(entrants), _floats(job, entrants) if job.by_weight else ())
     entrants = each_at_its_best(job, entrants)
-    floats = tuple(_float_build(job, e) for e in entrants if e.first) if must_pay else ()
-    floats = each_at_its_best(job, floats)
-    # In small kernels and depthwise ones a narrower type costs more than it wins on one CPU or another.
-    floats += tuple(under(e, wide) for e in floats if (wide := in_float32(e.subject)) is not None)
+    floats = _floats(job, entrants)
     contenders = {
         GIVEN: job.given(),
         **{e.name: e.contender() for e in (*entrants, *floats)},
@@ -276,6 +272,18 @@ def hold_race(job: Job, entrants: Sequence[Entrant]) -> Race:
     if loses(job, held):  # one session in a few is unlucky with its memory: who loses once may run again
         held = replace(held, times=race(contenders, feeds))
     return held
+
+
+def _floats(job: Job, entrants: Sequence[Entrant]) -> tuple[Entrant, ...]:
+    """Our float builds, where INT8 has to do better than these."""
+    free = job.request.precision == "auto" and job.lock is None
+    if not free or not any(e.integer and not e.subject.imported for e in entrants):
+        return ()
+    floats = tuple(_float_build(job, e) for e in entrants if e.first)
+    if job.races:
+        floats = each_at_its_best(job, floats)
+    # In small kernels and depthwise ones a narrower type costs more than it wins on one CPU or another.
+    return floats + tuple(under(e, wide) for e in floats if (wide := in_float32(e.subject)) is not None)
 
 
 def _float_build(job: Job, entrant: Entrant) -> Entrant:

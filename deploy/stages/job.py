@@ -136,6 +136,11 @@ class Job:
         """Whether the clock chooses: where it means anything, and ``tune`` lets it."""
         return self.request.tune != "off" and not self.why_not_measured
 
+    @property
+    def by_weight(self) -> bool:
+        """Whether bytes or points choose, which can be told of every runtime and form without a clock."""
+        return self.request.objective in ("size", "accuracy") and self.judge is not None and self.lock is None
+
     def patience(self, subject: Subject) -> Patience:
         """How long the search of its runtime may go on: without end where the clock does not choose, so that
         nothing depends on it."""

@@ -103,7 +103,7 @@ def _best_form(job: Job, held: Race) -> tuple[Entrant, str]:
     if not weighed:
         found = fastest_of(held, able)
         why = job.why_not_measured or "so it is where nothing is raced"
-        return found, "" if len(everybody) == 1 else f"{objective} was not measured: {why}"
+        return found, "" if job.lock is not None else f"{objective} was not measured: {why}"
     best = fastest_of(held, _as_good(objective, held, weighed, costs))
     if len(everybody) == 1 or (not best.integer and any(e is best for e in held.entrants)):
         return best, ""  # nothing else there, or float as accuracy alone had it

@@ -17,9 +17,11 @@ _MOST_WEIGHED = 8
 
 
 def weigh(job: Job, held: Race) -> Race:
-    """The race with what its objective asks for. Nothing where nothing was timed, or there is no choice."""
+    """The race with what its objective asks for. Nothing where there is no choice, or nothing was timed and
+    that would need it."""
     objective = job.request.objective
-    if held.times is None or objective == "latency" or len(tuple(contenders(held))) == 1:
+    timed = held.times is not None or job.by_weight
+    if not timed or objective == "latency" or len(tuple(contenders(held))) == 1:
         return held
     held = replace(held, floats=tuple(_scored(job, e) for e in held.floats))
     if objective == "energy":

@@ -58,7 +58,7 @@ class Arena:
             foresight=SimpleNamespace(runtimes={}), predicted={},
             why_not_measured="" if self.timed else "measuring was switched off",
             scores=lambda subject, examiner: None,
-            judge=None, accept=None, work=Path("work"),
+            judge=None, accept=None, lock=None, work=Path("work"),
         )  # fmt: skip
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,52 @@ def test_the_smallest_ships(make: Build) -> None:
 def test_nothing_is_run_for_its_memory_where_nothing_is_timed(make: Build) -> None:
     bundle = make(objective="memory", measure=False)
     assert all(a.peak_memory_bytes is None for a in bundle.measurements.attempts)
+
+
+class TestWithoutAClock:
+    """Bytes and points choose among all runtimes and forms where nothing is raced."""
+
+    @pytest.fixture(params=[{"measure": False}, {"tune": "off"}], ids=["unmeasured", "untuned"])
+    def still(self, make: Build, request: pytest.FixtureRequest) -> Build:
+        return partial(make, **request.param)
+
+    def test_the_most_accurate_ships(self, still: Build) -> None:
+        bundle = still(objective="accuracy")
+        assert precisions(bundle) == {"float"}
+        assert "precision: float (the most accurate within the limits)" in bundle.manifest.verdict.reasons
+        assert bundle.manifest.verdict.status == "float"
+
+    def test_the_most_accurate_within_a_limit(self, still: Build, tmp_path: Path) -> None:
+        sizes = {a.name: a.bytes for a in still(objective="accuracy").measurements.attempts}
+        budget = Budget(max_drop=0.01, max_size_bytes=sizes["float"] - 1)
+        assert "int8" in precisions(still(objective="accuracy", budget=budget, out=tmp_path / "small"))
+
+    def test_the_smallest_of_all_runtimes_ships(self, still: Build, drops: list[float]) -> None:
+        drops[:] = [0.0]
+        bundle = still(objective="size", target="x86-vnni", runtime=None)
+        sizes = {(a.runtime, a.name): a.bytes for a in bundle.measurements.attempts if a.name != "as given"}
+        assert {runtime for runtime, _ in sizes} == {"ort", "openvino", "tflite"}
+        assert bundle.manifest.size_bytes.artifact == min(sizes.values())
+
+    @pytest.mark.parametrize("runtime", ["tflite", "ort"])
+    def test_weights_of_four_bits_are_tried_where_size_counts(
+        self, still: Build, drops: list[float], runtime: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drops[:] = [0.0]
+        monkeypatch.setattr("deploy.graph.weights.SMALLEST", 500)
+        asked = {"target": "android" if runtime == "tflite" else "x86-vnni", "runtime": runtime}
+        tried = [a.name[:2] for a in still(**asked, objective="size").measurements.attempts]
+        assert ("w4" in tried) == (runtime == "tflite"), "ONNX Runtime has them for products alone"
+        assert "w4" not in [a.name[:2] for a in still(**asked).measurements.attempts]
+
+    def test_eval_data_see_winners_only(
+        self, still: Build, images: dict[str, np.ndarray], drops: list[float]
+    ) -> None:
+        drops[:] = [0.0]
+        bundle = still(objective="size", target="x86-vnni", runtime=None, eval=images)
+        assert bundle.manifest.evaluation is not None and bundle.manifest.evaluation.looks == 1
+
+    def test_a_lock_of_it_leads_to_the_same(self, still: Build, tmp_path: Path) -> None:
+        bundle = still(objective="accuracy")
+        again = still(lock=bundle.folder / "deploy.lock", out=tmp_path / "again")
+        assert load_plan(again) == load_plan(bundle)
