@@ -89,6 +89,8 @@ def roof_seen(points: Iterable[Cost]) -> Roof:
     macs: dict[Precision, list[float]] = defaultdict(list)
     moved: list[float] = []
     for point in points:
+        if point.ms <= 0:  # what was taken off by the table was all of it
+            continue
         if point.op in BY_PRODUCTS and point.macs:
             macs[point.precision].append(point.macs / point.ms)
         elif point.op in ("elementwise", "move", "concat", "activation"):

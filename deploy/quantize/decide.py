@@ -151,7 +151,8 @@ def decide(
         if not refused or len(decision.float_blocks) == len(worst_first):
             break
         assert final is not None
-        start, wide, choice = _further(held, widths, len(worst_first), final)
+        more = None if judge is None else widths.more(held)  # nobody tells which would be worth it
+        start, wide, choice = _further(held, more, len(worst_first), final)
         choices.append(choice)
         progress.note(f"eval data: drop {final.drop:+.4f}, over budget; trying {choice.chosen}")
     within = final is None or final.within(max_drop)
@@ -169,11 +170,10 @@ def decide(
     )
 
 
-def _further(held: Held, widths: Widths, able: int, refused: Drop) -> tuple[int, int, Choice]:
-    """How many blocks must be float next, how many of 16 bits at least, and what is said of it: twice as many
-    of 16 bits where there are more to be had, then twice as many float ones."""
+def _further(held: Held, more: int | None, able: int, refused: Drop) -> tuple[int, int, Choice]:
+    """How many blocks must be float next, how many of 16 bits at least, and what is said of it: ``more`` of
+    16 bits where there are more to be had, then twice as many float ones."""
     floats, wide = len(held.decision.float_blocks), len(held.subject.refinement.wide)
-    more = widths.more(held)
     eight = able - floats - wide
     if more is not None:
         chosen = f"at least {more} blocks of 16 bits"

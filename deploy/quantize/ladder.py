@@ -43,7 +43,8 @@ from deploy.spec.ladder import RungName, RungRecord
 from deploy.spec.profile import QuantRules
 from deploy.spec.tensors import Precision
 
-_NO_TIME = "the time for choosing was over"
+NO_TIME = "the time for choosing was over"
+"""Why a rung was not begun."""
 _KEPT = 0.9
 """What a rung must leave of the noise at the outputs at most: half a decibel."""
 _FEW, _MANY = 8, 64
@@ -103,7 +104,7 @@ def climb(
         begun = time.monotonic()
         record = RungRecord(runtime=subject.runtime.name, name=name, kept=False)
         if ladder.patience.over():
-            yield Stand(subject, record.model_copy(update={"why": _NO_TIME}))
+            yield Stand(subject, record.model_copy(update={"why": NO_TIME}))
             continue
         try:
             found = _RUNGS[name](ladder, subject)

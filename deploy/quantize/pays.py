@@ -62,11 +62,11 @@ def problem_of(
     inputs in whole fours may have them or not, in either form. Raises what `predict` raises.
     """
     harmless = _harmless(subject, costs, batch)
+    able = set(subject.int8_blocks())
     options: dict[str, tuple[Option, ...]] = {
-        block: (as_float, replace(integers, harm=harm.get(block, 0.0)))
+        block: (as_float, replace(integers, harm=harm.get(block, 0.0) if block in able else 0.0))
         for block, (as_float, integers) in harmless.options.items()
     }
-    able = set(subject.int8_blocks())
     for block, forms in _sparse_forms(subject, costs, batch, able & sparse.keys()).items():
         options[block] += tuple(
             Option(dense.precision, ms, dense.harm + sparse[block], "2:4")

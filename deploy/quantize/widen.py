@@ -109,6 +109,7 @@ class Widths:
         self._calibration, self._threads = calibration, threads
         self._order: tuple[str, ...] | None = None
         self._worst_first: tuple[str, ...] = ()
+        self._given_up = False
         self.record: RungRecord | None = None
 
     def hold(
@@ -138,6 +139,7 @@ class Widths:
                     held = Held(whole, plain, len(order))
                 self.record = self._won(held, begun)
                 return held
+        self._given_up = True
         if subject.runtime.quant16 is not None:
             self.record = self._left(
                 _NOT_HELD if order else _NOT_CHEAPER if self._may else _NO_KERNELS, begun
@@ -147,8 +149,9 @@ class Widths:
         )
 
     def more(self, held: Held) -> int | None:
-        """Twice as many of 16 bits as were asked for; None where there are none left to ask for."""
-        order = self._gaining()
+        """Twice as many of 16 bits as were asked for; None where there are none left to ask for, or not even
+        all of them held the budget."""
+        order = () if self._given_up else self._gaining()
         return min(len(order), max(held.asked + 1, 2 * held.asked)) if held.asked < len(order) else None
 
     @property

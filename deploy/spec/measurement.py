@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from deploy.spec.document import Frozen
 from deploy.spec.project import PrecisionRequest
@@ -92,7 +92,8 @@ class Point(Frozen):
 
     ``number`` counts from the fastest on. ``runtime``, ``precision`` (as it was asked for), ``float_blocks``,
     ``rungs`` (what was done to the weights, in order), ``sparse_blocks`` and ``wide_blocks`` (those whose
-    activations have 16 bits where others have 8) are what builds it again;
+    activations have 16 bits where others have 8) are what builds it again, ``options`` what it is opened
+    with;
     ``mixed``: its blocks are those that costs of kernels chose. ``form`` names it as among the attempts;
     ``drop`` is on the data that choose, ``latency_ms`` a median, or a prediction where ``predicted`` says so.
     """
@@ -105,6 +106,7 @@ class Point(Frozen):
     rungs: tuple[str, ...] = ()
     sparse_blocks: tuple[str, ...] = ()
     wide_blocks: tuple[str, ...] = ()
+    options: dict[str, JsonValue] = {}
     mixed: bool = False
     score: float | None = None
     drop: float | None = None

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deploy.quantize.ladder import climb
+from deploy.quantize.ladder import NO_TIME, climb
 from deploy.stages.contest import decided_for, hold_race
 from deploy.stages.entrants import Entrant, Race
 from deploy.stages.job import Job
 from deploy.stages.ladder import ladder_for
 from deploy.stages.pick import pick
+from deploy.stages.settings import in_float32, reopened
 from deploy.stages.weigh import weigh
 
 
@@ -35,6 +36,11 @@ def settle(job: Job, held: Race) -> tuple[Entrant, Race]:
             return winner, held
         said = f"eval data: {winner.name} drops {drop.drop:+.4f}, over the budget"
         job.progress.note(f"{said} of {job.request.budget.max_drop:.4f}")
+        if not _lossy(winner):
+            if (left := _without(job, held, winner)) is None:
+                return winner, held
+            held = left
+            continue
         if not winner.first:
             others = tuple(e for e in held.entrants if e.name != winner.name)
             refused = (*held.refused, winner)
@@ -44,6 +50,21 @@ def settle(job: Job, held: Race) -> tuple[Entrant, Race]:
         places = {e.name: e for e in held.entrants} | {winner.name: again}
         entrants = tuple(e for e in places.values() if e is again or e.name != again.name)
         held = replace(hold_race(job, entrants), refused=held.refused)
+
+
+def _without(job: Job, held: Race, refused: Entrant) -> Race | None:
+    """The race without floats of a narrow type; where it leaves nothing, with what the same runtime makes in
+    float32. None where it cannot."""
+    entrants, floats = (
+        tuple(e for e in forms if e.name != refused.name) for forms in (held.entrants, held.floats)
+    )
+    if entrants or floats:
+        return replace(held, entrants=entrants or floats, floats=floats, refused=(*held.refused, refused))
+    wide = in_float32(refused.subject)
+    if wide is None:
+        return None
+    again = decided_for(job, reopened(refused.subject, wide), ask=True)
+    return replace(hold_race(job, (again,)), refused=held.refused)
 
 
 def _by_accuracy(job: Job, refused: Entrant) -> Entrant:
@@ -59,7 +80,8 @@ def _by_accuracy(job: Job, refused: Entrant) -> Entrant:
 
 def _higher(job: Job, winner: Entrant) -> Entrant | None:
     """What the rest of the accuracy ladder makes of it, judged by eval data; None where that wins nothing."""
-    tried, subject = [record.name for record in winner.decided.rungs], winner.subject
+    tried = [record.name for record in winner.decided.rungs if record.why != NO_TIME]
+    subject = winner.subject
     ladder = ladder_for(job, subject)
     stands = () if ladder is None else tuple(climb(ladder.above(tried), subject))
     if not any(stand.record.kept for stand in stands):
@@ -81,8 +103,13 @@ def _judged(job: Job, winner: Entrant) -> Entrant:
 
 def _may_change(job: Job, winner: Entrant) -> bool:
     guarded = job.request.precision in ("auto", "mixed") and job.lock is None
-    lossy = winner.integer or bool(winner.subject.refinement.sparse)
-    return guarded and lossy and not winner.subject.imported
+    narrow = winner.subject.float_precision != "float"
+    return guarded and (narrow or _lossy(winner)) and not winner.subject.imported
+
+
+def _lossy(winner: Entrant) -> bool:
+    """Whether it loses by more than the type of its floats."""
+    return winner.integer or bool(winner.subject.refinement.sparse)
 
 
 def _more(winner: Entrant) -> int:

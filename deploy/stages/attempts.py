@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from deploy.spec.project import Objective
 from deploy.spec.tensors import Precision
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
-from deploy.stages.limits import misses
+from deploy.stages.limits import allowed, misses
 
 _SMALLEST_FIRST: tuple[Precision, ...] = ("w4", "int8", "fp8", "w8a16", "dynamic", "w8", "fp16", "bf16")
 _AROUND: tuple[Precision, ...] = ("float", "fp16", "bf16")
@@ -42,7 +41,8 @@ def attempts(job: Job, held: Race, winner: Entrant) -> tuple[Attempt, ...]:
         if entrant not in held.entrants:
             candidate = entrant.decided.candidate
             won = entrant.name == winner.name
-            drop = winner.decided.drop if won else entrant.decided.drop
+            told = winner if won and job.judge is None else entrant  # what those say who choose
+            drop = told.decided.drop
             trial = trial_of(candidate, entrant.subject, entrant.decided.float_blocks, drop)
             listed.append(_timed(_attempt(job, entrant, trial, "chosen" if won else ""), held, entrant.name))
     again = {_key(e, e.decided.trials[-1]): e for e in held.entrants if e.runner_up}
@@ -61,9 +61,14 @@ def attempts(job: Job, held: Race, winner: Entrant) -> tuple[Attempt, ...]:
         listed.append(
             _timed(_attempt(job, entrant, last, _outcome(job, held, entrant, winner)), held, entrant.name)
         )
+    for entrant in again.values():  # those on whose way they were tried have left
+        trial, outcome = entrant.decided.trials[-1], _outcome(job, held, entrant, winner)
+        listed.append(_timed(_attempt(job, entrant, trial, outcome), held, entrant.name))
     for entrant in held.refused:
-        last = replace(entrant.decided.trials[-1], drop=entrant.decided.drop)
-        listed.append(_timed(_attempt(job, entrant, last, "refused by eval data"), held, entrant.name))
+        drop = entrant.decided.drop
+        lost = "" if drop is None else f": drop {drop.drop:+.4f}"
+        outcome = f"refused by eval data{lost}"
+        listed.append(_timed(_attempt(job, entrant, entrant.decided.trials[-1], outcome), held, entrant.name))
     return (*listed, *held.tuned)
 
 
@@ -148,7 +153,7 @@ _LESS: dict[Objective, str] = {
 def _outcome(job: Job, held: Race, entrant: Entrant, winner: Entrant) -> str:
     if entrant.name == winner.name:
         return "chosen"
-    if not entrant.decided.within_budget:
+    if not allowed(job, entrant.decided):
         return "over the budget"
     missed = misses(job, entrant, held)
     if missed:

@@ -25,7 +25,7 @@ from deploy.spec.tensors import INTEGER
 from deploy.stages.baseline import race
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
-from deploy.stages.limits import expected
+from deploy.stages.limits import allowed, expected
 
 FASTEST = "the fastest by the costs of kernels"
 _AS_FAST = 0.97
@@ -43,18 +43,18 @@ def entered(job: Job, subjects: Sequence[Subject], decide: Decide) -> tuple[Entr
     """The runtime that is fastest within the budget by the table, its best form first.
 
     A runtime is only decided where it could still win: with its fastest form, accuracy aside, it must be
-    faster than what was decided before.
+    faster than what was decided before, if that holds the budget.
     """
     least = {subject.runtime.name: bound(job, subject) for subject in subjects}
     order = sorted(subjects, key=lambda s: or_never(least[s.runtime.name]))  # stable: preferred ones first
     best: _Ranked | None = None
     for subject in order:
-        if best is not None and or_never(least[subject.runtime.name]) >= best.ms:
+        if best is not None and best.holds and or_never(least[subject.runtime.name]) >= best.ms:
             break
         found = decide(subject, best is None and subject is order[-1])
         if found:
             ranked = _ranked(job, found)
-            best = ranked if best is None or ranked.ms < best.ms else best
+            best = ranked if best is None or ranked.rank < best.rank else best
     assert best is not None
     if len(subjects) == 1 or least[best.entrants[0].runtime] is None:
         return best.entrants
@@ -125,10 +125,16 @@ def timed_alone(job: Job, winner: Entrant, held: Race) -> Race:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """What may ship of one runtime, the best first, and what that is expected to take."""
+    """What may ship of one runtime, the best first; whether that holds the budget, and what it is expected to
+    take."""
 
     entrants: tuple[Entrant, ...]
+    holds: bool
     ms: float
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        return not self.holds, self.ms
 
 
 def _fastest_blocks(job: Job, subject: Subject, costs: CostSource) -> frozenset[str]:
@@ -149,13 +155,14 @@ def _ranked(job: Job, found: Sequence[Entrant]) -> _Ranked:
         took = expected(job, entrant.subject, entrant.decided.float_blocks)
         return math.inf if took is None else took.ms
 
-    ordered = sorted(found, key=lambda e: (not e.decided.within_budget, ms(e)))
+    ordered = sorted(found, key=lambda e: (not allowed(job, e.decided), ms(e)))
     first = ordered[0]
+    holds = allowed(job, first.decided)
     if job.request.precision == "auto" and job.request.objective == "latency" and first.integer:
-        plain = _plain(job, first, ms(first) if first.decided.within_budget else math.inf)
+        plain = _plain(job, first, ms(first) if holds else math.inf)
         if plain is not None:
-            return _Ranked((plain,), ms(plain))
-    return _Ranked(tuple(ordered), ms(first) if first.decided.within_budget else math.inf)
+            return _Ranked((plain,), True, ms(plain))
+    return _Ranked(tuple(ordered), holds, ms(first))
 
 
 def _plain(job: Job, instead_of: Entrant, ms: float) -> Entrant | None:
@@ -166,7 +173,7 @@ def _plain(job: Job, instead_of: Entrant, ms: float) -> Entrant | None:
     if took is None or not chosen_freely(job, subject) or took.ms >= _AS_FAST * ms:
         return None
     entrant = in_floats(job, subject, instead_of.decided.sqnr, SLOWER_SO)
-    return entrant if entrant.decided.within_budget else None
+    return entrant if allowed(job, entrant.decided) else None
 
 
 def in_floats(job: Job, subject: Subject, sqnr: Mapping[str, float], why: str = "") -> Entrant:

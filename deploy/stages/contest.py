@@ -33,7 +33,7 @@ from deploy.stages.energy import energy_of
 from deploy.stages.entrants import GIVEN, Entrant, Race, under
 from deploy.stages.job import Job
 from deploy.stages.ladder import ladder_for
-from deploy.stages.limits import expected
+from deploy.stages.limits import allowed, expected
 from deploy.stages.pick import loses, why_float
 from deploy.stages.settings import in_float32, reopened
 from deploy.stages.threads import each_at_its_best
@@ -60,7 +60,7 @@ def enter(job: Job, left_out: Collection[str] = ()) -> tuple[Entrant, ...]:
     found: dict[str, tuple[Entrant, ...]] = {}
     for subject in sorted(subjects, key=lambda s: or_never(bound(job, s))):  # preferred first where alike
         last = len(found) == len(subjects) - 1 and not any(found.values())
-        climbs = not (quick and any(map(_all_integer, found.values())))
+        climbs = not (quick and any(_all_integer(job, entrants) for entrants in found.values()))
         found[subject.runtime.name] = _forms(job, subject, last, climbs)
     return tuple(entrant for subject in subjects for entrant in found[subject.runtime.name])
 
@@ -72,9 +72,9 @@ def _promising(job: Job, subjects: Sequence[Subject]) -> list[Subject]:
     return kept
 
 
-def _all_integer(entrants: Sequence[Entrant]) -> bool:
+def _all_integer(job: Job, entrants: Sequence[Entrant]) -> bool:
     """Whether a runtime holds the budget with every block INT8: slower ones need not be cured, then."""
-    return any(e.integer and e.decided.within_budget and not e.decided.float_blocks for e in entrants)
+    return any(e.integer and allowed(job, e.decided) and not e.decided.float_blocks for e in entrants)
 
 
 def _forms(job: Job, subject: Subject, last: bool, climbs: bool = True) -> tuple[Entrant, ...]:
@@ -152,7 +152,8 @@ def _conclusive(job: Job, mixture: Entrant) -> bool:
 def _refused(job: Job, mixture: Entrant) -> int:
     """How many blocks accuracy alone leaves float at least, by what was refused on the way to a mixture."""
     able, decided = set(mixture.subject.int8_blocks()), mixture.decided
-    over = [t.float_blocks for t in decided.trials if t.drop is not None and not t.drop.within(job.allowance)]
+    dense = (trial for trial in decided.trials if trial.drop is not None and not trial.sparse_blocks)
+    over = [t.float_blocks for t in dense if t.drop is not None and not t.drop.within(job.allowance)]
     return float_at_least({b: db for b, db in decided.sqnr.items() if b in able}, over)
 
 
@@ -280,8 +281,10 @@ def _floats(job: Job, entrants: Sequence[Entrant]) -> tuple[Entrant, ...]:
     if not free or not any(e.integer and not e.subject.imported for e in entrants):
         return ()
     floats = tuple(_float_build(job, e) for e in entrants if e.first)
-    if job.races:
-        floats = each_at_its_best(job, floats)
+    if job.races:  # an entrant that is float throughout has its number of threads already
+        floats = tuple(e for e in floats if any(e is one for one in entrants)) + each_at_its_best(
+            job, [e for e in floats if all(e is not one for one in entrants)]
+        )
     # In small kernels and depthwise ones a narrower type costs more than it wins on one CPU or another.
     return floats + tuple(under(e, wide) for e in floats if (wide := in_float32(e.subject)) is not None)
 

@@ -124,7 +124,7 @@ def front(job: Job, held: Race, winner: Entrant) -> tuple[Point, ...]:
     forms = list(_forms(job, held, winner))
     if any(form.ms is not None for form in forms):
         forms = [form for form in forms if form.ms is not None or form.chosen]
-    ordered = sorted(undominated(forms), key=lambda f: (f.ms or 0.0, f.bytes, -f.drop))
+    ordered = sorted(undominated(forms), key=lambda f: (_figures(f)[0], f.bytes, -f.drop))
     return tuple(_point(job, form, number) for number, form in enumerate(ordered, 1))
 
 
@@ -201,7 +201,8 @@ def dominates(one: _Form, other: _Form) -> bool:
 
 
 def _figures(form: _Form) -> tuple[float, float, float]:
-    return form.ms or 0.0, form.drop, float(form.bytes)
+    """Milliseconds, drop, bytes. What is not known of its time is no reason to leave others out."""
+    return math.inf if form.ms is None else form.ms, form.drop, float(form.bytes)
 
 
 def undominated(forms: Sequence[_Form]) -> list[_Form]:
@@ -232,6 +233,7 @@ def _point(job: Job, form: _Form, number: int) -> Point:
         rungs=trial.rungs,
         sparse_blocks=tuple(sorted(trial.sparse_blocks)),
         wide_blocks=tuple(sorted(trial.wide_blocks)),
+        options=form.entrant.subject.options.model_dump(mode="json"),
         mixed=form.entrant.mixed,
         score=None if job.judge is None else job.judge.score_of(drop),
         drop=drop,

@@ -29,6 +29,7 @@ from deploy.measure.host import host
 from deploy.predict.latency import Prediction
 from deploy.progress import Progress
 from deploy.quantize.candidate import Candidate, Subject
+from deploy.quantize.decide import Decided
 from deploy.quantize.forms import WeightForm, mixes_samples, stored_share, with_form
 from deploy.quantize.patience import Patience
 from deploy.quantize.place import find_chains
@@ -102,6 +103,8 @@ class Job:
     """The signal-to-noise ratio by block of a subject, in the same way."""
     sparse: dict[int, tuple[Subject, SparseWeights]] = field(default_factory=dict)
     """The 2:4 zeros that blocks of a subject may have, in the same way."""
+    floats: dict[int, Decided] = field(default_factory=dict)
+    """What was said of float builds that could win, by subject, which each of them keeps."""
     lost: float = 0.0
     """What the recipe lost of the metric, on the data that judge."""
     threads: int | None = None

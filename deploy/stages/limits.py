@@ -10,6 +10,7 @@ from deploy.bundle.report.figures import milliseconds, size
 from deploy.predict.kernels import UnknownSizeError
 from deploy.predict.latency import Prediction, UnknownCostError
 from deploy.quantize.candidate import Subject
+from deploy.quantize.decide import Decided
 from deploy.quantize.pays import forecast
 from deploy.stages.entrants import Entrant, Race
 from deploy.stages.job import Job
@@ -50,17 +51,23 @@ def misses(job: Job, entrant: Entrant, held: Race) -> tuple[Miss, ...]:
     return tuple(found)
 
 
+def allowed(job: Job, decided: Decided) -> bool:
+    """Whether a form may ship for all that it loses: it holds the budget, or loses no more than may be lost
+    where the recipe has lost more than the budget already."""
+    drop = decided.drop
+    return decided.within_budget or drop is None or drop.within(job.allowance)
+
+
 def fits(job: Job, entrant: Entrant, held: Race) -> bool:
-    """Whether a form holds the accuracy budget and every limit that can be checked."""
-    return entrant.decided.within_budget and not misses(job, entrant, held)
+    """Whether a form may ship for what it loses, and holds every limit that can be checked."""
+    return allowed(job, entrant.decided) and not misses(job, entrant, held)
 
 
 def excess(job: Job, entrant: Entrant, held: Race) -> tuple[float, float]:
     """How far a form is from what is allowed, accuracy first: points over what may be lost while choosing,
     shares over limits."""
     drop = entrant.decided.drop
-    held_so = drop is None or entrant.decided.within_budget or drop.within(job.allowance)
-    over = 0.0 if drop is None or held_so else drop.drop - job.allowance
+    over = 0.0 if drop is None or allowed(job, entrant.decided) else drop.drop - job.allowance
     return over, sum(miss.excess for miss in misses(job, entrant, held))
 
 

@@ -13,13 +13,13 @@ from dataclasses import replace
 import numpy as np
 
 from deploy.measure.latency import Timing, ratio_by_round, speedup, steadier
-from deploy.quantize.decide import BY_COSTS, SLOWER_SO, decide_float
+from deploy.quantize.decide import BY_COSTS, SLOWER_SO, Decided, decide_float
 from deploy.spec.manifest import Choice, Lock
 from deploy.spec.project import Objective
 from deploy.spec.tensors import INTEGER
 from deploy.stages.entrants import GIVEN, Entrant, Race
 from deploy.stages.job import Job
-from deploy.stages.limits import excess, fits
+from deploy.stages.limits import allowed, excess, fits
 
 SLOWER = "INT8 is slower here"
 BEST: dict[Objective, str] = {
@@ -201,7 +201,16 @@ def _best_float(job: Job, held: Race) -> Entrant | None:
     while left:
         entrant = fastest_of(held, left)
         left.remove(entrant)
-        subject = entrant.subject
+        decided = _judged_float(job, entrant)
+        if allowed(job, decided):
+            return Entrant(decided, accepted=True)
+    return None
+
+
+def _judged_float(job: Job, entrant: Entrant) -> Decided:
+    """A float build as those say who judge and accept, who are asked once however often it could win."""
+    subject = entrant.subject
+    if id(subject) not in job.floats:
         decided = decide_float(
             subject,
             job.scores(subject, job.judge),
@@ -211,6 +220,5 @@ def _best_float(job: Job, held: Race) -> Entrant | None:
             entrant.decided.sqnr,
             SLOWER,
         )
-        if decided.within_budget:
-            return Entrant(decided, accepted=True)
-    return None
+        job.floats[id(subject)] = decided
+    return job.floats[id(subject)]

@@ -70,7 +70,7 @@ def _picked(request: Request, number: int) -> Lock:
     return lock.model_copy(
         update={
             "runtime": point.runtime,
-            "options": lock.options if point.runtime == lock.runtime else {},
+            "options": point.options,
             "precision": point.precision,
             "float_blocks": point.float_blocks,
             "rungs": point.rungs,

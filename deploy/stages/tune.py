@@ -19,6 +19,7 @@ from deploy.stages.baseline import Contender, race
 from deploy.stages.entrants import GIVEN, Entrant, Race, under
 from deploy.stages.heat import SECONDS, WORTH, fastest, heat
 from deploy.stages.job import Job
+from deploy.stages.limits import allowed
 from deploy.stages.pick import contenders
 from deploy.stages.settings import variants_of
 from deploy.stages.threads import other_counts, thread_counts
@@ -81,7 +82,7 @@ def _tried(job: Job, winner: Entrant, seconds: float) -> _Tuning:
     """The winner's variants in a race in which the slow half leaves."""
     counts = thread_counts(job.request.tune) if job.request.any_threads else ()
     subject, artifact = winner.subject, winner.decided.candidate.artifact
-    guarded = job.request.precision in ("auto", "mixed", "int8") and winner.decided.within_budget
+    guarded = job.request.precision in ("auto", "mixed", "int8") and allowed(job, winner.decided)
     variants = {v.name: v for v in _variants(subject, counts) if v.around is None or guarded}
     most = max(1, int(_HELD_BYTES // artifact.size_bytes()))
     runs = {
@@ -109,13 +110,13 @@ def _allowed(job: Job, tuning: _Tuning, name: str) -> Entrant | None:
     changed = tuning.changed(name)
     if tuning.variants[name].around is None:
         return changed
-    decided, budget = changed.decided, job.request.budget.max_drop
+    decided = changed.decided
     drops = {
         examiner: score(decided.candidate)
         for examiner, asked in (("judge", job.judge), ("accept", job.accept if changed.accepted else None))
         if (score := job.scores(changed.subject, asked)) is not None
     }
-    if not all(drop.within(budget) for drop in drops.values()):
+    if not all(drop.within(job.allowance) for drop in drops.values()):
         return None
     drop = drops.get("accept", drops.get("judge", decided.drop))
     *before, last = decided.trials
@@ -125,22 +126,24 @@ def _allowed(job: Job, tuning: _Tuning, name: str) -> Entrant | None:
 
 def _raced_again(job: Job, winner: Entrant, changed: Entrant, held: Race) -> dict[str, Timing] | None:
     """The race with everything opened anew and the winner under other settings; None if it is not faster."""
-    others = (*(e for e in contenders(held) if e.name != winner.name), *held.refused)
     runs = {
         GIVEN: job.given(),
-        **{e.name: e.contender() for e in others},
+        **{e.name: e.contender() for e in (*contenders(held), *held.refused) if e.name != winner.name},
         _BEFORE: winner.contender(),
-        winner.name: changed.contender(),
+        changed.name: changed.contender(),  # floats in another type have another name, which one may have
     }
     times = race(runs, job.one_inference(winner.decided.candidate.artifact))
     before = times.pop(_BEFORE)
-    ratio, (least, _) = speedup(before, times[winner.name])
+    ratio, (least, _) = speedup(before, times[changed.name])
     return times if ratio > WORTH and least > 1.0 else None
 
 
 def _exchanged(held: Race, winner: Entrant, changed: Entrant) -> Race:
+    """The race with the winner under other settings, in place of who was the same as it is now, too."""
+
     def each(entrants: tuple[Entrant, ...]) -> tuple[Entrant, ...]:
-        return tuple(changed if e.name == winner.name else e for e in entrants)
+        left = (e for e in entrants if e.name == winner.name or e.name != changed.name)
+        return tuple(changed if e.name == winner.name else e for e in left)
 
     return replace(held, entrants=each(held.entrants), floats=each(held.floats))
 

@@ -189,9 +189,9 @@ def context(bundle: Bundle) -> tuple[Fact, ...]:
         )
         note = energy_note(measured.comparison)
         facts += [Fact("energy of", note)] if note else []
-        facts += [Fact("in doubt", doubt) for doubt in measured.doubts]
     elif measured.why_not:
         facts.append(Fact("not measured", measured.why_not))
+    facts += [Fact("in doubt", doubt) for doubt in measured.doubts]
     facts += [Fact(f"on the {told.unit}", staying(told)) for told in manifest.residency]
     proof = manifest.verification
     if proof.passed:

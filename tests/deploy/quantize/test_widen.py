@@ -263,6 +263,17 @@ def test_eval_data_that_refuse_get_more_of_16_bits_before_floats(decided):
     assert "eval data refused" in found.choices[1].reason
 
 
+def test_eval_data_that_refuse_where_16_bits_did_not_hold_get_more_floats(decided):
+    def accepted(wide: int, floats: int) -> float:
+        assert len(accept.seen) <= 5, "the same again and again"
+        return 0.0 if floats >= 4 else 0.05
+
+    accept = Judge(accepted)
+    found = decided(lambda wide, floats: 0.0 if floats == 5 or (wide == 0 and floats >= 2) else 0.05, accept)
+    assert (held(found)[0], found.within_budget) == (0, True)
+    assert [floats for _, floats in accept.seen] == [2, 4]
+
+
 def test_a_precision_that_was_asked_for_is_kept(decided):
     assert held(decided(lambda wide, floats: 0.05, precision="int8")) == (0, 0)
 

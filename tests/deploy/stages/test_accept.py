@@ -166,8 +166,9 @@ def test_a_refused_mixture_leaves_the_race(
     assert bundle.manifest.verdict.status == "met"
     assert bundle.measurements.comparison is not None
     assert bundle.measurements.comparison.speedup == 2.0, "what accuracy alone had chosen"
-    refused = [a for a in bundle.measurements.attempts if a.outcome == "refused by eval data"]
-    assert [(a.runtime, a.drop) for a in refused] == [("ort", OVER)]
+    refused = [a for a in bundle.measurements.attempts if a.outcome.startswith("refused by eval data")]
+    assert [(a.runtime, a.outcome) for a in refused] == [("ort", "refused by eval data: drop +0.5000")]
+    assert refused[0].drop == 0.0, "on the data that choose, as all others"
 
 
 def test_a_refused_choice_of_accuracy_comes_back_higher_up_the_ladder(
@@ -253,9 +254,46 @@ def test_nothing_is_said_of_costs_where_nothing_is_timed(
     assert told.notes == []
 
 
+def test_narrow_floats_that_eval_data_refuse_leave_the_race_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def floats(name: str, kind: str, drop: float) -> SimpleNamespace:
+        subject = SimpleNamespace(
+            imported={}, refinement=SimpleNamespace(sparse=frozenset()), float_precision=kind
+        )
+        decided = SimpleNamespace(within_budget=False, drop=Drop(drop, drop, drop))
+        return SimpleNamespace(
+            name=name, subject=subject, decided=decided, integer=False, first=True, accepted=False
+        )
+
+    narrow, exact = floats("openvino bf16", "bf16", 0.1), floats("ort float", "float", 0.0)
+    monkeypatch.setattr(accept, "weigh", lambda job, held: held)
+    monkeypatch.setattr(accept, "pick", lambda job, held: held.entrants[0])
+    monkeypatch.setattr(accept, "_judged", lambda job, winner: winner)
+    job = SimpleNamespace(
+        accept=True, lock=None, allowance=0.01, request=SimpleNamespace(precision="auto", budget=Budget()),
+        progress=SimpleNamespace(note=str),
+    )  # fmt: skip
+    for held in (Race((narrow, exact)), Race((narrow,), (narrow, exact))):  # type: ignore[arg-type]
+        winner, after = accept.settle(cast(Job, job), held)
+        assert winner.name == "ort float" and [one.name for one in after.refused] == ["openvino bf16"]
+
+    again = floats("openvino float", "float", 0.0)
+    again.accepted = True
+    monkeypatch.setattr(accept, "in_float32", lambda subject: subject)
+    monkeypatch.setattr(accept, "reopened", lambda subject, variant: subject)
+    monkeypatch.setattr(accept, "decided_for", lambda job, subject, ask: again)
+    monkeypatch.setattr(accept, "hold_race", lambda job, entrants: Race(entrants))
+    assert accept.settle(cast(Job, job), Race((narrow,)))[0].name == "openvino float"  # type: ignore[arg-type]
+    monkeypatch.setattr(accept, "in_float32", lambda subject: None)
+    assert accept.settle(cast(Job, job), Race((narrow,)))[0].name == "openvino bf16"  # type: ignore[arg-type]
+
+
 def test_floats_with_zeros_that_eval_data_refuse_leave_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
     def entrant(name: str, sparse: set[str], **said: bool) -> SimpleNamespace:
-        subject = SimpleNamespace(imported={}, refinement=SimpleNamespace(sparse=frozenset(sparse)))
+        subject = SimpleNamespace(
+            imported={}, refinement=SimpleNamespace(sparse=frozenset(sparse)), float_precision="float"
+        )
         decided = SimpleNamespace(within_budget=False, drop=Drop(0.1, 0.1, 0.1))
         return SimpleNamespace(
             name=name, subject=subject, decided=decided, integer=False, first=False, **said

@@ -187,6 +187,20 @@ def test_every_point_is_built_again_and_the_front_stays(make: Build) -> None:
     assert floats(make(pick=2)) == floats(first)
 
 
+def test_a_point_is_opened_as_it_was(
+    make: Build, clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many threads, and floats of the type that it was timed and scored with."""
+    monkeypatch.setitem(DROPS, 0, 0.005)
+    clock.update({"openvino bf16": 2.5, "openvino float": 2.4})
+    settings = {"measure": True, "target": "x86-bf16", "runtime": "openvino"}
+    front = make(**settings, threads=2).measurements.front
+    assert [(p.form, p.chosen) for p in front] == [("int8 in 3 of 4 blocks", True), ("float", False)]
+    picked = make(**settings, pick=2)
+    assert picked.manifest.options == front[1].options
+    assert (picked.manifest.options["threads"], picked.manifest.options["inference_precision"]) == (2, "f32")
+
+
 def test_eval_data_that_see_another_point_are_counted(make: Build, images: dict[str, np.ndarray]) -> None:
     held_out = {"x": images["x"][:8]}
     first = make(eval=held_out)

@@ -55,7 +55,7 @@ class Arena:
             request=SimpleNamespace(budget=self.budget, objective=self.objective),
             allowance=self.spent + self.budget.max_drop,
             target=SimpleNamespace(profile=SimpleNamespace(memory={}, title="a CPU")),
-            foresight=SimpleNamespace(runtimes={}), predicted={},
+            foresight=SimpleNamespace(runtimes={}), predicted={}, floats={},
             why_not_measured="" if self.timed else "measuring was switched off",
             scores=lambda subject, examiner: None,
             judge=None, accept=None, lock=None, work=Path("work"),
@@ -304,8 +304,12 @@ class TestNobody:
     def test_what_a_recipe_lost_tells_forms_apart_no_more(self) -> None:
         slower = replace(SMALL, drop=0.899)
         forms = arena(slower, replace(FAST, drop=0.9), floats=(), spent=0.9)
-        assert forms.won == "a int8" and forms.reason() == NEAREST
+        assert (forms.won, forms.reason("runtime")) == ("a int8", BEST["latency"])
         assert arena(slower, replace(FAST, drop=0.95), floats=(), spent=0.9).won == "b int8", "lost here"
+
+    def test_int8_must_pay_there_too(self) -> None:
+        slow = replace(FAST, ms=5.0, drop=0.9)
+        assert arena(slow, floats=(replace(PLAIN_A, ms=1.0, drop=0.9),), spent=0.9).won == "a float"
 
 
 def lock(*choices: Choice) -> Lock:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ from deploy.spec.artifact import Artifact, Options
 from deploy.spec.measurement import Attempt
 from deploy.spec.plan import Plan
 from deploy.spec.profile import Profile, Runtime
+from deploy.stages import tune
 from deploy.stages.baseline import Contender
+from deploy.stages.entrants import Entrant, Race
 from deploy.stages.heat import heat
 from deploy.stages.job import Job
 from deploy.stages.threads import thread_counts
@@ -362,3 +365,40 @@ def test_float32_races_where_the_profile_has_floats_in_bfloat16(
     again = make(target="x86-bf16", lock=bundle.folder / "deploy.lock", out=tmp_path / "again")
     assert setting(again) == setting(bundle)
     assert plan_of(again) == plan_of(bundle)
+
+
+@dataclass
+class Named:
+    """Stands for an entrant: a name, and what it is opened as."""
+
+    name: str
+    opened: str = ""
+    decided: Any = None
+
+    def contender(self) -> str:
+        return self.opened or self.name
+
+
+def test_floats_of_another_type_race_and_ship_under_their_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was raced under that name before leaves: one name stands for one form."""
+    bf16, earlier, int8 = Named("openvino bf16"), Named("openvino float"), Named("ort int8")
+    changed = Named("openvino float", "changed")
+    held = cast(Race, Race(entrants=(bf16, int8), floats=(earlier, bf16), times={}))  # type: ignore[arg-type]
+    opened: dict[str, str] = {}
+
+    def race(runs: Mapping[str, str], feeds: object) -> dict[str, Timing]:
+        opened.update(runs)
+        return {
+            name: Timing(*2 * [np.full(20, 1.0 if who == "changed" else 2.0)]) for name, who in runs.items()
+        }
+
+    monkeypatch.setattr("deploy.stages.tune.race", race)
+    monkeypatch.setattr("deploy.stages.tune.contenders", lambda held: (*held.entrants, earlier))
+    bf16.decided = SimpleNamespace(candidate=SimpleNamespace(artifact=None))
+    job = cast(Job, SimpleNamespace(given=lambda: "file", one_inference=lambda artifact: {}))
+    times = tune._raced_again(job, cast(Entrant, bf16), cast(Entrant, changed), held)
+    assert times is not None and set(times) == {"as given", "openvino float", "ort int8"}
+    assert opened["openvino float"] == "changed"
+    after = tune._exchanged(held, cast(Entrant, bf16), cast(Entrant, changed))
+    assert [e.name for e in after.entrants] == ["openvino float", "ort int8"]
+    assert [cast(Named, e).opened for e in after.floats] == ["changed"]
