@@ -8,7 +8,7 @@
     ├── ToolchainError      6   a package or program is missing; the hint is the install line
     ├── BackendError        7   a vendor's toolchain failed
     ├── VerificationError   8   the artifact does not compute what was decided
-    ├── BudgetError         9   the accuracy budget was missed (the bundle is written all the same)
+    ├── BudgetError         9   accuracy, latency, size or memory missed (the bundle is written all the same)
     └── DeviceError        10   a device cannot be reached or misbehaves
 
 A bug is not one of these: it stays a traceback.
@@ -82,7 +82,7 @@ class VerificationError(DeployError):
 
 
 class BudgetError(DeployError):
-    """The accuracy budget was missed; the bundle is written all the same."""
+    """The budget was missed, of accuracy, latency, size or memory; the bundle is written all the same."""
 
     exit_code = 9
 

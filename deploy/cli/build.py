@@ -188,8 +188,9 @@ def build(
         typer.Option(
             metavar="HOW",
             rich_help_panel=_EFFORT,
-            help="off: choose from what is known beforehand; quick (the default): search for two minutes at "
-            "most, time the few best; full: for 18, also train, and try threads and options of the runtimes.",
+            help="off: choose from what is known beforehand; quick (the default): search for about two "
+            "minutes, time the few best, try options of the winner's runtime; full: for about 18, also "
+            "train, time all that may be worth it, try longer.",
         ),
     ] = None,
     recipe: Annotated[

@@ -96,7 +96,7 @@ def profile(
 ) -> None:
     """Measure this machine: the true speed of its runtimes by kind of operation, size and precision.
 
-    Builds and predictions then know what INT8 is worth here. Takes five to ten minutes; one that was
+    Builds and predictions then know what INT8 is worth here. Takes three to fifteen minutes; one that was
     interrupted goes on where it stopped.
     """
     quiet = settle(context, verbose, quiet)
@@ -230,7 +230,7 @@ def _show(fit: Fit, out: Path | None, picture: Path | None, *, json: bool, quiet
             "nothing was measured on this machine yet" if not fit.reasons else "nothing fits this machine"
         )
         write_line(
-            ("`deploy profile` measures it in five to ten minutes, with --quick in one or two", "quiet")
+            ("`deploy profile` measures it in three to fifteen minutes, with --quick in one or two", "quiet")
         )
     else:
         measured.show_overlay(fit.overlay, sorted(shown))

@@ -1,13 +1,10 @@
-"""Which blocks compute in INT8: all that the budget allows, and only if it pays.
+"""Which blocks stay float so that the budget holds.
 
-The search knows neither backends nor devices. It is handed a function that scores a candidate (the set of
-blocks that stay float) and one that times it.
-
-1. While the drop is over budget, the blocks with the worst signal-to-noise ratio go back to float. How many
-   is found by doubling and then halving the interval, so that n blocks cost about 2 log2(n) trials. Where
-   the first candidate is far over, the block with the best ratio is tried alone: if not even that holds the
-   budget, nothing would, and all stay float.
-2. An artifact slower than the float baseline is replaced by the float one.
+The search knows neither backends nor devices. It is handed a function that scores a candidate: the set of
+blocks that stay float. While the drop is over budget, the blocks with the worst signal-to-noise ratio go back
+to float. How many is found by doubling and then halving the interval, so that n blocks cost about 2 log2(n)
+trials. Where the first candidate is far over, the block with the best ratio is tried alone: if not even that
+holds the budget, nothing would, and all stay float.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ Objective = Literal["latency", "size", "memory", "energy", "accuracy"]
 """What is made best among the forms within the limits: milliseconds, bytes of the model's files, bytes of
 memory while it runs, joules of an inference, or the score."""
 Tune = Literal["off", "quick", "full"]
-"""How much is tried: ``off`` chooses from what is known beforehand, ``quick`` times the few best, ``full``
-also trains roundings and weights and tries threads and options of the runtimes."""
+"""How much is tried: ``off`` chooses from what is known beforehand, ``quick`` times the few best and tries
+options of the winner's runtime, ``full`` also trains roundings and weights and times all that may be worth
+it."""
 
 WITHOUT_RANGES: tuple[PrecisionRequest, ...] = ("float", "fp16", "bf16", "dynamic", "w8", "w4")
 """Requests for which no ranges of activations are found, so that no calibration data are needed."""

@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from types import ModuleType
 
-INSTALL = "pip install 'deploy-compiler[micro]'"
-
 
 def runtime() -> ModuleType | None:
     """Its interpreter, compiled for this machine; None where it is not installed or does not load."""

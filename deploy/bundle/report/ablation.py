@@ -63,7 +63,6 @@ class AblationTable:
 HEADER = ("step", "score", "change", "MACs", "parameters", "weights", "latency", "took", "outcome")
 RIGHT = range(1, 8)
 """Columns of numbers."""
-NO_ABLATION = AblationTable()
 _WORST = 3
 
 
