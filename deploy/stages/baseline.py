@@ -30,6 +30,9 @@ from deploy.spec.project import MetricSection
 Role = Literal["eval", "validation", "calibration", "random"]
 Opener = Callable[[], AbstractContextManager[Runner]]
 
+_RACE = TimingPlan(rounds=20)
+"""A quarter of its rounds, those in which the machine was quiet, is enough for a median."""
+
 
 @dataclass
 class Examiner:
@@ -131,9 +134,7 @@ class Contender:
         return self.backend.open(self.artifact, self.options)
 
 
-def race(
-    contenders: Mapping[str, Contender], feeds: Arrays, plan: TimingPlan = TimingPlan()
-) -> dict[str, Timing]:
+def race(contenders: Mapping[str, Contender], feeds: Arrays, plan: TimingPlan = _RACE) -> dict[str, Timing]:
     """Time all of them on the same feeds, interleaved in this process."""
     with ExitStack() as stack:
         runners = {name: stack.enter_context(who.open()) for name, who in contenders.items()}

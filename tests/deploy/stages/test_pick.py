@@ -169,6 +169,18 @@ class TestLatency:
         assert least < 1.0 < most
         assert pick(race.job, held).name == won
 
+    @pytest.mark.parametrize(("quietly", "won"), [(2.0, "b int8"), (2.05, "b int8"), (2.1, "b float")])
+    def test_what_a_neighbour_slows_down_more_is_not_slower(self, quietly: float, won: str) -> None:
+        """Floats take 2.0 ms, while neighbours have the machine 3.0, and integers then 2.7."""
+        race = arena(SMALL)
+        busy = np.arange(20) % 4 > 0
+        rounds = {
+            "b float": np.where(busy, 3.0, 2.0), "b int8": np.where(busy, 2.7, quietly),
+            "a float": np.full(20, 9.0), GIVEN: np.full(20, 9.0),
+        }  # fmt: skip
+        held = replace(race.held, times={who: Timing(times, times) for who, times in rounds.items()})
+        assert pick(race.job, held).name == won
+
     def test_a_float_build_over_the_budget_does_not(self) -> None:
         worse = replace(PLAIN_B, precision="bf16", drop=0.5)
         assert arena(SMALL, floats=(worse,)).won == "b int8"
