@@ -83,7 +83,7 @@ def _fastest_form(job: Job, held: Race) -> tuple[Entrant, str]:
     plain = _best_float(job, held)
     if plain is None:
         return best, "slower than float, which does not keep the limits"
-    if _median(held, plain.name) < _median(held, best.name) or _waits(held, best, plain.name):
+    if _median(held, plain.name) < _median(held, best.name) or _slower_when_quiet(held, best, plain.name):
         return plain, SLOWER
     return best, "slower than the file as given, but faster than any float build of it"
 
@@ -188,10 +188,10 @@ def _slower_than_float(held: Race, best: Entrant) -> bool:
     assert held.times is not None
     fastest = min((GIVEN, *(e.name for e in held.floats)), key=lambda name: _median(held, name))
     ratio, (_, at_most) = speedup(held.times[fastest], held.times[best.name])
-    return at_most < 1.0 or ratio < _NOISE or _waits(held, best, fastest)
+    return at_most < 1.0 or ratio < _NOISE or _slower_when_quiet(held, best, fastest)
 
 
-def _waits(held: Race, best: Entrant, plain: str) -> bool:
+def _slower_when_quiet(held: Race, best: Entrant, plain: str) -> bool:
     """Whether a float build is faster while nobody else is at work: what a neighbour slows down more is no
     worse for a device of its own."""
     assert held.times is not None

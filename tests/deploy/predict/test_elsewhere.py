@@ -252,7 +252,8 @@ def test_the_best_that_was_reached() -> None:
     ] * 60
     lucky = [cost("conv", "float", 10**6, 10, 1e-6), cost("move", "float", 0, 10**4, 1e-6)]
     slow = [cost("gemm", "float", 10**6, 10, 1.0), cost("concat", "float", 0, 10**4, 1.0)]
-    found = roof_seen([*points, *lucky, *slow])
+    nothing = [cost(op, "float", 100, 100, 0.0) for op in ("conv", "move")]  # all was taken off
+    found = roof_seen([*points, *lucky, *slow, *nothing])
     assert found.macs == {"float": pytest.approx(1e9)} and found.bytes == pytest.approx(1e7)
 
 

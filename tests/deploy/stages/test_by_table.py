@@ -269,6 +269,15 @@ def test_a_runtime_whose_accuracy_costs_its_speed_loses(
     assert bundle.manifest.runtime == "ort" and "int8" in precisions(bundle)
 
 
+def test_where_the_fastest_misses_the_budget_a_runtime_of_unknown_speed_is_tried(
+    make: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(measured(ort=MIXED))
+    harmed(monkeypatch, OnnxRuntime, lambda self, artifact, _: self.name == "ort")
+    bundle = make()
+    assert bundle.manifest.runtime in ("second", "openvino") and bundle.manifest.verdict.status == "met"
+
+
 def test_mixtures_that_all_miss_the_budget_are_tried_once(
     make: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
